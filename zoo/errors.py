@@ -1,0 +1,47 @@
+"""The errors that a user can cause; each knows the exit code of the command line."""
+
+
+class ZooError(Exception):
+    """A fault with one clear line: where it is, what is wrong, what would be right."""
+
+    exit_code = 1
+
+
+class RecipeError(ZooError):
+    """A recipe, an override or a bundle's configuration that cannot be read."""
+
+
+class DataError(ZooError):
+    """A data set or a user's graph that is missing, damaged or does not fit."""
+
+
+class BackendError(ZooError):
+    """A kernel backend that cannot serve the tensors at hand."""
+
+
+class RunError(ZooError):
+    """A run directory that cannot be used, or a training run that had to stop."""
+
+
+class BundleError(ZooError):
+    """A bundle whose files are missing, damaged or do not belong together."""
+
+    exit_code = 5
+
+
+class NotFoundError(ZooError):
+    """A name, repository, revision or file that does not exist."""
+
+    exit_code = 3
+
+
+class AccessError(ZooError):
+    """A repository that the user may not read or write."""
+
+    exit_code = 4
+
+
+class NetworkError(ZooError):
+    """A host that could not be reached and nothing in the cache to fall back on."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""nn.Modules with flat keyword arguments; they know neither recipes nor files."""

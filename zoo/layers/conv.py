@@ -1,0 +1,229 @@
+"""Graph convolutions on CSR: each maps [N, C] node states to [N, C] and is called as ``conv(x, inputs)``."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.layers.block import NORMS, NormName
+from zoo.layers.inputs import BlockInputs
+from zoo.ops.gen_aggregate import gen_aggregate
+from zoo.ops.segment import edge_targets, segment_softmax, segment_sum
+
+AggrName = Literal["max", "mean", "sum", "softmax", "powermean"]
+
+
+class GENConv(nn.Module):
+    """MLP(x_i + aggregation over the incoming edges of relu(x_j + e_ij) + eps).
+
+    Args:
+        channels: C.
+        aggr: how messages are joined.
+        temperature: inverse temperature of aggr "softmax".
+        learn_temperature: make it a parameter.
+        detach_weights: no gradient through the softmax weights.
+        power: exponent of aggr "powermean".
+        learn_power: make it a parameter.
+        scale_by_degree: multiply the aggregate by degree ** sigmoid(degree_logit).
+        degree_logit: see ``scale_by_degree``.
+        learn_degree_logit: train it.
+        edge_channels: C of the edge embeddings that this layer projects to its own channels; None: they are added as
+            they come.
+        num_mlp_layers: linear layers of the MLP; all but the last are followed by norm and ReLU, twice as wide.
+        norm: normalisation inside the MLP.
+        message_norm: rescale the aggregate to the norm of x_i times a scale.
+        learn_message_scale: train that scale; otherwise it is a parameter without gradient, as is ``degree_logit``.
+
+    Source: GENConv, arXiv 2006.07739.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        aggr: AggrName = "max",
+        temperature: float = 1.0,
+        learn_temperature: bool = False,
+        detach_weights: bool = False,
+        power: float = 1.0,
+        learn_power: bool = False,
+        scale_by_degree: bool = False,
+        degree_logit: float = 0.0,
+        learn_degree_logit: bool = False,
+        edge_channels: int | None = None,
+        num_mlp_layers: int = 2,
+        norm: NormName = "layer",
+        message_norm: bool = False,
+        learn_message_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.aggr: AggrName = aggr
+        self.detach_weights = detach_weights
+        self.temperature = _scalar(temperature) if learn_temperature else temperature
+        self.power = _scalar(power) if learn_power else power
+        self.degree_logit = _scalar(degree_logit, learn=learn_degree_logit) if scale_by_degree else None
+        self.message_scale = _scalar(1.0, learn=learn_message_scale) if message_norm else None
+        self.edge_linear = None if edge_channels is None else nn.Linear(edge_channels, channels)
+        widths = [channels] + [2 * channels] * (num_mlp_layers - 1) + [channels]
+        modules: list[nn.Module] = []
+        for num_in, num_out in itertools.pairwise(widths):
+            modules += [nn.Linear(num_in, num_out), NORMS[norm](num_out), nn.ReLU(inplace=True)]
+        self.mlp = nn.Sequential(*modules[:-2])
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] to [N, C]."""
+        edges = inputs.edges
+        if edges is not None and self.edge_linear is not None:
+            edges = edges.project(self.edge_linear)
+        attr, weight, bias = (None, None, None) if edges is None else edges
+        message = gen_aggregate(
+            x,
+            inputs.csr,
+            attr,
+            weight,
+            bias,
+            aggr=self.aggr,
+            temperature=self.temperature,
+            power=self.power,
+            detach_weights=self.detach_weights,
+        )
+        if self.degree_logit is not None:
+            degree = inputs.csr.rowptr.diff().to(x.dtype).unsqueeze(1)
+            message = message * degree ** torch.sigmoid(self.degree_logit)
+        if self.message_scale is not None:
+            message = F.normalize(message, dim=1) * x.norm(dim=1, keepdim=True) * self.message_scale
+        return cast(Tensor, self.mlp(x + message))
+
+
+def _scalar(value: float, *, learn: bool = True) -> nn.Parameter:
+    return nn.Parameter(torch.tensor([value]), requires_grad=learn)
+
+
+class GCNConv(nn.Module):
+    """D^-1/2 (A + I) D^-1/2 X W + b, with a single self-loop at every node.
+
+    Source: arXiv 1609.02907.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels, bias=False)
+        self.bias = nn.Parameter(torch.zeros(channels))
+        nn.init.xavier_uniform_(self.linear.weight)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] to [N, C]."""
+        csr = inputs.csr
+        target = edge_targets(csr)
+        # Self-loops that the graph already has are the one self-loop, not a second.
+        weight = (csr.col != target).to(x.dtype)
+        scale = (segment_sum(weight, csr) + 1).rsqrt()
+        h = self.linear(x) * scale.unsqueeze(1)
+        out = segment_sum(h[csr.col.long()] * weight.unsqueeze(1), csr) + h
+        return cast(Tensor, out * scale.unsqueeze(1) + self.bias)
+
+
+class SAGEConv(nn.Module):
+    """W_l mean_j x_j + b + W_r x_i.
+
+    Source: arXiv 1706.02216.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.neighbour = nn.Linear(channels, channels)
+        self.root = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] to [N, C]."""
+        csr = inputs.csr
+        degree = csr.rowptr.diff().clamp(min=1).to(x.dtype).unsqueeze(1)
+        mean = segment_sum(x[csr.col.long()], csr) / degree
+        return cast(Tensor, self.neighbour(mean) + self.root(x))
+
+
+class GATConv(nn.Module):
+    """Graph attention: every head attends to the incoming edges of a node, no self-loop added.
+
+    Scores are leaky_relu(a_s . h_j + a_t . h_i, 0.2); heads are averaged.
+
+    Source: arXiv 1710.10903.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int = 1) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.linear = nn.Linear(channels, num_heads * channels, bias=False)
+        self.attend_source = nn.Parameter(torch.empty(num_heads, channels))
+        self.attend_target = nn.Parameter(torch.empty(num_heads, channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        for weight in (self.linear.weight, self.attend_source, self.attend_target):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] to [N, C]."""
+        csr = inputs.csr
+        col = csr.col.long()
+        h = self.linear(x).view(x.size(0), self.num_heads, -1)  # [N, H, C]
+        source_score = (h * self.attend_source).sum(-1)
+        target_score = (h * self.attend_target).sum(-1)
+        weight = segment_softmax(F.leaky_relu(source_score[col] + target_score[edge_targets(csr)], 0.2), csr)
+        out = segment_sum(h[col] * weight.unsqueeze(2), csr)
+        return cast(Tensor, out.mean(1) + self.bias)
+
+
+class RevGATConv(nn.Module):
+    """Graph attention as RevGAT uses it: edge dropout, symmetric norm, a linear residual, heads side by side.
+
+    Scores are leaky_relu(a_s . h_j [+ a_t . h_i], 0.2), their softmax runs over the kept edges of a node, dropped edges
+    count nothing. With ``symmetric_norm`` sources are scaled by out-degree ** -0.5 and outputs by in-degree ** 0.5.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of each head.
+        num_heads: H.
+        attend_target: whether the scores read the target node.
+        symmetric_norm: see above.
+
+    Source: RevGAT, arXiv 2106.07476, and the bag of tricks it builds on, arXiv 2103.13355.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_heads: int, attend_target: bool, symmetric_norm: bool
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.symmetric_norm = num_heads, symmetric_norm
+        self.linear = nn.Linear(in_channels, num_heads * out_channels, bias=False)
+        self.residual = nn.Linear(in_channels, num_heads * out_channels, bias=False)
+        self.attend_source = nn.Parameter(torch.empty(num_heads, out_channels))
+        self.attend_target = nn.Parameter(torch.empty(num_heads, out_channels)) if attend_target else None
+        gain = nn.init.calculate_gain("relu")
+        for weight in (self.linear.weight, self.residual.weight, self.attend_source, self.attend_target):
+            if weight is not None:
+                nn.init.xavier_normal_(weight, gain=gain)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C_in] to [N, H * C_out]."""
+        csr = inputs.csr
+        col = csr.col.long()
+        own = self.linear(x).view(x.size(0), self.num_heads, -1)  # [N, H, C]
+        h = own
+        if self.symmetric_norm:
+            out_degree = torch.bincount(col, minlength=csr.num_nodes).clamp(min=1)
+            h = own * out_degree.to(x.dtype).rsqrt()[:, None, None]
+        score = (h * self.attend_source).sum(-1)[col]
+        if self.attend_target is not None:
+            score = score + (own * self.attend_target).sum(-1)[edge_targets(csr)]
+        score = F.leaky_relu(score, 0.2)
+        if inputs.kept is not None:
+            score = score.masked_fill(~inputs.kept.unsqueeze(1), -torch.inf)
+        weight = segment_softmax(score, csr)
+        out = segment_sum(h[col] * weight.unsqueeze(2), csr)
+        if self.symmetric_norm:
+            in_degree = csr.rowptr.diff().clamp(min=1).to(x.dtype)
+            out = out * in_degree.sqrt()[:, None, None]
+        return cast(Tensor, out.flatten(1) + self.residual(x))

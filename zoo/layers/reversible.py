@@ -1,0 +1,339 @@
+"""The reversible stack: any number of layers in the memory of one.
+
+The whole stack is ONE autograd.Function. Forward runs without a tape and keeps only the last state. Backward walks from
+the last layer to the first and evaluates each block once with the tape on: its value restores the block's input
+(x = y - f) and its tape gives the gradients.
+
+Nothing of the caller is changed: inputs are copied into a stream the Function owns, gradients of parameters are
+returned and not written, so that every feature of autograd around the stack works as with a plain module: skip
+connections, frozen and shared parameters, hooks, ``torch.autograd.grad``, several backward passes, DDP, EMA.
+
+Source: arXiv 2106.07476, section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from zoo.layers.coupling import couple, join_groups, split_groups, sum_groups
+from zoo.layers.inputs import BlockInputs
+from zoo.layers.rng import RngTape
+
+
+class ReversibleStack(nn.Module):
+    """Grouped reversible layers; training memory does not depend on their number.
+
+    Args:
+        layers: the distinct layers, each a sequence of G blocks called as ``block(x, inputs)`` on [N, C/G].
+        num_steps: how many layers are applied; the distinct layers are cycled through. None: each once.
+        slice_edges: whether a block reads its group's slice of the edge channels, or all of them.
+        reversible: False runs the same arithmetic under plain autograd, storing every activation.
+
+    Blocks may hold dropout (the random numbers are replayed) and batch norm (statistics are counted once). A block must
+    be a function of its arguments, its parameters and its buffers.
+
+    Raises:
+        ValueError: if there are no layers, or their numbers of groups differ or are less than two.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Sequence[nn.Module]],
+        *,
+        num_steps: int | None = None,
+        slice_edges: bool = False,
+        reversible: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {len(blocks) for blocks in layers}
+        if len(sizes) != 1 or min(sizes) < 2:
+            raise ValueError(f"every layer needs the same number of blocks, at least 2; got {sorted(sizes)}")
+        self.layers = nn.ModuleList(nn.ModuleList(blocks) for blocks in layers)
+        self.num_groups = sizes.pop()
+        self.num_steps = len(layers) if num_steps is None else num_steps
+        self.slice_edges = slice_edges
+        self.reversible = reversible
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] node states to [N, C].
+
+        Raises:
+            ValueError: if C is not divisible by the number of groups, or x is of half precision outside autocast: the
+                residual stream of a deep network drowns in its rounding.
+        """
+        if x.size(1) % self.num_groups:
+            raise ValueError(f"channels ({x.size(1)}) must be divisible by num_groups ({self.num_groups})")
+        if x.dtype not in (torch.float32, torch.float64):
+            if not torch.is_autocast_enabled(x.device.type):
+                raise ValueError(
+                    f"a reversible stack needs float32 or float64 states, got {x.dtype}; for speed use torch.autocast"
+                )
+            x = x.float()
+        if not torch.is_grad_enabled():
+            return join_groups(self._advance(x, inputs, None), x.dtype)
+        # Transforms such as torch.func.grad do not see through an autograd.Function: they get the plain path.
+        if not self.reversible or torch._C._are_functorch_transforms_active():
+            return self._run_plain(x, inputs)
+        leaves, tree = tree_flatten(inputs)
+        parameters, slots = _collect(self._blocks(), "_parameters")
+        call = _Call(self, tree, len(leaves), slots)
+        return cast(Tensor, _Reverse.apply(call, x, *leaves, *parameters))  # type: ignore[no-untyped-call]
+
+    def _blocks(self) -> Iterator[nn.Module]:
+        for layer in self.layers:
+            yield from cast(nn.ModuleList, layer)
+
+    def _steps(self, inputs: Sequence[BlockInputs]) -> list[tuple[Sequence[nn.Module], list[BlockInputs]]]:
+        """The blocks and the inputs of every step."""
+        layers = [list(cast(nn.ModuleList, layer)) for layer in self.layers]
+        return [(layers[step % len(layers)], [group.layer(step) for group in inputs]) for step in range(self.num_steps)]
+
+    def _group_inputs(self, inputs: BlockInputs) -> list[BlockInputs]:
+        return [inputs.group(index, self.num_groups, slice_edges=self.slice_edges) for index in range(self.num_groups)]
+
+    def _run_plain(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        stream = split_groups(x, self.num_groups)
+        for blocks, block_inputs in self._steps(self._group_inputs(inputs)):
+            stream = couple(blocks, stream, block_inputs, x.dtype)
+        return join_groups(stream, x.dtype)
+
+    def _advance(self, x: Tensor, inputs: BlockInputs, rng: RngTape | None) -> list[Tensor]:
+        """The stream after the last layer, computed in place in a copy of x."""
+        stream = split_groups(x, self.num_groups)
+        for blocks, block_inputs in self._steps(self._group_inputs(inputs)):
+            source = sum_groups(stream[1:])
+            for index, block in enumerate(blocks):
+                value = block(source.to(x.dtype), block_inputs[index])
+                if rng is not None:
+                    rng.record()
+                stream[index].add_(value)
+                source = stream[index]
+                del value
+        return stream
+
+
+class _Slot(NamedTuple):
+    """A place where a module keeps a tensor, ``holder[name]``, and which one of a list of tensors stands there."""
+
+    holder: dict[str, Tensor | None]
+    name: str
+    which: int
+
+
+def _collect(modules: Iterator[nn.Module], kind: str) -> tuple[list[Tensor], list[_Slot]]:
+    """The distinct ``_parameters`` or ``_buffers`` of modules and their children, and all places that hold them."""
+    tensors: list[Tensor] = []
+    slots: list[_Slot] = []
+    known: dict[int, int] = {}
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
+        holder: dict[str, Tensor | None] = getattr(module, kind)
+        for name, tensor in holder.items():
+            if tensor is not None:
+                which = known.setdefault(id(tensor), len(tensors))
+                if which == len(tensors):
+                    tensors.append(tensor)
+                slots.append(_Slot(holder, name, which))
+        pending.extend(child for child in module._modules.values() if child is not None)
+    return tensors, slots
+
+
+@contextmanager
+def _replaced(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Put other tensors in the modules' places for a while."""
+    present = [slot.holder[slot.name] for slot in slots]
+    try:
+        for slot in slots:
+            slot.holder[slot.name] = tensors[slot.which]
+        yield
+    finally:
+        for slot, tensor in zip(slots, present, strict=True):
+            slot.holder[slot.name] = tensor
+
+
+@contextmanager
+def _modes(modules: Sequence[nn.Module], training: Sequence[bool]) -> Iterator[None]:
+    """Put modules back into the train or eval mode they had."""
+    present = [module.training for module in modules]
+    try:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
+        yield
+    finally:
+        for module, mode in zip(modules, present, strict=True):
+            module.training = mode
+
+
+class _Call(NamedTuple):
+    """What the Function needs to know besides tensors."""
+
+    stack: ReversibleStack
+    tree: TreeSpec
+    num_leaves: int
+    parameter_slots: list[_Slot]
+
+
+@dataclass
+class _Record:
+    """What one forward pass leaves for its backward besides the saved tensors."""
+
+    call: _Call
+    num_parameters: int
+    buffer_slots: list[_Slot]
+    modules: list[nn.Module]
+    training: list[bool]
+    rng: RngTape
+    autocast: tuple[bool, torch.dtype]
+    dtype: torch.dtype
+
+
+class _Reverse(torch.autograd.Function):
+    """Forward without a tape; backward by inversion, one evaluation of each block.
+
+    Saved are the final stream, the stack's inputs and the parameters, the last two by reference: changing them in place
+    before backward is an error of autograd's, never a wrong gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Any) -> Tensor:
+        stack = call.stack
+        buffers, buffer_slots = _collect(stack._blocks(), "_buffers")
+        # Forward may write to them (running statistics); backward must see them as they are now, and leave no trace.
+        buffers = [buffer.clone() for buffer in buffers]
+        inputs = cast(BlockInputs, tree_unflatten(list(tensors[: call.num_leaves]), call.tree))
+        rng = RngTape(x.device)
+        autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
+        # Weights that autocast would cache in here lack a tape, which whoever shares them outside needs.
+        with torch.autocast(x.device.type, dtype=autocast[1], enabled=autocast[0], cache_enabled=False):
+            stream = stack._advance(x, inputs, rng)
+        rng.finish()
+        modules = [module for block in stack._blocks() for module in block.modules()]
+        ctx.record = _Record(
+            call=call,
+            num_parameters=len(tensors) - call.num_leaves,
+            buffer_slots=buffer_slots,
+            modules=modules,
+            training=[module.training for module in modules],
+            rng=rng,
+            autocast=autocast,
+            dtype=x.dtype,
+        )
+        ctx.save_for_backward(*stream, *tensors, *buffers)
+        return join_groups(stream, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        record: _Record = ctx.record
+        call = record.call
+        num_groups = call.stack.num_groups
+        saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
+        stream = [state.clone() for state in saved[:num_groups]]
+        tensors = saved[num_groups : num_groups + call.num_leaves + record.num_parameters]
+        buffers = [buffer.clone() for buffer in saved[num_groups + len(tensors) :]]
+        # Aliases: the tape must end here, and hooks of the real tensors must fire once, not once per layer.
+        aliases = [_alias(tensor, want) for tensor, want in zip(tensors, ctx.needs_input_grad[2:], strict=True)]
+        leaves, parameters = aliases[: call.num_leaves], aliases[call.num_leaves :]
+        enabled, dtype = record.autocast
+        with ExitStack() as state:
+            state.enter_context(_replaced(call.parameter_slots, cast("list[Tensor]", parameters)))
+            state.enter_context(_replaced(record.buffer_slots, buffers))
+            state.enter_context(_modes(record.modules, record.training))
+            state.enter_context(record.rng.replay())
+            state.enter_context(torch.autocast(grad.device.type, dtype=dtype, enabled=enabled, cache_enabled=False))
+            state.enter_context(torch.enable_grad())
+            # The slices that the groups read are cut once; what flows into them is carried to the leaves at the end.
+            inputs = call.stack._group_inputs(cast(BlockInputs, tree_unflatten(leaves, call.tree)))
+            grad_x, grads = _walk_back(record, stream, inputs, grad)
+            grads.carry(inputs, leaves)
+        return (None, grad_x if ctx.needs_input_grad[1] else None, *(grads.of(alias) for alias in aliases))
+
+
+class _Grads:
+    """Gradients summed over the layers, keyed by the id of the tensor they belong to."""
+
+    def __init__(self) -> None:
+        self._total: dict[int, Tensor] = {}
+
+    def of(self, tensor: Tensor | None) -> Tensor | None:
+        """The gradient of a tensor, if anything flowed into it."""
+        return self._total.get(id(tensor))
+
+    def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Add one gradient to each tensor's."""
+        for tensor, grad in zip(tensors, grads, strict=True):
+            if grad is not None:
+                known = self.of(tensor)
+                self._total[id(tensor)] = grad if known is None else known + grad
+
+    def carry(self, inputs: Sequence[BlockInputs], leaves: Sequence[Tensor | None]) -> None:
+        """Carry what reached the groups' slices to the tensors they were cut from."""
+        slices = {id(t): t for group in inputs for t in _differentiable(group) if t.grad_fn is not None}
+        cut = [tensor for tensor in slices.values() if self.of(tensor) is not None]
+        sources = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+        if cut:
+            flow = [self.of(tensor) for tensor in cut]
+            self.add(sources, torch.autograd.grad(cut, sources, flow, allow_unused=True))
+
+
+def _walk_back(
+    record: _Record, stream: list[Tensor], inputs: Sequence[BlockInputs], grad: Tensor
+) -> tuple[Tensor, _Grads]:
+    """From the last layer to the first: restore the states in place and collect gradients.
+
+    Returns:
+        [N, C] gradient of the stack's input, and the gradients of everything the blocks read.
+    """
+    stack = record.call.stack
+    flow = [group.to(record.dtype, copy=True) for group in grad.chunk(stack.num_groups, dim=1)]
+    grads = _Grads()
+    cut = [_cut(group) for group in inputs]
+    shared = [(_differentiable(there), _differentiable(here)) for there, here in zip(inputs, cut, strict=True)]
+    own: dict[int, list[Tensor]] = {}
+    for blocks, block_inputs in reversed(stack._steps(cut)):
+        for index in range(len(blocks) - 1, -1, -1):
+            block = blocks[index]
+            if id(block) not in own:
+                own[id(block)] = [p for p in _collect(iter([block]), "_parameters")[0] if p.requires_grad]
+            source = stream[index - 1] if index else sum_groups(stream[1:])
+            state = source.detach().to(record.dtype, copy=True).requires_grad_()
+            record.rng.rewind()
+            value = block(state, block_inputs[index])
+            stream[index].sub_(value.detach())
+            if not value.requires_grad:
+                continue
+            originals, aliases = shared[index]
+            wanted = [state, *aliases, *own[id(block)]]
+            found = torch.autograd.grad(value, wanted, flow[index].to(value.dtype), allow_unused=True)
+            del value, state  # else this block's activations would live beside the next one's
+            if found[0] is not None:
+                for target in flow[index - 1 : index] if index else flow[1:]:
+                    target.add_(found[0])
+            grads.add([*originals, *own[id(block)]], found[1:])
+            del found
+    return torch.cat(flow, dim=1), grads
+
+
+def _differentiable(inputs: BlockInputs) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(inputs)[0] if leaf is not None and leaf.requires_grad]
+
+
+def _cut(inputs: BlockInputs) -> BlockInputs:
+    """The same inputs, where the tape of a layer ends."""
+    leaves, tree = tree_flatten(inputs)
+    aliases = [_alias(leaf, leaf is not None and leaf.requires_grad) for leaf in leaves]
+    return cast(BlockInputs, tree_unflatten(aliases, tree))
+
+
+def _alias(tensor: Tensor | None, requires_grad: bool) -> Tensor | None:
+    return None if tensor is None else tensor.detach().requires_grad_(requires_grad)

@@ -1,0 +1,128 @@
+"""GNN: encode, stack, norm, predict; the model class of the node-level families."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo.layers.block import NORMS, NormName
+from zoo.layers.dropout import shared_mask
+from zoo.layers.encoders import NodeEncoder
+from zoo.layers.inputs import BlockInputs, EdgeInput
+from zoo.ops.csr import CSR, csr_from_edge_index
+
+
+class DropoutMasks(NamedTuple):
+    """The dropout masks of one forward pass, scaled by 1 / (1 - p); None where nothing is dropped.
+
+    Attributes:
+        stack: [N, C], shared by all layers.
+        head: [N, C], before the prediction head.
+    """
+
+    stack: Tensor | None
+    head: Tensor | None
+
+
+class GNN(nn.Module):
+    """A node-level graph neural network around a stack of layers.
+
+    Args:
+        in_channels: F, columns of x.
+        num_categories: how many of the last columns of x are a one-hot code.
+        edge_channels: D, columns of edge_attr that the model encodes; 0: edge features are not read.
+        hidden_channels: C.
+        out_channels: T, outputs per node.
+        stack: maps [N, C] to [N, C], called as ``stack(h, inputs)``.
+        norm: normalisation before the head.
+        dropout: probability, in the stack (one mask for all layers) and before the head.
+
+    Source: arXiv 2106.07476.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_categories: int,
+        edge_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        stack: nn.Module,
+        norm: NormName = "layer",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.node_encoder = NodeEncoder(in_channels, num_categories, hidden_channels)
+        self.edge_encoder = nn.Linear(edge_channels, hidden_channels) if edge_channels else None
+        self.stack = stack
+        self.norm = NORMS[norm](hidden_channels)
+        self.head = nn.Linear(hidden_channels, out_channels)
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor | CSR, edge_attr: Tensor | None = None, *, masks: DropoutMasks | None = None
+    ) -> Tensor:
+        """Logits of every node.
+
+        Args:
+            x: [N, F] node features.
+            edge_index: [2, E] sources and targets, or the CSR of the incoming edges.
+            edge_attr: [E, D] edge features, in the order of ``edge_index``.
+            masks: dropout masks to apply; None: fresh ones in training, none otherwise.
+
+        Returns:
+            [N, T].
+
+        Raises:
+            ValueError: if edge features are missing, or have other than D columns, or do not match the edges.
+        """
+        csr, edges = self._edges(x, edge_index, edge_attr)
+        h = self.node_encoder(x)
+        # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
+        h = h if h.dtype == torch.float64 else h.float()
+        if masks is None:
+            masks = DropoutMasks(*(shared_mask(h, self.dropout, training=self.training) for _ in range(2)))
+        h = self.stack(h, BlockInputs(csr, edges, masks.stack))
+        h = self.norm(h).relu()
+        if masks.head is not None:
+            h = h * masks.head
+        return cast(Tensor, self.head(h))
+
+    def _edges(self, x: Tensor, edge_index: Tensor | CSR, edge_attr: Tensor | None) -> tuple[CSR, EdgeInput | None]:
+        encoder = self.edge_encoder
+        if encoder is not None:
+            if edge_attr is None:
+                raise ValueError(f"this model reads edge features: give edge_attr [E, {encoder.in_features}]")
+            num_edges = edge_index.num_edges if isinstance(edge_index, CSR) else edge_index.size(1)
+            if edge_attr.shape != (num_edges, encoder.in_features):
+                raise ValueError(
+                    f"edge_attr: expected shape ({num_edges}, {encoder.in_features}), got {tuple(edge_attr.shape)}"
+                )
+        csr, perm = as_csr(edge_index, x.size(0))
+        if encoder is None or edge_attr is None:
+            return csr, None
+        return csr, EdgeInput(edge_attr if perm is None else edge_attr[perm], encoder.weight, encoder.bias)
+
+
+def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None]:
+    """The CSR of ``edge_index``, and the order of its edges unless it was a CSR already.
+
+    Raises:
+        ValueError: if a node id is not in 0 .. num_nodes - 1, or the CSR is of another number of nodes.
+    """
+    if isinstance(edge_index, CSR):
+        if edge_index.num_nodes != num_nodes:
+            raise ValueError(f"the CSR has {edge_index.num_nodes} nodes, x has {num_nodes}")
+        return edge_index, None
+    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
+        raise ValueError(
+            f"edge_index: expected integers of shape (2, E), got {edge_index.dtype} of {tuple(edge_index.shape)}"
+        )
+    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
+        raise ValueError(
+            f"edge_index: node ids must be in 0..{num_nodes - 1}, got {int(edge_index.min())}..{int(edge_index.max())}"
+        )
+    return csr_from_edge_index(edge_index, num_nodes)

@@ -1,0 +1,121 @@
+"""RevGAT: a first and a last attention layer around a reversible stack of attention blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo.layers.block import NORMS, NormName
+from zoo.layers.conv import RevGATConv
+from zoo.layers.dropout import shared_mask
+from zoo.layers.inputs import BlockInputs
+from zoo.models.gnn import as_csr
+from zoo.ops.csr import CSR
+
+
+class RevGATRandomness(NamedTuple):
+    """What one training pass draws; None where nothing is dropped.
+
+    Attributes:
+        input: [N, F] dropout mask of the node features.
+        stack: [N, H * C] dropout mask shared by all reversible layers.
+        head: [N, H * C] dropout mask before the last layer.
+        kept: [L, E] bool, the edges that each layer attends to, in the order of ``edge_index``.
+    """
+
+    input: Tensor | None
+    stack: Tensor | None
+    head: Tensor | None
+    kept: Tensor | None
+
+
+class RevGAT(nn.Module):
+    """RevGAT (arXiv 2106.07476): reversible graph attention for full-batch node classification.
+
+    Args:
+        in_channels: F.
+        hidden_channels: C of each head.
+        out_channels: T.
+        num_heads: H.
+        first: attention layer from F to H * C channels.
+        stack: reversible stack on H * C channels.
+        last: attention layer from H * C to T channels, one head.
+        norm: normalisation before the last layer.
+        dropout: in the stack (one mask for all layers) and before the last layer.
+        input_dropout: of the node features.
+        edge_dropout: share of the edges that each layer ignores in a training pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_channels: int,
+        out_channels: int,
+        num_heads: int,
+        num_layers: int,
+        first: RevGATConv,
+        stack: nn.Module,
+        last: RevGATConv,
+        norm: NormName = "batch",
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        edge_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_layers = num_layers
+        self.dropout, self.input_dropout, self.edge_dropout = dropout, input_dropout, edge_dropout
+        self.first, self.stack, self.last = first, stack, last
+        self.norm = NORMS[norm](num_heads * hidden_channels)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor | CSR,
+        edge_attr: Tensor | None = None,
+        *,
+        randomness: RevGATRandomness | None = None,
+    ) -> Tensor:
+        """Logits of every node.
+
+        Args:
+            x: [N, F] node features.
+            edge_index: [2, E] sources and targets, self-loops included where wanted, or a CSR.
+            edge_attr: must be None: attention here reads no edge features.
+            randomness: what to drop; None: drawn afresh in training, nothing otherwise.
+
+        Returns:
+            [N, T].
+        """
+        if edge_attr is not None:
+            raise ValueError("RevGAT reads no edge features: leave edge_attr out")
+        csr, perm = as_csr(edge_index, x.size(0))
+        drawn = self._draw(x, csr) if randomness is None else randomness
+        kept = drawn.kept if drawn.kept is None or perm is None else drawn.kept[:, perm]
+
+        def inputs(layers: slice | int, mask: Tensor | None = None) -> BlockInputs:
+            return BlockInputs(csr, None, mask, None if kept is None else kept[layers])
+
+        h = x if drawn.input is None else x * drawn.input
+        h = self.first(h, inputs(0))
+        h = self.stack(h, inputs(slice(1, -1), drawn.stack))
+        h = self.norm(h).relu()
+        h = h if drawn.head is None else h * drawn.head
+        return cast(Tensor, self.last(h, inputs(-1)) + self.bias)
+
+    def _draw(self, x: Tensor, csr: CSR) -> RevGATRandomness:
+        state = x.new_empty(x.size(0), self.last.linear.in_features)
+        kept = None
+        if self.training and self.edge_dropout:
+            num_dropped = int(csr.num_edges * self.edge_dropout)
+            kept = torch.ones(self.num_layers, csr.num_edges, dtype=torch.bool, device=x.device)
+            for row in kept:
+                row[torch.randperm(csr.num_edges, device=x.device)[:num_dropped]] = False
+        return RevGATRandomness(
+            shared_mask(x, self.input_dropout, training=self.training),
+            shared_mask(state, self.dropout, training=self.training),
+            shared_mask(state, self.dropout, training=self.training),
+            kept,
+        )
