@@ -95,5 +95,3 @@ def rev_gat_spec(args: dict) -> RevGATSpec:
         attend_target=args["use_attn_dst"],
         symmetric_norm=args["use_symmetric_norm"],
     )
-
-
