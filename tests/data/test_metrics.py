@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, roc_auc_score
+
+from zoo.data.metrics import METRIC_TASKS, METRICS, check_metric, evaluate
+from zoo.errors import DataError
+
+NAN = float("nan")
+
+
+def test_rocauc_is_the_mean_over_tasks_with_both_classes() -> None:
+    y = torch.tensor([[0.0, 1, 1, NAN], [1, 0, 1, NAN], [1, 1, 1, NAN], [0, NAN, 1, NAN]])
+    logits = torch.tensor([[0.1, 3.0, 0, 0], [0.4, 1.0, 0, 0], [0.2, 0.5, 0, 0], [0.3, 9.0, 0, 0]])
+    expected = (roc_auc_score([0, 1, 1, 0], [0.1, 0.4, 0.2, 0.3]) + roc_auc_score([1, 0, 1], [3.0, 1.0, 0.5])) / 2
+    assert METRICS["rocauc"](y, logits) == pytest.approx(expected)
+    assert METRICS["rocauc"](y, logits) == pytest.approx((0.75 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_binary_metrics_ignore_unlabelled_nodes(shape: tuple[int, ...]) -> None:
+    y, logits = torch.tensor([0, 1, -1, 1, 0]), torch.tensor([-1.0, 2.0, 5.0, -3.0, -2.0]).view(shape)
+    assert METRICS["rocauc"](y, logits) == pytest.approx(roc_auc_score([0, 1, 1, 0], [-1, 2, -3, -2]))
+    assert METRICS["accuracy"](y, logits) == 0.75
+
+
+def test_accuracy_takes_the_largest_logit() -> None:
+    logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 2], [1, 0, 0]])
+    assert METRICS["accuracy"](torch.tensor([0, 2, 2, -1]), logits) == pytest.approx(2 / 3)
+    assert METRICS["micro_f1"](torch.tensor([0, 2, 2, -1]), logits) == pytest.approx(2 / 3)
+
+
+def test_micro_f1_equals_the_one_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(50, 7, generator=generator) < 0.3).float()
+    logits = torch.randn(50, 7, generator=generator)
+    expected = f1_score(y.numpy(), (logits > 0).numpy(), average="micro")
+    assert METRICS["micro_f1"](y, logits) == pytest.approx(expected)
+    y[0] = NAN
+    expected = f1_score(y[1:].numpy(), (logits[1:] > 0).numpy(), average="micro")
+    assert METRICS["micro_f1"](y, logits) == pytest.approx(expected)
+    assert METRICS["micro_f1"](torch.zeros(3, 2), torch.full((3, 2), -1.0)) == 0.0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_without_labels_is_an_error(metric: str) -> None:
+    with pytest.raises(DataError, match=f"{metric} is not defined"):
+        METRICS[metric](torch.full((3, 2), NAN) if metric != "accuracy" else torch.tensor([-1] * 3), torch.zeros(3, 2))
+
+
+def test_rocauc_of_one_class_is_an_error() -> None:
+    with pytest.raises(DataError, match="no task has labels of both classes"):
+        METRICS["rocauc"](torch.ones(3, 2), torch.rand(3, 2))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_predictions_that_are_not_finite_are_counted(metric: str) -> None:
+    y = torch.tensor([0, 1, 1]) if metric == "accuracy" else torch.tensor([[0.0], [1], [1]])
+    with pytest.raises(DataError, match="2 of 3 predictions are NaN or infinite"):
+        METRICS[metric](y, torch.tensor([[NAN], [float("inf")], [0.0]]))
+
+
+def test_shapes_must_fit() -> None:
+    with pytest.raises(DataError, match=r"labels \[4, 2\] do not go with predictions \[4, 3\]"):
+        METRICS["rocauc"](torch.zeros(4, 2), torch.zeros(4, 3))
+    with pytest.raises(DataError, match="4 labels do not go with 3 predictions"):
+        evaluate("digits", "accuracy", torch.zeros(4, dtype=torch.int64), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_ogb_scores_its_own_data_sets(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(200, 112, generator=generator) < 0.2).float()
+    logits = torch.randn(200, 112, generator=generator).to(dtype)
+    y[:, 3] = 0
+    y[5, 4] = NAN
+    score = evaluate("ogbn-proteins", "rocauc", y, logits)
+    assert score == pytest.approx(METRICS["rocauc"](y, logits.float()))
+    classes = torch.randint(40, (200,), generator=generator)
+    logits = torch.randn(200, 40, generator=generator).to(dtype)
+    expected = np.mean(logits.float().argmax(1).numpy() == classes.numpy())
+    assert evaluate("ogbn-arxiv", "accuracy", classes, logits) == pytest.approx(expected)
+
+
+def test_ogb_data_sets_can_be_scored_otherwise() -> None:
+    y = torch.tensor([[0.0] * 112, [1.0] * 112])
+    assert evaluate("ogbn-proteins", "micro_f1", y, 2 * y - 1) == 1.0
+
+
+def test_faults_of_the_evaluator_are_ours() -> None:
+    with pytest.raises(DataError, match="rocauc is not defined for these labels"):
+        evaluate("ogbn-proteins", "rocauc", torch.ones(4, 112), torch.rand(4, 112))
+    with pytest.raises(DataError, match=r"rocauc is not defined for these labels .*Number of tasks"):
+        evaluate("ogbn-proteins", "rocauc", torch.ones(4, 3), torch.rand(4, 3))
+    with pytest.raises(DataError, match="accuracy is not defined"):
+        evaluate("ogbn-arxiv", "accuracy", torch.tensor([-1]), torch.rand(1, 40))
+
+
+def test_a_metric_that_does_not_fit_the_task_is_refused() -> None:
+    for metric, tasks in METRIC_TASKS.items():
+        for task in tasks:
+            check_metric(task, metric)
+    with pytest.raises(DataError, match="'rocauc' does not fit a multiclass task; use accuracy, micro_f1"):
+        check_metric("multiclass", "rocauc")
+    for call in (lambda: check_metric("binary", "f2"), lambda: evaluate("x", "f2", torch.ones(1), torch.ones(1))):
+        with pytest.raises(DataError, match="unknown metric 'f2'; there are rocauc, accuracy, micro_f1"):
+            call()

@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from tests.data.conftest import small_graph
+from zoo.data import partition
+from zoo.data.graph import Graph, directed_edges
+from zoo.data.partition import random_parts
+from zoo.errors import DataError
+from zoo.ops.csr import csr_from_edge_index
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_graph(num_nodes: int = 60, num_edges: int = 500, **changes: object) -> Graph:
+    """With self-loops and repeated edges."""
+    generator = seeded(7)
+    fields: dict[str, object] = {
+        "edge_index": torch.randint(num_nodes, (2, num_edges), generator=generator, dtype=torch.int32),
+        "edge_attr": torch.rand(num_edges, 3, generator=generator),
+        "num_nodes": num_nodes,
+        "x": torch.rand(num_nodes, 4, generator=generator),
+        "y": torch.zeros(num_nodes, dtype=torch.int64),
+        "categories": None,
+    }
+    return small_graph(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("undirected", [True, False])
+@pytest.mark.parametrize("num_parts", [1, 2, 5, 60])
+def test_parts_are_the_induced_subgraphs(undirected: bool, num_parts: int) -> None:
+    graph = random_graph(undirected=undirected)
+    edge_index, edge_attr = directed_edges(graph)
+    assert edge_attr is not None
+    parts = list(random_parts(graph, num_parts, seeded()))
+    assert torch.equal(torch.cat([part.nodes for part in parts]).sort().values, torch.arange(60))
+    for part in parts:
+        assert graph.x is not None
+        assert torch.equal(part.x, graph.x[part.nodes])
+        assert torch.equal(part.nodes, part.nodes.sort().values)
+        # Built the slow way: keep the edges with both ends inside, renumber, group by target.
+        inside = torch.isin(edge_index, part.nodes).all(0)
+        local = torch.searchsorted(part.nodes, edge_index[:, inside].long())
+        csr, perm = csr_from_edge_index(local, len(part.nodes))
+        assert torch.equal(part.csr.rowptr, csr.rowptr)
+        assert torch.equal(part.csr.col.long(), csr.col)
+        assert part.edge_attr is not None
+        assert torch.equal(part.edge_attr, edge_attr[inside][perm])
+
+
+def test_slices_of_edges_do_not_change_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph()
+    whole = list(random_parts(graph, 3, seeded()))
+    monkeypatch.setattr(partition, "EDGE_CHUNK", 7)
+    for one, other in zip(whole, random_parts(graph, 3, seeded()), strict=True):
+        assert torch.equal(one.csr.rowptr, other.csr.rowptr)
+        assert torch.equal(one.csr.col, other.csr.col)
+        assert one.edge_attr is not None
+        assert other.edge_attr is not None
+        assert torch.equal(one.edge_attr, other.edge_attr)
+
+
+def test_one_part_is_the_whole_graph() -> None:
+    graph = random_graph()
+    (part,) = random_parts(graph, 1, seeded())
+    assert torch.equal(part.nodes, torch.arange(60))
+    assert part.csr.num_edges == 2 * graph.num_edges
+
+
+def test_a_seed_gives_one_partition_and_a_generator_gives_fresh_ones() -> None:
+    graph, generator = random_graph(), seeded(3)
+    first, second = (
+        [part.nodes.tolist() for part in random_parts(graph, 4, generator)],
+        [part.nodes.tolist() for part in random_parts(graph, 4, generator)],
+    )
+    assert first == [part.nodes.tolist() for part in random_parts(graph, 4, seeded(3))]
+    assert first != second
+
+
+def test_every_part_is_equally_likely() -> None:
+    graph = random_graph(num_nodes=20_000, num_edges=10, edge_attr=None)
+    sizes = [len(part.nodes) for part in random_parts(graph, 10, seeded())]
+    # 2,000 expected, standard deviation 42.
+    assert len(sizes) == 10
+    assert all(abs(size - 2_000) < 5 * 43 for size in sizes)
+
+
+def test_empty_parts_are_left_out() -> None:
+    graph = random_graph(num_nodes=8, num_edges=10)
+    parts = list(random_parts(graph, 8, seeded()))
+    assert len(parts) < 8
+    assert sum(len(part.nodes) for part in parts) == 8
+    assert all(len(part.nodes) for part in parts)
+
+
+@pytest.mark.parametrize("num_edges", [0, 1])
+def test_parts_without_edges_have_empty_rows(num_edges: int) -> None:
+    graph = random_graph(num_edges=num_edges)
+    parts = list(random_parts(graph, 10, seeded()))
+    for part in parts:
+        assert part.csr.num_nodes == len(part.nodes)
+        assert part.edge_attr is not None
+        assert part.edge_attr.shape == (part.csr.num_edges, 3)
+
+
+def test_a_graph_without_edge_features_gives_parts_without() -> None:
+    assert all(part.edge_attr is None for part in random_parts(random_graph(edge_attr=None), 3, seeded()))
+
+
+def test_a_kept_part_does_not_hold_the_edges_of_the_others() -> None:
+    kept = next(random_parts(random_graph(), 4, seeded()))
+    assert kept.csr.col.untyped_storage().nbytes() == kept.csr.num_edges * kept.csr.col.element_size()
+
+
+@pytest.mark.parametrize("num_parts", [0, -1, 61])
+def test_a_number_of_parts_that_does_not_fit_is_an_error(num_parts: int) -> None:
+    with pytest.raises(DataError, match=r"num_parts must lie in 1 \.\. 60"):
+        random_parts(random_graph(), num_parts, seeded())
+
+
+def test_node_features_are_needed() -> None:
+    with pytest.raises(DataError, match="no node features"):
+        random_parts(random_graph(x=None), 2, seeded())

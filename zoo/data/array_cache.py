@@ -1,0 +1,151 @@
+"""A folder of .npy files that is either whole or absent, and opens at once because it is mapped, not read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from zoo.data.files import exclusive, sha256_of_file
+from zoo.errors import DataError
+
+FORMAT_VERSION = 1
+MARKER = "whole.json"
+# Digests of files up to this size are compared at every opening; a larger file is checked by its size.
+VERIFY_BYTES = 64 << 20
+
+Arrays = dict[str, "np.ndarray[Any, Any]"]
+
+
+class ArrayWriter:
+    """Writes an array of known shape to a .npy file piece by piece.
+
+    Plain writes, because a full disk then raises an error; writing to mapped memory would kill the process.
+
+    Args:
+        path: the .npy file.
+        shape: of the whole array.
+        dtype: of the whole array; pieces are converted.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._start = self._file.tell()
+
+    def write(self, position: int, values: np.ndarray[Any, Any]) -> None:
+        """Put values at a position of the flattened array."""
+        self._file.seek(self._start + position * self.dtype.itemsize)
+        self._file.write(np.ascontiguousarray(values, dtype=self.dtype).data.cast("B"))
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def write_array(path: Path, values: np.ndarray[Any, Any]) -> None:
+    """Write one array to a .npy file."""
+    with ArrayWriter(path, values.shape, values.dtype) as writer:
+        writer.write(0, values)
+
+
+def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path], None]) -> Arrays:
+    """Map the arrays of a cache folder; build the folder first if it is missing, damaged or out of date.
+
+    Two processes may call this at once: one builds, the other waits and finds the result.
+
+    Args:
+        folder: the cache; its parent must exist and be writable.
+        source: what the arrays are made from, e.g. checksums of the raw files; another source means a new build.
+        build: fills an empty folder with .npy files.
+
+    Returns:
+        The arrays by file stem, mapped copy-on-write.
+
+    Raises:
+        DataError: if the cache cannot be written.
+    """
+    with exclusive(folder.with_name(f".{folder.name}.lock")):
+        arrays = open_arrays(folder, source)
+        if arrays is not None:
+            return arrays
+        # Under the lock, what an interrupted build has left behind belongs to nobody.
+        for leftover in folder.parent.glob(f".{folder.name}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            build(work)
+            _write_marker(work, source)
+            if folder.exists():
+                # Set aside in one step, so that no other process sees half a folder.
+                folder.rename(work / "replaced")
+            work.chmod(0o755)
+            work.rename(folder)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot write the cache ({error.strerror or error})") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(folder / "replaced", ignore_errors=True)
+        arrays = open_arrays(folder, source)
+        if arrays is None:
+            raise DataError(f"{folder}: the cache just written cannot be read back; check the disk")
+        return arrays
+
+
+def open_arrays(folder: Path, source: Mapping[str, str] | None) -> Arrays | None:
+    """Map the arrays of a cache folder if it is whole.
+
+    Args:
+        folder: the cache.
+        source: what the arrays must have been made from; None accepts any.
+
+    Returns:
+        The arrays by file stem, or None if the folder is missing, damaged, of another format or another source.
+    """
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if marker["format_version"] != FORMAT_VERSION or (source is not None and marker["source"] != dict(source)):
+            return None
+        for name, entry in marker["files"].items():
+            path = folder / Path(name).name
+            size = path.stat().st_size
+            if size != entry["size"] or (size <= VERIFY_BYTES and sha256_of_file(path) != entry["sha256"]):
+                return None
+        return {
+            Path(name).stem: np.load(folder / Path(name).name, mmap_mode="c", allow_pickle=False)
+            for name in marker["files"]
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Whatever is wrong with it, a cache is rebuilt rather than repaired.
+        return None
+
+
+def _write_marker(folder: Path, source: Mapping[str, str]) -> None:
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
+        for path in sorted(folder.glob("*.npy"))
+    }
+    marker = {"format_version": FORMAT_VERSION, "source": dict(source), "files": files}
+    temporary = folder / f"{MARKER}.part"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(marker, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(folder / MARKER)

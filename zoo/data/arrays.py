@@ -1,0 +1,205 @@
+"""A graph from named arrays: the format of a user's own data and of the zoo's .npz files.
+
+Required arrays are ``edge_index`` [2, E], ``y`` and ``train_mask``, ``valid_mask``, ``test_mask`` ([N] or
+[num_splits, N], bool). Optional ones are ``x`` [N, F], ``edge_attr`` [E, D], ``categories`` [N], and the scalars
+``undirected`` (default true: each edge once) and ``task``. Without ``task``, a 2-D ``y`` is multilabel, a 1-D ``y``
+without labels above 1 is binary, any other is multiclass. Labels of -1, or NaN in a multilabel ``y``, are unlabelled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.data.graph import Graph, Split, Task, validate
+from zoo.errors import DataError
+
+MASKS = ("train_mask", "valid_mask", "test_mask")
+REQUIRED = ("edge_index", "y", *MASKS)
+KNOWN = (*REQUIRED, "x", "edge_attr", "categories", "undirected", "task")
+MAX_NPZ_BYTES = 32 << 30
+
+Array = np.ndarray[Any, Any]
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Read the arrays of a .npz file, or map those of a folder of .npy files. Nothing is unpickled.
+
+    Args:
+        path: file or folder.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        DataError: if the path is neither, or an array is damaged, pickled or too large.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(path.glob("*.npy"))
+            if not files:
+                raise DataError(f"{path}: no .npy files in this folder; it needs {', '.join(REQUIRED)}")
+            return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in files}
+        if not path.is_file():
+            raise DataError(f"{path}: no such file or folder; give a .npz file or a folder of .npy files")
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_NPZ_BYTES:
+            raise DataError(f"{path}: unpacks to {size:,} bytes; give arrays that large as a folder of .npy files")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be read as plain NumPy arrays ({reason})") from error
+
+
+def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Graph:
+    """Check named arrays and make them a graph.
+
+    Args:
+        name: of the graph.
+        arrays: as described at the top of this file.
+        where: begins every error message.
+
+    Returns:
+        A valid graph.
+
+    Raises:
+        DataError: if arrays are missing, unknown or do not belong together.
+    """
+    if missing := [key for key in REQUIRED if key not in arrays]:
+        raise DataError(f"{where}: the arrays {', '.join(missing)} are missing; there are {', '.join(sorted(arrays))}")
+    for key in arrays:
+        if key not in KNOWN:
+            near = difflib.get_close_matches(key, KNOWN, n=1)
+            raise DataError(
+                f"{where}: unknown array {key!r}; "
+                + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN)}")
+            )
+    y = arrays["y"]
+    task = _task(arrays, where)
+    if task == "multilabel":
+        # Whole-number labels have no NaN, so -1 stands for unlabelled there too.
+        labels = np.where(y < 0, np.nan, y).astype(np.float32) if y.dtype.kind in "iu" else y.astype(np.float32)
+        num_tasks = y.shape[1]
+    else:
+        if y.dtype.kind not in "iub":
+            raise DataError(f"{where}: y must hold whole numbers for a {task} task, not {y.dtype}")
+        labels = y.astype(np.int64)
+        num_tasks = 1 if task == "binary" else max(int(labels.max(initial=0)) + 1, 2)
+    edge_index = arrays["edge_index"]
+    if edge_index.dtype.kind not in "iu":
+        raise DataError(f"{where}: edge_index must hold whole numbers, not {edge_index.dtype}")
+    if edge_index.dtype not in (np.int32, np.int64):
+        edge_index = edge_index.astype(np.int64)
+    undirected = _flag(arrays["undirected"], where) if "undirected" in arrays else True
+    categories = arrays.get("categories")
+    if categories is not None and categories.dtype.kind not in "iu":
+        raise DataError(f"{where}: categories must hold whole numbers, not {categories.dtype}")
+    graph = Graph(
+        name=name,
+        edge_index=torch.from_numpy(np.require(edge_index, requirements=["C", "W"])),
+        undirected=undirected,
+        num_nodes=len(y),
+        x=_floats(arrays, "x", where),
+        categories=None if categories is None else torch.from_numpy(categories.astype(np.int64)),
+        edge_attr=_floats(arrays, "edge_attr", where),
+        y=torch.from_numpy(labels),
+        splits=_splits(arrays, len(y), where),
+        task=task,
+        num_tasks=num_tasks,
+    )
+    try:
+        validate(graph)
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix(f'{name}: ')}") from error
+    if undirected and (twice := edges_in_both_directions(graph.edge_index, graph.num_nodes)):
+        raise DataError(
+            f"{where}: {twice:,} edges are listed in both directions though undirected is true; "
+            "list each edge once, or add undirected = false"
+        )
+    return graph
+
+
+def edges_in_both_directions(edge_index: Tensor, num_nodes: int) -> int:
+    """How many pairs of different nodes are joined by edges of both directions."""
+    source, target = edge_index.long()
+    up = torch.unique((source * num_nodes + target)[source < target])
+    down = torch.unique((target * num_nodes + source)[source > target])
+    return len(up) + len(down) - len(torch.unique(torch.cat([up, down])))
+
+
+def undirected_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
+    """The undirected edges behind a list of directed ones.
+
+    Args:
+        edge_index: [2, E] in one or both directions, repeated or not.
+        num_nodes: N.
+
+    Returns:
+        [2, E'] each pair once, smaller node first, sorted.
+    """
+    low, high = edge_index.long().min(dim=0).values, edge_index.long().max(dim=0).values
+    keys = torch.unique(low * num_nodes + high)
+    return torch.stack([keys // num_nodes, keys % num_nodes]).to(edge_index.dtype)
+
+
+def _task(arrays: Mapping[str, Array], where: str) -> Task:
+    y = arrays["y"]
+    if y.ndim not in (1, 2) or not len(y) or (y.ndim == 2 and not y.shape[1]):
+        raise DataError(f"{where}: y must be [N] or [N, T] and not empty, not {list(y.shape)}")
+    if y.dtype.kind not in "iufb":
+        raise DataError(f"{where}: y must hold numbers, not {y.dtype}")
+    if "task" not in arrays:
+        if y.ndim == 2:
+            return "multilabel"
+        return "binary" if y.max() <= 1 else "multiclass"
+    task = str(arrays["task"])
+    if task not in get_args(Task):
+        raise DataError(f"{where}: task is {task!r}, expected one of {', '.join(get_args(Task))}")
+    if (task == "multilabel") != (y.ndim == 2):
+        raise DataError(f"{where}: a {task} task does not go with y of shape {list(y.shape)}")
+    return cast("Task", task)
+
+
+def _flag(value: Array, where: str) -> bool:
+    if value.shape != () or value.dtype.kind not in "biu" or int(value) not in (0, 1):
+        raise DataError(f"{where}: undirected must be one true or false, not {value.dtype} {list(value.shape)}")
+    return bool(value)
+
+
+def _floats(arrays: Mapping[str, Array], key: str, where: str) -> Tensor | None:
+    """[rows, columns] float32; a mapped float32 array stays mapped."""
+    if key not in arrays:
+        return None
+    array = arrays[key]
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"{where}: {key} must hold numbers, not {array.dtype}")
+    if array.ndim != 2:
+        raise DataError(f"{where}: {key} must have two dimensions, not {list(array.shape)}")
+    return torch.from_numpy(np.require(array, dtype=np.float32, requirements=["C", "W"]))
+
+
+def _splits(arrays: Mapping[str, Array], num_nodes: int, where: str) -> tuple[Split, ...]:
+    masks = []
+    for key in MASKS:
+        mask = arrays[key]
+        if mask.dtype.kind not in "biu" or (mask.dtype.kind != "b" and not np.isin(mask, (0, 1)).all()):
+            raise DataError(f"{where}: {key} must be bool, not {mask.dtype} of other values")
+        mask = np.atleast_2d(mask).astype(bool)
+        if mask.ndim != 2 or mask.shape[1] != num_nodes:
+            raise DataError(
+                f"{where}: {key} must be [N] or [num_splits, N] with N = {num_nodes:,}, not {list(mask.shape)}"
+            )
+        masks.append(mask)
+    if len({len(mask) for mask in masks}) > 1:
+        counts = ", ".join(f"{key} {len(mask)}" for key, mask in zip(MASKS, masks, strict=True))
+        raise DataError(f"{where}: the masks hold different numbers of splits: {counts}")
+    return tuple(Split(*(torch.from_numpy(np.flatnonzero(row)) for row in rows)) for rows in zip(*masks, strict=True))

@@ -1,0 +1,256 @@
+"""The data sets by name: how each is loaded, what it asks and whose it is."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from zoo.data.arrays import graph_from_arrays, read_arrays, undirected_edges
+from zoo.data.digits import digits_graph
+from zoo.data.download import download
+from zoo.data.files import data_root, exclusive, make_folder
+from zoo.data.graph import Graph, Task
+from zoo.data.ogb import load_ogb
+from zoo.data.planetoid import PARTS, planetoid_arrays
+from zoo.errors import DataError
+
+Array = np.ndarray[Any, Any]
+Loader = Callable[[str, "str | Path | None"], Graph]
+
+HETEROPHILOUS_URL = ("heterophilous_graph_dataset.py", "HeterophilousGraphDataset")
+PLANETOID_URL = ("planetoid.py", "Planetoid")
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a data set before it is loaded.
+
+    Attributes:
+        load: takes the name and the data root.
+        task: what a label means; None if the data decide.
+        metric: the usual one.
+        num_splits: how many splits there are; 0 if the data decide.
+        licence: of the data.
+        source: where the data come from.
+        summary: one line.
+    """
+
+    load: Loader
+    task: Task | None
+    metric: str
+    num_splits: int
+    licence: str
+    source: str
+    summary: str
+
+
+def load_graph(
+    name: str, *, root: str | Path | None = None, path: str | Path | None = None, undirected: bool = False
+) -> Graph:
+    """Load a data set, getting it first where that has not been done.
+
+    Args:
+        name: a key of ``DATASETS``, or "file" for a graph of one's own.
+        root: the folder of all data; by default the environment variable ZOO_DATA, else the user's cache folder.
+        path: for "file" only: a .npz file or a folder of .npy files as described in ``zoo.data.arrays``.
+        undirected: give every edge of a directed graph its inverse; repeated edges are merged.
+
+    Returns:
+        The graph, with the node features that the data set has, if any.
+
+    Raises:
+        DataError: if the name is unknown, or the data are missing, damaged or do not fit.
+    """
+    if name == "file":
+        if path is None:
+            raise DataError("the data set 'file' needs a path: a .npz file or a folder of .npy files")
+        path = Path(path).expanduser()
+        graph = graph_from_arrays(path.stem, read_arrays(path), str(path))
+    else:
+        if name not in DATASETS:
+            near = difflib.get_close_matches(name, DATASETS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DATASETS)} and file"
+            raise DataError(f"unknown data set {name!r}; {hint}")
+        if path is not None:
+            raise DataError(f"a path goes with the data set 'file' only, not with {name!r}; use root for a data folder")
+        graph = DATASETS[name].load(name, root)
+    return _made_undirected(graph) if undirected else graph
+
+
+def _made_undirected(graph: Graph) -> Graph:
+    if graph.undirected:
+        return graph
+    if graph.edge_attr is not None:
+        raise DataError(f"{graph.name}: a directed graph with edge features cannot be made undirected without a choice")
+    return replace(graph, edge_index=undirected_edges(graph.edge_index, graph.num_nodes), undirected=True)
+
+
+def _ogb(name: str, root: str | Path | None) -> Graph:
+    return load_ogb(name, root=root)
+
+
+def _digits(name: str, root: str | Path | None) -> Graph:
+    # It comes with scikit-learn, so there is nothing to look for under the root.
+    return digits_graph()
+
+
+def _heterophilous(name: str, root: str | Path | None) -> Graph:
+    """ROOT/NAME.npz in the zoo's format or in the one of its publishers; downloaded if it is not there."""
+    path = data_root(root) / f"{name}.npz"
+    if not path.exists():
+        make_folder(path.parent)
+        url = f"{pyg_url(*HETEROPHILOUS_URL)}/{name.replace('-', '_')}.npz"
+        download(url, path, manual=_manual(name, [url], path), max_bytes=MAX_FILE_BYTES)
+    arrays = read_arrays(path)
+    if "node_features" in arrays:
+        arrays = heterophilous_arrays(arrays, str(path))
+    return graph_from_arrays(name, arrays, str(path))
+
+
+def heterophilous_arrays(raw: Mapping[str, Array], where: str) -> dict[str, Array]:
+    """Translate the arrays of the heterophilous benchmark into those of ``zoo.data.arrays``.
+
+    Args:
+        raw: as published.
+        where: begins every error message.
+
+    Raises:
+        DataError: if an array is missing or has no sense as an edge list.
+    """
+    try:
+        labels, edges = raw["node_labels"], raw["edges"]
+        if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype.kind not in "iu":
+            raise DataError(f"{where}: edges must be whole numbers [E, 2], not {edges.dtype} {list(edges.shape)}")
+        if edges.size and (edges.min() < 0 or edges.max() >= len(labels)):
+            raise DataError(f"{where}: edges lead to nodes outside 0 .. {len(labels) - 1:,}")
+        return {
+            "edge_index": undirected_edges(torch.from_numpy(edges.T.astype(np.int64)), len(labels)).numpy(),
+            "x": raw["node_features"],
+            "y": labels,
+            "train_mask": raw["train_masks"],
+            "valid_mask": raw["val_masks"],
+            "test_mask": raw["test_masks"],
+        }
+    except KeyError as error:
+        raise DataError(f"{where}: the array {error} is missing") from error
+
+
+def _planetoid(name: str, root: str | Path | None) -> Graph:
+    """ROOT/NAME.npz; made from the published files, downloaded if need be, if it is not there."""
+    folder = data_root(root)
+    path = folder / f"{name}.npz"
+    if not path.exists():
+        raw = folder / name
+        make_folder(raw)
+        with exclusive(raw / ".lock"):
+            urls = [f"{pyg_url(*PLANETOID_URL)}/ind.{name}.{part}" for part in PARTS]
+            for url in urls:
+                target = raw / url.rsplit("/", 1)[1]
+                if not target.exists():
+                    download(url, target, manual=_manual(name, urls, raw), max_bytes=MAX_FILE_BYTES)
+            if not path.exists():
+                part_path = raw / f"{name}.part.npz"
+                np.savez_compressed(part_path, **planetoid_arrays(raw, name))  # type: ignore[arg-type]
+                part_path.replace(path)
+    return graph_from_arrays(name, read_arrays(path), str(path))
+
+
+def _manual(name: str, urls: list[str], place: Path) -> str:
+    what = urls[0] if len(urls) == 1 else f"the {len(urls)} files {urls[0]} ... {urls[-1].rsplit('/', 1)[1]}"
+    return (
+        f"to add {name} by hand, fetch {what} on a machine with network and put it at {place}; "
+        "or point ZOO_DATA at a folder that holds it"
+    )
+
+
+@functools.cache
+def pyg_url(file_name: str, class_name: str) -> str:
+    """The ``url`` attribute of a data set class of PyTorch Geometric, read from its source.
+
+    Importing the class would import the whole package.
+
+    Raises:
+        DataError: if the installed version has no such attribute.
+    """
+    spec = importlib.util.find_spec("torch_geometric")
+    if spec is not None and spec.submodule_search_locations:
+        source = Path(next(iter(spec.submodule_search_locations))) / "datasets" / file_name
+        if source.exists():
+            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef) and node.name == class_name:
+                    for statement in node.body:
+                        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "url":
+                            return str(ast.literal_eval(statement.value))
+    raise DataError(f"the installed torch_geometric does not tell where {class_name} comes from; try another version")
+
+
+_OGB = "https://ogb.stanford.edu/docs/nodeprop/"
+_HETEROPHILOUS = "https://github.com/yandex-research/heterophilous-graphs"
+_PLANETOID = "https://github.com/kimiyoung/planetoid"
+
+
+def _heterophilous_entry(task: Task, metric: str, summary: str) -> Dataset:
+    return Dataset(_heterophilous, task, metric, 10, "MIT", _HETEROPHILOUS, summary)
+
+
+def _planetoid_entry(summary: str) -> Dataset:
+    return Dataset(
+        _planetoid, "multiclass", "accuracy", 1, "MIT (repository; the texts state none)", _PLANETOID, summary
+    )
+
+
+DATASETS: Mapping[str, Dataset] = MappingProxyType(
+    {
+        "ogbn-proteins": Dataset(
+            _ogb,
+            "multilabel",
+            "rocauc",
+            1,
+            "CC0",
+            _OGB,
+            "Proteins of 8 species, 8 kinds of evidence per edge, 112 labels.",
+        ),
+        "ogbn-arxiv": Dataset(
+            _ogb,
+            "multiclass",
+            "accuracy",
+            1,
+            "ODC-BY",
+            _OGB,
+            "Papers of computer science and whom they cite, 40 areas.",
+        ),
+        "ogbn-products": Dataset(
+            _ogb, "multiclass", "accuracy", 1, "Amazon licence", _OGB, "Products bought together, 47 categories."
+        ),
+        "digits": Dataset(
+            _digits,
+            "multiclass",
+            "accuracy",
+            10,
+            "CC BY 4.0",
+            "https://archive.ics.uci.edu/dataset/80",
+            "Images of digits linked with their 8 nearest, 10 train images per digit; comes with scikit-learn.",
+        ),
+        "minesweeper": _heterophilous_entry("binary", "rocauc", "Cells of a minefield; which hide a mine?"),
+        "roman-empire": _heterophilous_entry("multiclass", "accuracy", "Words of an article, 18 syntactic roles."),
+        "amazon-ratings": _heterophilous_entry(
+            "multiclass", "accuracy", "Products bought together, 5 classes of rating."
+        ),
+        "tolokers": _heterophilous_entry("binary", "rocauc", "Crowd workers on shared tasks; who was banned?"),
+        "questions": _heterophilous_entry("binary", "rocauc", "Users of a question site; who stays active?"),
+        "cora": _planetoid_entry("Papers and citations, 7 topics, 20 train papers per topic."),
+        "citeseer": _planetoid_entry("Papers and citations, 6 topics, 20 train papers per topic."),
+        "pubmed": _planetoid_entry("Papers on diabetes and citations, 3 topics, 20 train papers per topic."),
+    }
+)

@@ -1,0 +1,206 @@
+"""Getting files from public places: whole or not at all, the same bytes each time, unpacked without surprises."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import logging
+import shutil
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from zoo.data.files import check_free_space, exclusive, make_folder
+from zoo.errors import DataError
+
+TIMEOUT_S = 30.0
+MAX_DOWNLOAD_BYTES = 16 << 30
+MAX_UNPACKED_BYTES = 64 << 30
+MAX_MEMBERS = 10_000
+CHECKSUMS = "checksums.json"
+
+logger = logging.getLogger(__name__)
+
+
+def download(url: str, path: Path, *, manual: str, max_bytes: int = MAX_DOWNLOAD_BYTES) -> None:
+    """Fetch one file, over https where the host answers to it.
+
+    The first download of a URL records its SHA-256 in ``checksums.json`` beside the file; a later one must match.
+
+    Args:
+        url: http or https.
+        path: where the file goes, in an existing folder; nothing is left there if the download fails.
+        manual: what to do without network, for the error message.
+        max_bytes: refuse more than this.
+
+    Raises:
+        DataError: if the file cannot be had, comes incomplete or differs from an earlier download.
+    """
+    reason: str = ""
+    cause: Exception | None = None
+    secure = f"https://{url.removeprefix('http://')}" if url.startswith("http://") else url
+    for address in dict.fromkeys([secure, url]):
+        if address != secure:
+            logger.warning("%s cannot be had over https (%s); trying plain http", url, reason)
+        try:
+            _fetch(address, path, url, max_bytes)
+            return
+        except urllib.error.HTTPError as error:
+            # The error holds the answer of the server, and with it the connection.
+            error.close()
+            reason, cause = str(error), error
+        except (OSError, http.client.HTTPException) as error:
+            reason, cause = str(getattr(error, "reason", None) or error or type(error).__name__), error
+    raise DataError(f"{url}: cannot be downloaded ({reason}); {manual}") from cause
+
+
+def _fetch(address: str, path: Path, url: str, max_bytes: int) -> None:
+    """Download from an address, checked against what is recorded for the URL."""
+    request = urllib.request.Request(address, headers={"User-Agent": "revgnn-zoo"})
+    part = None
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            length = response.headers.get("Content-Length")
+            expected = int(length) if length is not None and length.isdigit() else None
+            if expected is not None and expected > max_bytes:
+                raise DataError(f"{url}: offers {expected:,} bytes, more than the {max_bytes:,} expected at most")
+            check_free_space(path.parent, expected or 0, f"downloading {url}")
+            digest, size = hashlib.sha256(), 0
+            bar = tqdm(total=expected, desc=f"downloading {path.name}", unit="B", unit_scale=True, disable=None)
+            with bar, tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+                part = Path(file.name)
+                while block := response.read(1 << 20):
+                    size += len(block)
+                    if size > max_bytes:
+                        raise DataError(f"{url}: sends more than the {max_bytes:,} bytes expected at most")
+                    digest.update(block)
+                    file.write(block)
+                    bar.update(len(block))
+        if expected is not None and size != expected:
+            raise DataError(f"{url}: the download was cut at {size:,} of {expected:,} bytes; try again")
+        _check_digest(path.parent, url, digest.hexdigest(), size)
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def _check_digest(folder: Path, url: str, digest: str, size: int) -> None:
+    """Compare with the first download of this URL into this folder, or record it as the first."""
+    record = folder / CHECKSUMS
+    with exclusive(folder / f".{CHECKSUMS}.lock"):
+        try:
+            known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+            entry = known.get(url)
+            recorded = None if entry is None else entry["sha256"]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{record}: not a readable record of checksums; repair or remove it") from error
+        if recorded is not None:
+            if recorded != digest:
+                raise DataError(
+                    f"{url}: its content (sha256 {digest}) differs from the first download (sha256 {recorded}); "
+                    f"if you trust the change, remove its entry from {record}"
+                )
+            return
+        known[url] = {"sha256": digest, "size": size}
+        part = record.with_suffix(".part")
+        part.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        part.replace(record)
+
+
+def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: str) -> None:
+    """Fetch a zip archive and put one of its folders into place.
+
+    Args:
+        url: of the archive.
+        folder: gets the content of the archive's folder; its parent must exist.
+        archive_folder: the folder inside the archive.
+        manual: what to do without network, for the error message.
+
+    Raises:
+        DataError: if the archive cannot be had, is damaged or unsafe, or lacks the folder.
+    """
+    make_folder(folder.parent)
+    with exclusive(folder.parent / f".{folder.name}.lock"):
+        if folder.exists() and any(folder.iterdir()):
+            # Another process was faster.
+            return
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            work = Path(temporary)
+            # The checksums belong to the root folder, so the archive lies there while it is needed.
+            archive = folder.parent / f"{folder.name}.zip"
+            try:
+                download(url, archive, manual=manual)
+                unpack(archive, work, max_bytes=MAX_UNPACKED_BYTES)
+            finally:
+                archive.unlink(missing_ok=True)
+            unpacked = work / archive_folder
+            if not unpacked.is_dir():
+                raise DataError(f"{url}: the archive has no folder {archive_folder!r}; {manual}")
+            if folder.exists():
+                folder.rmdir()
+            shutil.move(unpacked, folder)
+
+
+def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
+    """Unpack a zip archive, refusing names that leave the folder and sizes beyond a budget.
+
+    Args:
+        archive: zip file.
+        folder: existing folder that gets the members.
+        max_bytes: for all members together, as declared and as found.
+
+    Raises:
+        DataError: if the archive is damaged or unsafe; the folder may then hold some of its members.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+            declared = sum(member.file_size for member in members)
+            if len(members) > MAX_MEMBERS or declared > max_bytes:
+                raise DataError(
+                    f"{archive.name}: {len(members):,} members of {declared:,} bytes together; "
+                    f"at most {MAX_MEMBERS:,} members and {max_bytes:,} bytes are unpacked"
+                )
+            for member in members:
+                _check_member(archive, member)
+            check_free_space(folder, declared, f"unpacking {archive.name}")
+            left = max_bytes
+            bar = tqdm(
+                total=declared, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None, leave=False
+            )
+            with bar:
+                for member in members:
+                    target = folder.joinpath(*PurePosixPath(member.filename).parts)
+                    if member.is_dir():
+                        target.mkdir(parents=True, exist_ok=True)
+                        continue
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with opened.open(member) as source, open(target, "xb") as file:
+                        while block := source.read(1 << 20):
+                            left -= len(block)
+                            if left < 0:
+                                raise DataError(f"{archive.name}: unpacks to more than {max_bytes:,} bytes")
+                            file.write(block)
+                            bar.update(len(block))
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{archive.name}: not a whole zip archive ({error}); try the download again") from error
+    except ValueError as error:
+        raise DataError(f"{archive.name}: not a valid zip archive ({error})") from error
+
+
+def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
+    name = member.filename
+    parts = PurePosixPath(name).parts
+    unsafe = not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name
+    # The upper half of the external attributes is a Unix mode; anything but a plain file or folder is refused.
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if unsafe or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise DataError(f"{archive.name}: holds the unsafe member {name!r}; nothing was put into place")

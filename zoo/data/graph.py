@@ -1,0 +1,267 @@
+"""A graph as tensors: edges, features, labels and splits; and the part of one that a training step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.errors import DataError
+from zoo.ops.csr import CSR
+from zoo.spec.recipe import GraphShape
+
+Task = Literal["multilabel", "multiclass", "binary"]
+
+# Checks walk over the edges in slices of this many, so that they need little memory on any graph.
+EDGE_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Disjoint sets of nodes to learn from, to choose by and to report on.
+
+    Attributes:
+        train: [n] int64 node ids.
+        valid: [n] int64 node ids.
+        test: [n] int64 node ids.
+    """
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same ids on another device."""
+        return Split(self.train.to(device), self.valid.to(device), self.test.to(device))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Graph:
+    """One graph with a task on its nodes.
+
+    Attributes:
+        name: of the data set, for messages and reports.
+        edge_index: [2, E] int32 or int64, sources then targets.
+        undirected: True if every edge is stored once and counts in both directions (a self-loop then counts twice).
+        num_nodes: N.
+        x: [N, F] float32 node features, or None.
+        categories: [N] int64, one category per node in 0 .. K - 1 (the species of a protein), or None.
+        edge_attr: [E, D] float32 edge features, possibly mapped from a file, or None.
+        y: [N] int64 classes with -1 for unlabelled (multiclass, binary), or [N, T] float32 zeros and ones with NaN for
+            unlabelled (multilabel).
+        splits: at least one.
+        task: what a label means.
+        num_tasks: outputs per node: T labels, the number of classes, or 1 for a binary task.
+        num_categories: the last this many columns of ``x`` are a one-hot code of ``categories``; 0 for none.
+    """
+
+    name: str
+    edge_index: Tensor
+    undirected: bool
+    num_nodes: int
+    x: Tensor | None = None
+    categories: Tensor | None = None
+    edge_attr: Tensor | None = None
+    y: Tensor
+    splits: tuple[Split, ...]
+    task: Task
+    num_tasks: int
+    num_categories: int = 0
+
+    @property
+    def num_edges(self) -> int:
+        """Number of stored edges E; an undirected graph has twice as many messages."""
+        return self.edge_index.shape[1]
+
+    @property
+    def shape(self) -> GraphShape:
+        """The widths that a model needs to know.
+
+        Raises:
+            DataError: if the graph has no node features yet.
+        """
+        if self.x is None:
+            raise DataError(f"{self.name}: the graph has no node features; build some first, e.g. 'degree'")
+        return GraphShape(
+            num_node_features=self.x.shape[1],
+            num_node_categories=self.num_categories,
+            num_edge_features=0 if self.edge_attr is None else self.edge_attr.shape[1],
+            num_tasks=self.num_tasks,
+        )
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The same graph with every tensor on another device."""
+        return replace(
+            self,
+            edge_index=self.edge_index.to(device),
+            x=None if self.x is None else self.x.to(device),
+            categories=None if self.categories is None else self.categories.to(device),
+            edge_attr=None if self.edge_attr is None else self.edge_attr.to(device),
+            y=self.y.to(device),
+            splits=tuple(split.to(device) for split in self.splits),
+        )
+
+
+class Part(NamedTuple):
+    """The subgraph induced by some nodes of a graph.
+
+    Attributes:
+        nodes: [n] int64 ids in the whole graph, ascending.
+        x: [n, F] float32 node features.
+        csr: incoming edges of each of the n nodes, sources numbered 0 .. n - 1; both directions of undirected edges.
+        edge_attr: [e, D] float32 edge features in the order of ``csr.col``, or None.
+    """
+
+    nodes: Tensor
+    x: Tensor
+    csr: CSR
+    edge_attr: Tensor | None
+
+    def to(self, device: torch.device | str) -> Part:
+        """The same part on another device."""
+        edge_attr = None if self.edge_attr is None else self.edge_attr.to(device)
+        return Part(self.nodes.to(device), self.x.to(device), self.csr.to(device), edge_attr)
+
+
+def directed_edges(graph: Graph) -> tuple[Tensor, Tensor | None]:
+    """All messages of a graph as an edge list, an undirected edge followed by its inverse.
+
+    Args:
+        graph: any graph; a large undirected one doubles in memory.
+
+    Returns:
+        [2, M] sources and targets, M = 2E for an undirected graph, and [M, D] edge features or None.
+    """
+    if not graph.undirected:
+        return graph.edge_index, graph.edge_attr
+    both = torch.stack([graph.edge_index, graph.edge_index.flip(0)], dim=2).reshape(2, -1)  # [2, E, 2] -> [2, 2E]
+    return both, None if graph.edge_attr is None else graph.edge_attr.repeat_interleave(2, dim=0)
+
+
+def validate(graph: Graph) -> None:
+    """Check that the tensors of a graph belong together, once, before anything is computed from them.
+
+    Args:
+        graph: as read.
+
+    Raises:
+        DataError: with every fault found and how often it occurs.
+    """
+    faults = [*_edge_faults(graph), *_node_faults(graph), *_label_faults(graph), *_split_faults(graph)]
+    if faults:
+        raise DataError(f"{graph.name}: {'; '.join(faults)}")
+
+
+def _is_index(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.int32, torch.int64)
+
+
+def _count(tensor: Tensor, fault: Callable[[Tensor], Tensor], dim: int = 0) -> int:
+    """How many entries have a fault, counted in slices along a dimension."""
+    slices: tuple[Tensor, ...] = torch.split(tensor, EDGE_CHUNK, dim)
+    return sum([int(fault(part).sum()) for part in slices])
+
+
+def _is_not_finite(tensor: Tensor) -> Tensor:
+    return ~torch.isfinite(tensor)
+
+
+def _edge_faults(graph: Graph) -> Iterator[str]:
+    edge_index, n = graph.edge_index, graph.num_nodes
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        yield f"edge_index must be [2, E], not {list(edge_index.shape)}"
+        return
+    if not _is_index(edge_index):
+        yield f"edge_index must hold int32 or int64 node ids, not {edge_index.dtype}"
+        return
+    negative = _count(edge_index, lambda ids: ids < 0, dim=1)
+    beyond = _count(edge_index, lambda ids: ids >= n, dim=1)
+    if negative:
+        yield f"edge_index holds {negative:,} negative node ids"
+    if beyond:
+        yield f"edge_index holds {beyond:,} node ids above {n - 1:,}, the last of {n:,} nodes"
+    edge_attr = graph.edge_attr
+    if edge_attr is None:
+        return
+    if edge_attr.ndim != 2 or edge_attr.shape[0] != edge_index.shape[1]:
+        yield f"edge_attr must be [E, D] with E = {edge_index.shape[1]:,}, not {list(edge_attr.shape)}"
+    elif edge_attr.dtype != torch.float32:
+        yield f"edge_attr must be float32, not {edge_attr.dtype}"
+    elif bad := _count(edge_attr, _is_not_finite):
+        yield f"edge_attr holds {bad:,} values that are NaN or infinite"
+
+
+def _node_faults(graph: Graph) -> Iterator[str]:
+    n = graph.num_nodes
+    if n < 1:
+        yield "the graph has no nodes"
+    if graph.x is not None:
+        if graph.x.ndim != 2 or graph.x.shape[0] != n:
+            yield f"x must be [N, F] with N = {n:,}, not {list(graph.x.shape)}"
+        elif graph.x.dtype != torch.float32:
+            yield f"x must be float32, not {graph.x.dtype}"
+        elif bad := _count(graph.x, _is_not_finite):
+            yield f"x holds {bad:,} values that are NaN or infinite"
+        elif graph.num_categories > graph.x.shape[1]:
+            yield f"num_categories is {graph.num_categories}, but x has only {graph.x.shape[1]} columns"
+    if graph.categories is not None:
+        if graph.categories.shape != (n,) or graph.categories.dtype != torch.int64:
+            found = f"{graph.categories.dtype} {list(graph.categories.shape)}"
+            yield f"categories must be int64 [N] with N = {n:,}, not {found}"
+        elif negative := int((graph.categories < 0).sum()):
+            yield f"categories holds {negative:,} negative values"
+
+
+def _label_faults(graph: Graph) -> Iterator[str]:
+    y, n = graph.y, graph.num_nodes
+    if graph.task == "multilabel":
+        if y.shape != (n, graph.num_tasks) or y.dtype != torch.float32:
+            expected = f"float32 [N, T] = [{n:,}, {graph.num_tasks}]"
+            yield f"y must be {expected} for a multilabel task, not {y.dtype} {list(y.shape)}"
+        elif bad := int(((y != 0) & (y != 1) & ~torch.isnan(y)).sum()):
+            yield f"y holds {bad:,} labels other than 0, 1 and NaN (unlabelled)"
+        return
+    num_classes = 2 if graph.task == "binary" else graph.num_tasks
+    if graph.task == "binary" and graph.num_tasks != 1:
+        yield f"a binary task has 1 output per node, not {graph.num_tasks}"
+    if y.shape != (n,) or y.dtype != torch.int64:
+        yield f"y must be int64 [N] with N = {n:,} for a {graph.task} task, not {y.dtype} {list(y.shape)}"
+    elif bad := int(((y < -1) | (y >= num_classes)).sum()):
+        yield f"y holds {bad:,} labels outside 0 .. {num_classes - 1} and other than -1 (unlabelled)"
+
+
+def _split_faults(graph: Graph) -> Iterator[str]:
+    if not graph.splits:
+        yield "the graph has no split into train, valid and test nodes"
+    for i, split in enumerate(graph.splits):
+        sets = {"train": split.train, "valid": split.valid, "test": split.test}
+        usable = True
+        for name, nodes in sets.items():
+            if nodes.ndim != 1 or nodes.dtype != torch.int64:
+                yield f"split {i}: {name} must be int64 [n], not {nodes.dtype} {list(nodes.shape)}"
+            elif not len(nodes):
+                yield f"split {i}: {name} has no nodes"
+            elif bad := int(((nodes < 0) | (nodes >= graph.num_nodes)).sum()):
+                yield f"split {i}: {name} holds {bad:,} node ids outside 0 .. {graph.num_nodes - 1:,}"
+            elif repeated := len(nodes) - len(torch.unique(nodes)):
+                yield f"split {i}: {name} repeats {repeated:,} nodes"
+            else:
+                if not _labelled(graph, nodes):
+                    yield f"split {i}: none of the {len(nodes):,} {name} nodes has a label"
+                continue
+            usable = False
+        if usable:
+            for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+                if common := int(torch.isin(sets[one], sets[other]).sum()):
+                    yield f"split {i}: {common:,} nodes are in both {one} and {other}"
+
+
+def _labelled(graph: Graph, nodes: Tensor) -> bool:
+    """Whether any of the nodes has a label; a wrong y is reported elsewhere."""
+    if len(graph.y) != graph.num_nodes:
+        return True
+    labels = graph.y[nodes]
+    return bool((~torch.isnan(labels) if labels.is_floating_point() else labels >= 0).any())

@@ -1,0 +1,265 @@
+"""The node-level graphs of the Open Graph Benchmark, read from their raw CSV folders.
+
+The package ``ogb`` is the source of the metadata and of the evaluator. It is never imported: its import asks a package
+registry for news in a thread that can outlive the program, its loader prompts on stdin, keeps its cache as a pickle
+that current PyTorch refuses, and needs 15 GiB of memory for ogbn-proteins.
+
+Source: Hu et al., Open Graph Benchmark, arXiv 2005.00687.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoo.data.array_cache import Arrays, open_arrays, open_or_build, write_array
+from zoo.data.csv_arrays import convert_edges, convert_features, count_columns, read_count, read_csv
+from zoo.data.download import download_and_unpack
+from zoo.data.files import check_free_space, data_root, make_folder
+from zoo.data.graph import Graph, Split, Task, validate
+from zoo.errors import DataError
+
+# The file that holds the categories of nodes, where a data set has them; the older name is still in circulation.
+SPECIES_FILES = ("node_species.csv.gz", "species.csv.gz")
+
+
+@dataclass(frozen=True)
+class OgbInfo:
+    """What the package ``ogb`` knows about one of its data sets.
+
+    Attributes:
+        name: e.g. "ogbn-proteins".
+        folder: the name of its folder in the data root.
+        archive_folder: the name of the folder inside the archive.
+        url: of the archive.
+        version: of the data.
+        task: what a label means.
+        num_tasks: outputs per node.
+        undirected: True if a row of the edge file counts in both directions.
+        has_node_attr: True if the nodes have features.
+        has_edge_attr: True if the edges have features.
+        has_species: True if the nodes have species.
+        split: the name of the split's folder.
+    """
+
+    name: str
+    folder: str
+    archive_folder: str
+    url: str
+    version: str
+    task: Task
+    num_tasks: int
+    undirected: bool
+    has_node_attr: bool
+    has_edge_attr: bool
+    has_species: bool
+    split: str
+
+
+def ogb_package_folder() -> Path:
+    """The folder of the installed package ``ogb``, found without importing it.
+
+    Raises:
+        DataError: if it is not installed.
+    """
+    spec = importlib.util.find_spec("ogb")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("the package 'ogb' is not installed; pip install ogb")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@functools.cache
+def ogb_info(name: str) -> OgbInfo:
+    """Look a data set up in the table that ships with ``ogb``.
+
+    Args:
+        name: e.g. "ogbn-proteins".
+
+    Returns:
+        Its metadata.
+
+    Raises:
+        DataError: if ``ogb`` does not know the name, or the data set is not one graph of one kind of node in CSV.
+    """
+    with open(ogb_package_folder() / "nodeproppred" / "master.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    # The table has one column per data set; the unnamed first column names the rows.
+    if name not in rows[0]:
+        raise DataError(f"{name}: unknown to ogb; it has {', '.join(sorted(key for key in rows[0] if key))}")
+    entry = {row[""]: row[name] for row in rows}
+    if entry["is hetero"] == "True" or entry["binary"] == "True":
+        raise DataError(f"{name}: heterogeneous and binary OGB data sets are not supported")
+    multilabel = entry["task type"] == "binary classification"
+    return OgbInfo(
+        name=name,
+        folder=name.replace("-", "_"),
+        archive_folder=entry["download_name"],
+        url=entry["url"],
+        version=entry["version"],
+        task="multilabel" if multilabel else "multiclass",
+        num_tasks=int(entry["num tasks"] if multilabel else entry["num classes"]),
+        undirected=entry["add_inverse_edge"] == "True",
+        has_node_attr=entry["has_node_attr"] == "True",
+        has_edge_attr=entry["has_edge_attr"] == "True",
+        has_species="node_species" in entry["additional node files"].split(","),
+        split=entry["split"],
+    )
+
+
+def load_ogb(name: str, *, root: str | Path | None = None, url: str | None = None) -> Graph:
+    """Open an OGB data set; get and convert it first where that has not been done.
+
+    The first call reads the CSV files into a folder ``zoo`` beside them; later calls map that folder, which takes
+    moments. Edges that count in both directions are stored once.
+
+    Args:
+        name: "ogbn-proteins", "ogbn-arxiv" or "ogbn-products".
+        root: folder that holds or gets the folder of the data set, as for the loaders of ``ogb``; see ``data_root``.
+        url: where to get the archive instead of OGB's own place.
+
+    Returns:
+        The graph. Species are numbered in the order of the published ogbn-proteins models.
+
+    Raises:
+        DataError: if the data set is neither there nor can be had, or is damaged.
+    """
+    info = ogb_info(name)
+    folder = data_root(root) / info.folder
+    cache = folder / "zoo"
+    raw_is_there = (folder / "raw" / "edge.csv.gz").exists()
+    if not raw_is_there and (arrays := open_arrays(cache, None)) is not None:
+        # The raw files may be deleted to save space once the cache is whole.
+        return _to_graph(info, arrays)
+    if not raw_is_there:
+        _get(info, folder, url or info.url)
+    release = folder / f"RELEASE_v{info.version}.txt"
+    if not release.exists():
+        raise DataError(
+            f"{folder}: no {release.name} in it, so it is not version {info.version}; remove it to get it anew"
+        )
+    source = _fingerprint(info, folder)
+    if not os.access(folder, os.W_OK):
+        # A shared read-only copy: use its cache if it has one, else keep ours with the user's own data.
+        arrays = open_arrays(cache, source)
+        if arrays is not None:
+            return _to_graph(info, arrays)
+        cache = data_root() / "converted" / f"{info.folder}-{source['edge.csv.gz']}"
+        make_folder(cache.parent)
+    return _to_graph(info, open_or_build(cache, source, lambda target: _convert(info, folder, target)))
+
+
+def _get(info: OgbInfo, folder: Path, url: str) -> None:
+    if folder.exists() and any(path.name != "processed" for path in folder.iterdir() if not path.name.startswith(".")):
+        raise DataError(
+            f"{folder}: has no raw/edge.csv.gz and no usable cache; remove the folder to get {info.name} anew"
+        )
+    make_folder(folder.parent)
+    download_and_unpack(
+        url,
+        folder,
+        archive_folder=info.archive_folder,
+        manual=(
+            f"to add {info.name} by hand, fetch {info.url} on a machine with network, unzip it in {folder.parent} and "
+            f"rename the folder {info.archive_folder} to {info.folder}, so that {folder}/raw/edge.csv.gz exists; "
+            "or point ZOO_DATA at a folder that holds it"
+        ),
+    )
+
+
+def _raw_files(info: OgbInfo, folder: Path) -> dict[str, Path]:
+    raw, split = folder / "raw", folder / "split" / info.split
+    names = ["num-node-list", "num-edge-list", "edge", "node-label"]
+    names += ["node-feat"] * info.has_node_attr + ["edge-feat"] * info.has_edge_attr
+    files = {f"{name}.csv.gz": raw / f"{name}.csv.gz" for name in names}
+    if info.has_species:
+        files[SPECIES_FILES[0]] = next(
+            (raw / name for name in SPECIES_FILES if (raw / name).exists()), raw / SPECIES_FILES[0]
+        )
+    return files | {f"{name}.csv.gz": split / f"{name}.csv.gz" for name in ("train", "valid", "test")}
+
+
+def _fingerprint(info: OgbInfo, folder: Path) -> dict[str, str]:
+    """Tell raw files apart without reading them: gzip ends with the checksum and the length of what it holds."""
+    result = {}
+    for name, path in _raw_files(info, folder).items():
+        try:
+            with open(path, "rb") as file:
+                file.seek(-8, os.SEEK_END)
+                result[name] = file.read(8).hex()
+        except OSError as error:
+            raise DataError(f"{path}: missing or cut short; remove {folder} to get {info.name} anew") from error
+    return result
+
+
+def _convert(info: OgbInfo, folder: Path, target: Path) -> None:
+    """Read the raw files into .npy files and check that they make a graph."""
+    files = _raw_files(info, folder)
+    num_nodes = read_count(files["num-node-list.csv.gz"], "nodes")
+    num_edges = read_count(files["num-edge-list.csv.gz"], "edges")
+    if num_nodes >= 2**31:
+        raise DataError(f"{folder}: {num_nodes:,} nodes do not fit into 32 bits")
+    num_values = 2 * num_edges + num_nodes * (info.num_tasks + 2)
+    if info.has_edge_attr:
+        num_values += num_edges * count_columns(files["edge-feat.csv.gz"])
+    if info.has_node_attr:
+        num_values += num_nodes * count_columns(files["node-feat.csv.gz"])
+    check_free_space(target, 4 * num_values, f"the converted {info.name}")
+
+    convert_edges(files["edge.csv.gz"], target / "edge_index.npy", num_edges, num_nodes)
+    if info.has_edge_attr:
+        convert_features(files["edge-feat.csv.gz"], target / "edge_attr.npy", num_edges, "edge features")
+    if info.has_node_attr:
+        convert_features(files["node-feat.csv.gz"], target / "x.npy", num_nodes, "node features")
+    labels = read_csv(files["node-label.csv.gz"], num_nodes, "float32", "labels")
+    if info.task == "multiclass":
+        # Class numbers are small, so float32 holds them exactly; an empty field is an unlabelled node.
+        labels = np.where(np.isnan(labels[:, 0]), -1, labels[:, 0]).astype(np.int64)
+    write_array(target / "y.npy", labels)
+    if info.has_species:
+        species = read_csv(files[SPECIES_FILES[0]], num_nodes, "int64", "species")[:, 0]
+        write_array(target / "categories.npy", species_to_categories(species))
+    for name in ("train", "valid", "test"):
+        write_array(target / f"{name}.npy", read_csv(files[f"{name}.csv.gz"], None, "int64", f"{name} nodes")[:, 0])
+    arrays = {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in target.glob("*.npy")}
+    validate(_to_graph(info, arrays))
+
+
+def species_to_categories(species: np.ndarray) -> np.ndarray:
+    """Number the species 0 .. K - 1 as the published ogbn-proteins models expect it.
+
+    Their code takes taxonomy ids modulo the largest one before it sorts them, which moves the largest to the front.
+
+    Args:
+        species: [N] positive integers.
+
+    Returns:
+        [N] int64.
+    """
+    return np.unique(species % species.max(), return_inverse=True)[1].astype(np.int64)
+
+
+def _to_graph(info: OgbInfo, arrays: Arrays) -> Graph:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    try:
+        return Graph(
+            name=info.name,
+            edge_index=tensors["edge_index"],
+            undirected=info.undirected,
+            num_nodes=len(tensors["y"]),
+            x=tensors["x"] if info.has_node_attr else None,
+            categories=tensors["categories"] if info.has_species else None,
+            edge_attr=tensors["edge_attr"] if info.has_edge_attr else None,
+            y=tensors["y"],
+            splits=(Split(tensors["train"], tensors["valid"], tensors["test"]),),
+            task=info.task,
+            num_tasks=info.num_tasks,
+        )
+    except KeyError as error:
+        raise DataError(f"{info.name}: the converted data lack {error}; remove the folder 'zoo' beside raw/") from error

@@ -1,0 +1,107 @@
+"""Random partitions of a graph and the subgraphs that they induce.
+
+Source: the training protocol of RevGNN on ogbn-proteins, arXiv 2106.07476: every node falls into a part by chance, and
+an edge counts while both its ends are in the same part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from zoo.data.graph import EDGE_CHUNK, Graph, Part
+from zoo.errors import DataError
+from zoo.ops.csr import CSR
+
+
+def random_parts(graph: Graph, num_parts: int, generator: torch.Generator) -> Iterator[Part]:
+    """Draw a fresh random partition and build the subgraph that each of its parts induces.
+
+    The partition is drawn and the edges are sorted at once; the features of a part are gathered when it is asked for.
+    All tensors are on the device of the graph. The incoming edges of a node are in the order of ``graph.edge_index``.
+
+    Args:
+        graph: with node features.
+        num_parts: P; 1 is the whole graph.
+        generator: decides alone; it may live on another device than the graph.
+
+    Returns:
+        The parts. A part that got no node is left out.
+
+    Raises:
+        DataError: if the number of parts does not fit, or the graph has no node features.
+    """
+    if num_parts < 1 or num_parts > graph.num_nodes:
+        raise DataError(f"{graph.name}: num_parts must lie in 1 .. {graph.num_nodes:,} (the nodes), not {num_parts}")
+    if graph.x is None:
+        raise DataError(f"{graph.name}: the graph has no node features; build some first, e.g. 'degree'")
+    device = graph.edge_index.device
+    part_of = torch.randint(num_parts, (graph.num_nodes,), generator=generator, device=generator.device).to(device)
+    nodes = torch.argsort(part_of, stable=True)  # [N] all nodes, part by part, ascending within each
+    node_ends = torch.bincount(part_of, minlength=num_parts).cumsum(0)
+    return _parts(graph, graph.x, nodes, node_ends.tolist(), *_sorted_edges(graph, part_of, nodes))
+
+
+def _parts(
+    graph: Graph, x: Tensor, nodes: Tensor, node_ends: list[int], rowptr: Tensor, col: Tensor, edges: Tensor | None
+) -> Iterator[Part]:
+    """Cut the sorted nodes and edges into parts."""
+    first = 0
+    for end in node_ends:
+        if end == first:
+            continue
+        rows = rowptr[first : end + 1]
+        start, stop = int(rows[0]), int(rows[-1])
+        edge_attr = None
+        if graph.edge_attr is not None and edges is not None:
+            edge_attr = graph.edge_attr.index_select(0, edges[start:stop])
+        ids = nodes[first:end]
+        # Clones, so that a part kept for long does not keep the edges of all others alive.
+        csr = CSR(rows - start, (col[start:stop] - first).clone() if first else col[start:stop].clone())
+        yield Part(ids.clone(), x.index_select(0, ids), csr, edge_attr)
+        first = end
+
+
+def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keep the edges inside parts and group them by target.
+
+    Args:
+        graph: the whole graph.
+        part_of: [N] the part of each node.
+        nodes: [N] the nodes part by part; a node's place in it is its new number.
+
+    Returns:
+        [N + 1] int64 row starts, [M] int32 new number of each source, and [M] the stored edge each comes from (None if
+        edges have no features).
+    """
+    n, num_edges, device = graph.num_nodes, graph.num_edges, graph.edge_index.device
+    number = torch.empty(n, dtype=torch.int32 if n < 2**31 else torch.int64, device=device)
+    number[nodes] = torch.arange(n, dtype=number.dtype, device=device)
+    part_of = part_of.to(torch.int16) if int(part_of.max()) < 2**15 else part_of
+    edge_dtype = torch.int32 if num_edges < 2**30 else torch.int64
+    sources, targets, kept = [], [], []
+    for start in range(0, num_edges, EDGE_CHUNK):
+        source, target = graph.edge_index[:, start : start + EDGE_CHUNK].long()
+        inside = (part_of[source] == part_of[target]).nonzero().squeeze(1)
+        sources.append(number[source[inside]])
+        targets.append(number[target[inside]])
+        kept.append((inside + start).to(edge_dtype))
+    empty = torch.empty(0, dtype=number.dtype, device=device)
+    source, target = torch.cat([empty, *sources]), torch.cat([empty, *targets])
+    sources.clear()
+    targets.clear()
+    if graph.undirected:
+        # Each edge is followed by its inverse, so that a stable sort by target leaves a row in the order of the edges.
+        source, target = torch.stack([source, target], 1).view(-1), torch.stack([target, source], 1).view(-1)  # [M]
+    target, order = torch.sort(target, stable=True)
+    rowptr = torch.searchsorted(target, torch.arange(n + 1, dtype=target.dtype, device=device))
+    del target
+    col = source.index_select(0, order)
+    if graph.edge_attr is None:
+        return rowptr, col, None
+    edges = torch.cat([torch.empty(0, dtype=edge_dtype, device=device), *kept])
+    kept.clear()
+    # Without the division in place, whole-graph parts would need one more tensor of the size of the edge list.
+    return rowptr, col, edges.index_select(0, order.div_(2, rounding_mode="floor") if graph.undirected else order)
