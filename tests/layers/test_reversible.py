@@ -334,7 +334,7 @@ def test_functional_call_with_averaged_weights() -> None:
 
 
 def test_func_grad_takes_the_plain_path() -> None:
-    stack, (x, inputs) = gen_stack().double(), stack_inputs()
+    stack, (x, inputs) = mix_stack(), stack_inputs()
     found = torch.func.grad(lambda state: stack(state, inputs).square().mean())(x)
     torch.testing.assert_close(found, run(stack, x, inputs)["x"])
 

@@ -14,7 +14,7 @@ Source: arXiv 2106.07476, section 3.2.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +25,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from zoo.layers.coupling import couple, join_groups, split_groups, sum_groups
 from zoo.layers.inputs import BlockInputs
+from zoo.layers.replay import Slot, collect, modes, replaced
 from zoo.layers.rng import RngTape
 
 
@@ -84,7 +85,7 @@ class ReversibleStack(nn.Module):
         if not self.reversible or torch._C._are_functorch_transforms_active():
             return self._run_plain(x, inputs)
         leaves, tree = tree_flatten(inputs)
-        parameters, slots = _collect(self._blocks(), "_parameters")
+        parameters, slots = collect(self._blocks(), "_parameters")
         call = _Call(self, tree, len(leaves), slots)
         return cast(Tensor, _Reverse.apply(call, x, *leaves, *parameters))  # type: ignore[no-untyped-call]
 
@@ -121,66 +122,13 @@ class ReversibleStack(nn.Module):
         return stream
 
 
-class _Slot(NamedTuple):
-    """A place where a module keeps a tensor, ``holder[name]``, and which one of a list of tensors stands there."""
-
-    holder: dict[str, Tensor | None]
-    name: str
-    which: int
-
-
-def _collect(modules: Iterator[nn.Module], kind: str) -> tuple[list[Tensor], list[_Slot]]:
-    """The distinct ``_parameters`` or ``_buffers`` of modules and their children, and all places that hold them."""
-    tensors: list[Tensor] = []
-    slots: list[_Slot] = []
-    known: dict[int, int] = {}
-    pending = list(modules)
-    while pending:
-        module = pending.pop()
-        holder: dict[str, Tensor | None] = getattr(module, kind)
-        for name, tensor in holder.items():
-            if tensor is not None:
-                which = known.setdefault(id(tensor), len(tensors))
-                if which == len(tensors):
-                    tensors.append(tensor)
-                slots.append(_Slot(holder, name, which))
-        pending.extend(child for child in module._modules.values() if child is not None)
-    return tensors, slots
-
-
-@contextmanager
-def _replaced(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put other tensors in the modules' places for a while."""
-    present = [slot.holder[slot.name] for slot in slots]
-    try:
-        for slot in slots:
-            slot.holder[slot.name] = tensors[slot.which]
-        yield
-    finally:
-        for slot, tensor in zip(slots, present, strict=True):
-            slot.holder[slot.name] = tensor
-
-
-@contextmanager
-def _modes(modules: Sequence[nn.Module], training: Sequence[bool]) -> Iterator[None]:
-    """Put modules back into the train or eval mode they had."""
-    present = [module.training for module in modules]
-    try:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
-        yield
-    finally:
-        for module, mode in zip(modules, present, strict=True):
-            module.training = mode
-
-
 class _Call(NamedTuple):
     """What the Function needs to know besides tensors."""
 
     stack: ReversibleStack
     tree: TreeSpec
     num_leaves: int
-    parameter_slots: list[_Slot]
+    parameter_slots: list[Slot]
 
 
 @dataclass
@@ -189,7 +137,7 @@ class _Record:
 
     call: _Call
     num_parameters: int
-    buffer_slots: list[_Slot]
+    buffer_slots: list[Slot]
     modules: list[nn.Module]
     training: list[bool]
     rng: RngTape
@@ -207,7 +155,7 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Any) -> Tensor:
         stack = call.stack
-        buffers, buffer_slots = _collect(stack._blocks(), "_buffers")
+        buffers, buffer_slots = collect(stack._blocks(), "_buffers")
         # Forward may write to them (running statistics); backward must see them as they are now, and leave no trace.
         buffers = [buffer.clone() for buffer in buffers]
         inputs = cast(BlockInputs, tree_unflatten(list(tensors[: call.num_leaves]), call.tree))
@@ -246,23 +194,30 @@ class _Reverse(torch.autograd.Function):
         leaves, parameters = aliases[: call.num_leaves], aliases[call.num_leaves :]
         enabled, dtype = record.autocast
         with ExitStack() as state:
-            state.enter_context(_replaced(call.parameter_slots, cast("list[Tensor]", parameters)))
-            state.enter_context(_replaced(record.buffer_slots, buffers))
-            state.enter_context(_modes(record.modules, record.training))
+            state.enter_context(replaced(call.parameter_slots, cast("list[Tensor]", parameters)))
+            state.enter_context(replaced(record.buffer_slots, buffers))
+            state.enter_context(modes(record.modules, record.training))
             state.enter_context(record.rng.replay())
             state.enter_context(torch.autocast(grad.device.type, dtype=dtype, enabled=enabled, cache_enabled=False))
             state.enter_context(torch.enable_grad())
             # The slices that the groups read are cut once; what flows into them is carried to the leaves at the end.
             inputs = call.stack._group_inputs(cast(BlockInputs, tree_unflatten(leaves, call.tree)))
-            grad_x, grads = _walk_back(record, stream, inputs, grad)
+            grads = _Grads(aliases)
+            grad_x = _walk_back(record, stream, inputs, grad, grads)
             grads.carry(inputs, leaves)
         return (None, grad_x if ctx.needs_input_grad[1] else None, *(grads.of(alias) for alias in aliases))
 
 
 class _Grads:
-    """Gradients summed over the layers, keyed by the id of the tensor they belong to."""
+    """Gradients summed over the layers, keyed by the id of the tensor they belong to.
 
-    def __init__(self) -> None:
+    Args:
+        tensors: those whose gradients will be returned. Room for them is taken before the walk: small gradients that
+            were born among the large temporaries of a layer, and stayed, would keep the allocator from reusing these.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        self._room = {id(t): torch.empty_like(t) for t in tensors if t is not None and t.requires_grad}
         self._total: dict[int, Tensor] = {}
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
@@ -272,9 +227,14 @@ class _Grads:
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Add one gradient to each tensor's."""
         for tensor, grad in zip(tensors, grads, strict=True):
-            if grad is not None:
-                known = self.of(tensor)
-                self._total[id(tensor)] = grad if known is None else known + grad
+            if grad is None:
+                continue
+            known = self.of(tensor)
+            if known is None:
+                room = self._room.get(id(tensor))
+                self._total[id(tensor)] = grad.clone() if room is None else room.copy_(grad)
+            else:
+                known.add_(grad)
 
     def carry(self, inputs: Sequence[BlockInputs], leaves: Sequence[Tensor | None]) -> None:
         """Carry what reached the groups' slices to the tensors they were cut from."""
@@ -287,16 +247,15 @@ class _Grads:
 
 
 def _walk_back(
-    record: _Record, stream: list[Tensor], inputs: Sequence[BlockInputs], grad: Tensor
-) -> tuple[Tensor, _Grads]:
+    record: _Record, stream: list[Tensor], inputs: Sequence[BlockInputs], grad: Tensor, grads: _Grads
+) -> Tensor:
     """From the last layer to the first: restore the states in place and collect gradients.
 
     Returns:
-        [N, C] gradient of the stack's input, and the gradients of everything the blocks read.
+        [N, C] gradient of the stack's input; those of everything the blocks read are added to ``grads``.
     """
     stack = record.call.stack
     flow = [group.to(record.dtype, copy=True) for group in grad.chunk(stack.num_groups, dim=1)]
-    grads = _Grads()
     cut = [_cut(group) for group in inputs]
     shared = [(_differentiable(there), _differentiable(here)) for there, here in zip(inputs, cut, strict=True)]
     own: dict[int, list[Tensor]] = {}
@@ -304,7 +263,7 @@ def _walk_back(
         for index in range(len(blocks) - 1, -1, -1):
             block = blocks[index]
             if id(block) not in own:
-                own[id(block)] = [p for p in _collect(iter([block]), "_parameters")[0] if p.requires_grad]
+                own[id(block)] = [p for p in collect([block], "_parameters")[0] if p.requires_grad]
             source = stream[index - 1] if index else sum_groups(stream[1:])
             state = source.detach().to(record.dtype, copy=True).requires_grad_()
             record.rng.rewind()
@@ -321,7 +280,7 @@ def _walk_back(
                     target.add_(found[0])
             grads.add([*originals, *own[id(block)]], found[1:])
             del found
-    return torch.cat(flow, dim=1), grads
+    return torch.cat(flow, dim=1)
 
 
 def _differentiable(inputs: BlockInputs) -> list[Tensor]:
