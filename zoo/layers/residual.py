@@ -1,0 +1,98 @@
+"""The residual stack: the plain deep network that reversible ones are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.layers.block import NORMS, NormName
+from zoo.layers.inputs import BlockInputs
+from zoo.layers.replay import collect, replaced
+
+
+class ResidualLayer(nn.Module):
+    """conv(dropout(relu(norm(x)))), with a dropout mask of its own in every application.
+
+    Args:
+        channels: C.
+        conv: a graph convolution, called as ``conv(x, inputs)``.
+        norm: which normalisation.
+        dropout: probability.
+    """
+
+    def __init__(self, channels: int, conv: nn.Module, *, norm: NormName = "layer", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = NORMS[norm](channels)
+        self.conv = conv
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] node states to the [N, C] that is added to them."""
+        h = F.dropout(self.norm(x).relu_(), self.dropout, self.training)
+        out: Tensor = self.conv(h, inputs)
+        return out
+
+
+class ResidualStack(nn.Module):
+    """h_1 = conv_1(x); h_t = h_{t-1} + conv_t(dropout(relu(norm_t(h_{t-1})))); at the end norm_1 of the last state.
+
+    The first step takes the input as it is, so the norm of the first layer is free to be the last, the one before the
+    head: a network of L distinct layers has L norms. With fewer distinct layers, which are cycled through, the last
+    norm is that of the layer whose turn it would be.
+
+    Args:
+        layers: the distinct layers.
+        num_steps: how many layers are applied; the distinct layers are cycled through. None: each once.
+        checkpoint: keep only the states between steps and compute the rest again in backward.
+
+    Raises:
+        ValueError: if there are no layers.
+
+    Source: DeeperGCN's "res+", arXiv 2006.07739; ResGNN and WT-ResGNN of arXiv 2106.07476.
+    """
+
+    def __init__(
+        self, layers: Sequence[ResidualLayer], *, num_steps: int | None = None, checkpoint: bool = False
+    ) -> None:
+        super().__init__()
+        if not layers:
+            raise ValueError("a residual stack needs at least one layer")
+        self.layers = nn.ModuleList(layers)
+        self.num_steps = len(layers) if num_steps is None else num_steps
+        self.checkpoint = checkpoint
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] node states to [N, C], normalised."""
+        # Autocast may halve what a convolution returns; the residual stream stays at full precision.
+        h = self._apply_layer(0, x, inputs.layer(0)).to(x.dtype)
+        for step in range(1, self.num_steps):
+            h = h + self._apply_layer(step, h, inputs.layer(step))
+        return cast(Tensor, self._layer(self.num_steps).norm(h))
+
+    def _layer(self, step: int) -> ResidualLayer:
+        return cast(ResidualLayer, self.layers[step % len(self.layers)])
+
+    def _apply_layer(self, step: int, x: Tensor, inputs: BlockInputs) -> Tensor:
+        layer = self._layer(step)
+        module = layer if step else layer.conv
+        if not (self.checkpoint and torch.is_grad_enabled()):
+            return cast(Tensor, module(x, inputs))
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _untouched_buffers(module)
+
+        return cast(Tensor, checkpoint(module, x, inputs, use_reentrant=False, context_fn=contexts))
+
+
+@contextmanager
+def _untouched_buffers(module: nn.Module) -> Iterator[None]:
+    """Within: what is written to buffers is lost, so that running statistics count a pass once."""
+    buffers, slots = collect([module], "_buffers")
+    with replaced(slots, [buffer.clone() for buffer in buffers]):
+        yield

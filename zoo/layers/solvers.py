@@ -1,0 +1,207 @@
+"""Solvers of fixed-point equations z = f(z) whose unknown is the state of a whole graph.
+
+Nodes are coupled, so the [N, C] state is one unknown and not N of them: one residual decides about stopping, and one
+small set of coefficients mixes past states.
+
+Besides the states at hand (at most eight of [N, C]) a solver remembers ``history`` pairs of differences,
+2 x history x [N, C], however many iterations it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Method = Literal["anderson", "broyden", "picard"]
+StateFn = Callable[[Tensor], Tensor]
+
+# A residual that many times the best one so far is a divergence, not a detour.
+_DIVERGENCE = 10.0
+_SMALLEST_NORM = 1e-100
+
+
+class Solution(NamedTuple):
+    """What a solver found.
+
+    Attributes:
+        z: [N, C], the iterate with the smallest residual; the initial state if f was not finite anywhere.
+        residual: ||f(z) - z|| / ||f(z)|| at that iterate, over the whole state; inf if f was not finite anywhere.
+        num_iters: evaluations of f.
+        converged: whether the residual is at most the tolerance.
+    """
+
+    z: Tensor
+    residual: float
+    num_iters: int
+    converged: bool
+
+
+@torch.no_grad()
+def solve(
+    f: StateFn, z0: Tensor, *, method: Method = "anderson", tol: float = 1e-3, max_iters: int = 30, history: int = 5
+) -> Solution:
+    """Find z with f(z) = z.
+
+    After an iterate whose value is not finite, or whose residual is far above the best, the solver forgets its history
+    and goes on from the best iterate with a plain step, half as long each time this happens. There is no randomness.
+
+    Args:
+        f: maps a state to a state of the same shape and dtype; must not change its argument.
+        z0: [N, C] (or any shape) where to start.
+        method: ``anderson`` acceleration, ``broyden``'s method (good updates, starting afresh when the history is
+            full), or plain ``picard`` iteration, which has no history.
+        tol: relative residual at which to stop.
+        max_iters: most evaluations of f.
+        history: pairs of differences that are remembered.
+
+    Raises:
+        ValueError: if a setting is out of range.
+
+    Source: Anderson 1965 in the form of Walker and Ni, 10.1137/10078356X; Broyden 1965.
+    """
+    if method not in ACCELERATORS:
+        raise ValueError(f"method: expected one of {', '.join(ACCELERATORS)}, got {method!r}")
+    if not (tol > 0 and max_iters >= 1 and history >= 1):
+        raise ValueError(f"expected tol > 0, max_iters >= 1, history >= 1; got {tol}, {max_iters}, {history}")
+    accelerator = ACCELERATORS[method](min(history, max_iters))
+    z, damping = z0, 1.0
+    best: tuple[Tensor, Tensor] | None = None
+    best_residual = math.inf
+    num_iters = 0
+    while num_iters < max_iters:
+        value = f(z)
+        num_iters += 1
+        step = value - z
+        residual = relative_residual(step, value)
+        del value
+        if residual < best_residual:
+            best, best_residual = (z, step), residual
+        if best is None or residual <= tol:
+            break
+        # The least squares below are worthless in the half precision that autocast would choose.
+        with torch.autocast(z.device.type, enabled=False):
+            if residual <= _DIVERGENCE * best_residual:
+                z = accelerator.next(z, step)
+            else:
+                accelerator.restart()
+                damping /= 2
+                z = best[0] + damping * best[1]
+    return Solution(z0 if best is None else best[0], best_residual, num_iters, best_residual <= tol)
+
+
+def relative_residual(step: Tensor, value: Tensor) -> float:
+    """||step|| / ||value|| over all elements; NaN or inf if either is not finite."""
+    above, below = torch.stack([torch.linalg.vector_norm(t) for t in (step, value)]).tolist()
+    return math.nan if math.isinf(below) else float(above / max(below, _SMALLEST_NORM))
+
+
+class _Accelerator(Protocol):
+    """Proposes the next state from the present one and its step f(z) - z, both [N, C]."""
+
+    def next(self, z: Tensor, step: Tensor) -> Tensor: ...
+
+    def restart(self) -> None: ...
+
+
+class _Picard:
+    def __init__(self, history: int) -> None: ...
+
+    def next(self, z: Tensor, step: Tensor) -> Tensor:
+        return z + step
+
+    def restart(self) -> None: ...
+
+
+class _Anderson:
+    """z + step minus the combination of past differences that comes closest to the step."""
+
+    def __init__(self, history: int) -> None:
+        self.history = history
+        self.steps: Tensor | None = None  # [history, N * C], differences of steps, each of length one
+        self.values: Tensor | None = None  # [history, N * C], differences of values, scaled alike
+        self.restart()
+
+    def restart(self) -> None:
+        self.count = 0
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def next(self, z: Tensor, step: Tensor) -> Tensor:
+        if self.last is not None:
+            self._remember(z - self.last[0], step - self.last[1])
+        self.last = z, step
+        known = min(self.count, self.history)
+        if not known or self.steps is None or self.values is None:
+            return z + step
+        steps = self.steps[:known]
+        gram, goal = (steps @ steps.t()).double().cpu(), (steps @ step.flatten()).double().cpu()
+        # Directions that rounding alone tells apart are left out.
+        rtol = 10 * known * torch.finfo(step.dtype).eps
+        weights: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=rtol) @ goal
+        return z + step - (weights.to(step) @ self.values[:known]).view_as(z)
+
+    def _remember(self, moved: Tensor, change: Tensor) -> None:
+        length = torch.linalg.vector_norm(change)
+        if not length:
+            return
+        if self.steps is None or self.values is None:
+            self.steps, self.values = (change.new_empty(self.history, change.numel()) for _ in range(2))
+        slot = self.count % self.history
+        torch.div(change.flatten(), length, out=self.steps[slot])
+        torch.div((moved + change).flatten(), length, out=self.values[slot])
+        self.count += 1
+
+
+class _Broyden:
+    """z + H step, where H approaches the inverse of 1 - f'(z) by updates of rank one: H = 1 + sum of u v^T."""
+
+    def __init__(self, history: int) -> None:
+        self.history = history
+        self.u: Tensor | None = None  # [history, N * C]
+        self.v: Tensor | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        self.count = 0
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def next(self, z: Tensor, step: Tensor) -> Tensor:
+        g = step.flatten()
+        move = self._apply(self.u, self.v, g)
+        if self.last is not None:
+            moved, before = self.last
+            change = g - before
+            # What was missing from the last move: moved + H change, which is H step as long as moved = H before.
+            missing, v = move, self._apply(self.v, self.u, moved)
+            if self.count == self.history:
+                self.count = 0
+                move, missing, v = g, moved + change, moved
+            scale = v @ change
+            if abs(float(scale)) > torch.finfo(g.dtype).eps * float(v.norm() * change.norm()):
+                u = missing / -scale
+                self._remember(u, v)
+                move = move + u * (v @ g)
+        self.last = move, g
+        return z + move.view_as(z)
+
+    def _apply(self, left: Tensor | None, right: Tensor | None, vector: Tensor) -> Tensor:
+        """(1 + sum of left right^T) vector."""
+        if left is None or right is None or not self.count:
+            return vector
+        return vector + (right[: self.count] @ vector) @ left[: self.count]
+
+    def _remember(self, u: Tensor, v: Tensor) -> None:
+        if self.u is None or self.v is None:
+            self.u, self.v = (u.new_empty(self.history, u.numel()) for _ in range(2))
+        self.u[self.count], self.v[self.count] = u, v
+        self.count += 1
+
+
+ACCELERATORS: Mapping[str, Callable[[int], _Accelerator]] = {
+    "anderson": _Anderson,
+    "broyden": _Broyden,
+    "picard": _Picard,
+}
