@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent, _xet, close_session
 
 from tests.hub.server import TestHub
+from tests.workflows.small import small_recipe
+from zoo.workflows.card import prepare_bundle
+from zoo.workflows.train import train
 
 # Nothing listens here: code that forgets to pass its endpoint on fails instead of calling the public hub.
 NOWHERE = "http://127.0.0.1:9"
@@ -122,3 +126,31 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts the client's pauses between attempts, which would add up to half a minute."""
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda duration_s: sleep(min(duration_s, 0.01)))
+
+
+@pytest.fixture
+def use_hub(hf_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Points the zoo in this process to a hub, as a user or as nobody: `use_hub(hub, token)`."""
+
+    def use(hub: TestHub, token: str = "") -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    return use
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small recipe; tests that change it make a copy."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("finished")
+    train(small_recipe(folder), folder / "run", device="cpu", quiet=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path) -> Path:
+    """The bundle of that run; tests that change it make a copy."""
+    return prepare_bundle(run)

@@ -1,0 +1,352 @@
+"""Publishing: one commit, nothing twice, and nothing that was not meant to be published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants, snapshot_download
+from safetensors.torch import load_file, save_file
+
+import zoo
+from tests.hub.bundles import REPO, changed_config, command, content, outputs, with_weights
+from tests.hub.client import ALICE, api, content_of
+from tests.hub.conftest import HubMaker
+from tests.hub.server import TestHub
+from tests.hub.test_command import run as hf
+from tests.hub.wire import Fault, Request
+from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError
+from zoo.hub.push import Options, Published
+from zoo.hub.reference import ReferenceFormatError
+from zoo.workflows.publish import publish
+
+UseHub = Callable[..., None]
+Env = Callable[..., dict[str, str]]
+FILES = {"README.md", "config.json", "model.safetensors", "curves.png"}
+
+
+def push(source: Path, repo_id: str = REPO, *, replace_card: bool = False, **options: Any) -> Published:
+    return publish(source, repo_id, Options(**options), replace_card=replace_card, quiet=True)
+
+
+def published(hub: TestHub, revision: str = "main") -> dict[str, bytes]:
+    return {name: data for name, data in hub.files(REPO, revision).items() if name != ".gitattributes"}
+
+
+def commits(hub: TestHub) -> int:
+    return len(hub.repo(REPO).head.history())
+
+
+def sent(hub: TestHub) -> list[str]:
+    """What was asked of the hub that changes something."""
+    harmless = ("/preupload/", "/objects/batch", "/validate-yaml", "/paths-info/")
+    changing = [r for r in hub.requests if r.method in ("POST", "PUT", "DELETE")]
+    return [str(r) for r in changing if not any(part in r.path for part in harmless)]
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that the test may change."""
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("kind", ["lfs", "multipart", "xet"])
+def test_round_trip_gives_equal_bytes_and_outputs(
+    make_hub: HubMaker, use_hub: UseHub, run: Path, bundle: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"lfs": {}, "multipart": {"cdn": True, "multipart_chunk": 4096}, "xet": {"xet": True}}[
+        kind
+    ]
+    hub = make_hub(**options)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", kind != "xet")
+    use_hub(hub, ALICE)
+    done = push(run)
+    assert (done.is_new, done.commit, set(done.changed)) == (True, hub.repo(REPO).head.id, FILES)
+    assert commits(hub) == 2
+    files = published(hub)
+    assert set(files) == FILES
+    assert all(files[name] == content(bundle)[name] for name in FILES - {"README.md"})
+    assert b'zoo.load("alice/small")' in files["README.md"]
+    model = zoo.load(REPO)
+    assert outputs(model).equal(outputs(zoo.load(bundle)))
+    assert not model.training
+    ways = {r.server for r in hub.requests.select("PUT")}, bool(hub.requests.select(path="/xet-write-token/"))
+    assert ways == {"lfs": ({"hub"}, False), "multipart": ({"cdn"}, False), "xet": (set(), True)}[kind]
+
+
+def test_second_push_says_unchanged_and_sends_nothing(hub: TestHub, use_hub: UseHub, run: Path) -> None:
+    use_hub(hub, ALICE)
+    first = push(run)
+    hub.requests.clear()
+    second = push(run)
+    assert (second.changed, second.commit, second.is_new) == ((), first.commit, False)
+    assert sent(hub) == []
+    assert commits(hub) == 2
+
+
+def test_push_of_a_changed_card_sends_the_weights_no_more(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    push(copy)
+    hub.requests.clear()
+    card = (copy / "README.md").read_text().replace("# small\n", "# small\n\nWritten by hand.\n")
+    (copy / "README.md").write_text(card)
+    assert push(copy, message="Say more").changed == ("README.md",)
+    assert not hub.requests.select("PUT")
+    assert published(hub)["README.md"] == card.encode()
+    assert hub.repo(REPO).head.title == "Say more"
+
+
+def test_hand_written_card_is_kept_unless_replaced(
+    hub: TestHub, use_hub: UseHub, copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use_hub(hub, ALICE)
+    push(copy)
+    edited = published(hub)["README.md"].replace(b"## Limits\n", b"## Limits\n\nMany of them.\n")
+    hub.put_raw(REPO, {"README.md": edited})
+    assert push(copy).changed == ()
+    assert "written by hand and is kept" in capfd.readouterr().err
+    assert published(hub)["README.md"] == edited
+    assert push(copy, replace_card=True).changed == ("README.md",)
+    assert b"Many of them" not in published(hub)["README.md"]
+
+
+def test_other_files_of_the_repository_stay_and_a_stale_picture_goes(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    push(copy)
+    hub.put_raw(REPO, {"notes.txt": b"mine\n"})
+    (copy / "curves.png").unlink()
+    assert set(push(copy).changed) == {"README.md", "curves.png"}
+    assert set(published(hub)) == FILES - {"curves.png"} | {"notes.txt"}
+
+
+def test_only_files_of_the_list_are_published(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    for name in ("secrets.env", "optimizer.pt", ".hidden", "model.safetensors.bak"):
+        (copy / name).write_bytes(b"x")
+    (copy / "folder").mkdir()
+    (copy / "folder" / "more.safetensors").write_bytes(b"x")
+    (copy / "link").symlink_to("/etc/hostname")
+    push(copy)
+    assert set(published(hub)) == FILES
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_link_is_refused_and_not_followed(hub: TestHub, use_hub: UseHub, copy: Path, name: str) -> None:
+    use_hub(hub, ALICE)
+    target = (copy / name).rename(copy / f"real-{name}")
+    (copy / name).symlink_to(target)
+    with pytest.raises(BundleError, match=rf"{name}: a link"):
+        push(copy)
+    assert len(hub.requests) == 0
+
+
+def test_a_link_in_a_run_folder_is_refused(hub: TestHub, use_hub: UseHub, run: Path, tmp_path: Path) -> None:
+    use_hub(hub, ALICE)
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "bundle" / "curves.png").unlink()
+    (copy / "bundle" / "curves.png").symlink_to("/etc/hostname")
+    with pytest.raises(BundleError, match=r"curves\.png: a link"):
+        push(copy)
+    assert len(hub.requests) == 0
+
+
+def test_unfit_bundles_are_refused_before_anything_is_sent(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    state = load_file(copy / "model.safetensors")
+    state["head.bias"] = torch.full_like(state["head.bias"], float("nan"))
+    save_file(state, copy / "nan.safetensors", metadata={"format": "pt"})
+    files = with_weights(content(copy), (copy / "nan.safetensors").read_bytes())
+    unfit = {
+        "NaN": files,
+        "SHA-256": {"model.safetensors": content(copy)["model.safetensors"][:-1] + b"\0"},
+        "metadata": {"README.md": b"no metadata here, only many words about the model in question\n"},
+        "model-index": {"README.md": (copy / "README.md").read_bytes().replace(b"value: 0.", b"value: 0.9", 1)},
+        "token": {"README.md": (copy / "README.md").read_bytes() + b"hf_" + b"a" * 34},
+        "home folder": {"README.md": (copy / "README.md").read_bytes() + str(Path.home() / "x").encode()},
+        "unknown key": {"config.json": changed_config(copy, extra=1)},
+    }
+    good = content(copy)
+    for words, changes in unfit.items():
+        for name, data in {**good, **changes}.items():
+            (copy / name).write_bytes(data)
+        with pytest.warns(UserWarning, match="NaN") if words == "NaN" else pytest.raises(BundleError, match=words):
+            if words == "NaN":
+                with pytest.raises(BundleError, match="NaN"):
+                    push(copy)
+            else:
+                push(copy)
+    assert sent(hub) == []
+    assert hub.repos == {}
+
+
+def test_tag_is_set_and_never_moved(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    first = push(copy, tag="v1")
+    assert hub.repo(REPO).find("v1") is hub.repo(REPO).head
+    # Once more is no change; a later commit may not take it.
+    assert push(copy, tag="v1").changed == ()
+    (copy / "curves.png").unlink()
+    hub.requests.clear()
+    with pytest.raises(ZooError, match=r"tag v1 exists at .* and is never moved"):
+        push(copy, tag="v1")
+    assert sent(hub) == []
+    push(copy, tag="v2")
+    tags = {name: hub.repo(REPO).refs[f"refs/tags/{name}"].id for name in ("v1", "v2")}
+    assert tags == {"v1": first.commit, "v2": hub.repo(REPO).head.id}
+    with pytest.raises(ReferenceFormatError):
+        push(copy, tag="../v3")
+
+
+def test_dry_run_checks_all_and_sends_nothing(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    done = push(copy, dry_run=True)
+    assert (done.is_new, set(done.changed), done.commit) == (True, FILES, None)
+    assert sent(hub) == []
+    assert hub.repos == {}
+
+
+def test_private_repository_is_created_private(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    push(copy, private=True)
+    assert hub.repo(REPO).private
+
+
+def test_stranger_opens_a_pull_request(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    bob = hub.add_user("bob")
+    use_hub(hub, bob)
+    with pytest.raises(NotFoundError, match="no such repository"):
+        push(copy, create_pr=True)
+    hub.put_raw(REPO, {"notes.txt": b"x"})
+    with pytest.raises(AccessError):
+        push(copy)
+    done = push(copy, create_pr=True)
+    assert (done.commit, done.url) == (None, f"{hub.url}/{REPO}/discussions/1")
+    assert set(published(hub, "refs/pr/1")) == {*FILES, "notes.txt"}
+    assert set(published(hub)) == {"notes.txt"}
+    assert outputs(zoo.load(f"{REPO}@refs/pr/1")).equal(outputs(zoo.load(copy)))
+
+
+def test_those_without_the_right_are_told_before_anything_is_sent(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    reader, bob = hub.add_user("alice", "read"), hub.add_user("bob")
+    for token, words in (("", "needs a token"), (reader, "only read"), (bob, "may not create"), ("hf_un", "token")):
+        use_hub(hub, token)
+        with pytest.raises(AccessError, match=words) as caught:
+            push(copy)
+        assert caught.value.exit_code == 4
+    hub.add_repo(REPO, private=True)
+    for token in (reader, bob):
+        use_hub(hub, token)
+        with pytest.raises(AccessError):
+            push(copy)
+    assert sent(hub) == []
+
+
+def test_second_writer_is_refused_rather_than_overruled(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    push(copy)
+    (copy / "curves.png").unlink()
+
+    class Overtake(Fault):
+        """Somebody else commits after our push has looked at the repository."""
+
+        def strikes(self, request: Request) -> bool:
+            if "/preupload/" in request.path:
+                hub.put_raw(REPO, {"other.txt": b"first\n"})
+            return False
+
+    hub.faults.append(Overtake())
+    with pytest.raises(ZooError, match="changed by somebody else meanwhile") as caught:
+        push(copy)
+    assert caught.value.exit_code == 1
+    hub.faults.clear()
+    assert set(published(hub)) == {*FILES, "other.txt"}
+    push(copy)
+    assert set(published(hub)) == FILES - {"curves.png"} | {"other.txt"}
+
+
+def test_hub_without_xet_gets_the_files_by_lfs(
+    make_hub: HubMaker, use_hub: UseHub, copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub = make_hub()
+    use_hub(hub, ALICE)
+    push(copy)
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert "no xet storage" in told[0]
+    assert "sending by LFS" in told[0]
+    assert set(published(hub)) == FILES
+    assert commits(hub) == 2
+    assert constants.HF_HUB_DISABLE_XET is False
+
+
+@pytest.mark.parametrize("lose", ["request", "answer"])
+def test_dropped_commit_is_looked_up(
+    hub: TestHub, use_hub: UseHub, copy: Path, lose: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use_hub(hub, ALICE)
+    hub.faults.append(Fault("POST", "/commit/", lose=lose))
+    if lose == "request":
+        with pytest.raises(NetworkError) as caught:
+            push(copy)
+        assert caught.value.exit_code == 6
+        assert published(hub) == {}
+    else:
+        assert push(copy).commit == hub.repo(REPO).head.id
+        assert "the answer was lost, but the commit is there" in capfd.readouterr().err
+    push(copy)
+    assert set(published(hub)) == FILES
+    assert commits(hub) == 2
+
+
+@pytest.mark.parametrize("fault", [{"lose": "request"}, {"lose": "answer"}, {"status": 500}, {"status": 503}])
+def test_upload_survives_a_bad_moment(
+    hub: TestHub, use_hub: UseHub, copy: Path, fault: dict[str, Any], quick_retries: None
+) -> None:
+    use_hub(hub, ALICE)
+    hub.faults.append(Fault("PUT", "/lfs/", **fault))
+    push(copy)
+    assert set(published(hub)) == FILES
+    assert outputs(zoo.load(REPO)).equal(outputs(zoo.load(copy)))
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(403, AccessError), (409, ZooError), (412, ZooError), (429, NetworkError), (503, NetworkError)],
+)
+def test_refused_commit_has_its_own_error(
+    hub: TestHub, use_hub: UseHub, copy: Path, status: int, error: type[ZooError], quick_retries: None
+) -> None:
+    use_hub(hub, ALICE)
+    hub.faults.append(Fault("POST", "/commit/", status=status, times=None))
+    with pytest.raises(error) as caught:
+        push(copy)
+    assert type(caught.value) is error
+    assert published(hub) == {}
+
+
+def test_commands_publish_and_the_stock_client_reads_it(
+    hub: TestHub, hub_env: Env, run: Path, bundle: Path, tmp_path: Path
+) -> None:
+    env = hub_env(hub, ALICE)
+    first = command(env, "push", str(run), REPO, "--tag", "v1", "-q")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == f"{hub.url}/{REPO} at {hub.repo(REPO).head.id}, tag v1\n"
+    second = command(env, "push", str(bundle), REPO, "--json")
+    assert json.loads(second.stdout)["changed"] == []
+    nobody = hub_env(hub)
+    folder = hf(nobody, "download", REPO, "--revision", "v1", "--format", "quiet").strip()
+    assert content_of(folder) == published(hub)
+    hf(nobody, "cache", "verify", REPO, "--revision", "v1")
+    other = snapshot_download(REPO, endpoint=hub.url, cache_dir=tmp_path / "other", token=False)
+    assert content_of(other) == published(hub)
+    assert api(hub).model_info(REPO).library_name == "revgnn-zoo"
+    # What the stock client has fetched is used by ours.
+    hub.requests.clear()
+    pulled = command(hub_env(hub, HF_HUB_OFFLINE="1"), "pull", f"{REPO}@v1")
+    assert (pulled.returncode, pulled.stdout.strip()) == (0, folder)
+    assert len(hub.requests) == 0

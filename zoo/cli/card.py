@@ -1,0 +1,28 @@
+"""``revgnn-zoo card``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, example, say
+
+
+@click.command("card", epilog=example("revgnn-zoo card runs/quickstart", "revgnn-zoo card ./bundle --check"))
+@click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Write nothing; report what README.md lacks or states without a record.")
+@click.option("--replace", is_flag=True, help="Overwrite a README.md that was written or edited by hand.")
+@common_options
+def command(*, source: Path, check: bool, replace: bool, quiet: bool) -> None:
+    """Render README.md of a bundle from its configuration, the recipe's card and the learning curves."""
+    if check and replace:
+        raise click.UsageError("give either --check or --replace")
+    from zoo.workflows.card import check_card, write_card
+
+    if check:
+        path = check_card(source)
+        if not quiet:
+            say(f"{path}: ok")
+    else:
+        say(f"card: {write_card(source, replace=replace)}")

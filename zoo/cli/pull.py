@@ -1,0 +1,45 @@
+"""``revgnn-zoo pull``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, example, json_option, say, say_json
+
+
+@click.command(
+    "pull",
+    epilog=example("revgnn-zoo pull org/revgnn-deep@v1", "revgnn-zoo pull org/revgnn-deep --to ./revgnn-deep"),
+)
+@click.argument("reference", metavar="OWNER/NAME[@REVISION]")
+@click.option("--to", "out", type=click.Path(path_type=Path), help="Copy the files to this folder.")
+@click.option("--offline", is_flag=True, help="Use what is in the cache, ask nobody.")
+@json_option
+@common_options
+def command(*, reference: str, out: Path | None, offline: bool, as_json: bool, quiet: bool) -> None:
+    """Fetch a model from the Hub, verify it and print its folder.
+
+    The host is HF_ENDPOINT, the cache is in HF_HOME; 'hf cache ls' and 'hf cache rm' look after it.
+    """
+    from zoo.workflows.pull import copy_bundle, fetch
+
+    pulled = fetch(reference, offline=offline, quiet=quiet or as_json)
+    folder = pulled.folder
+    if out is not None:
+        copy_bundle(pulled, out)
+        folder = out
+    if as_json:
+        say_json(
+            {
+                "folder": str(folder),
+                "repository": pulled.reference.repo_id,
+                "revision": pulled.reference.revision,
+                "commit": pulled.commit,
+                "sha256": pulled.config.weights.sha256,
+                "is_stale": pulled.is_stale,
+            }
+        )
+    else:
+        say(str(folder))

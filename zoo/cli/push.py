@@ -1,0 +1,71 @@
+"""``revgnn-zoo push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, example, json_option, say, say_json
+
+
+@click.command(
+    "push",
+    epilog=example(
+        "revgnn-zoo push runs/quickstart me/quickstart --dry-run",
+        "revgnn-zoo push runs/quickstart me/quickstart --tag v1",
+    ),
+)
+@click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="A repository that has to be created is private.")
+@click.option("--tag", default="", help="Also set this tag. One that exists elsewhere is never moved.")
+@click.option("--message", default="", help="Title of the commit.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--replace-card", is_flag=True, help="Render README.md anew even if it was written by hand.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be sent; send nothing.")
+@json_option
+@common_options
+def command(
+    *,
+    source: Path,
+    repo_id: str,
+    private: bool,
+    tag: str,
+    message: str,
+    create_pr: bool,
+    replace_card: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish a bundle, or the bundle of a finished run, to the Hub in one commit.
+
+    The right to write, the card, the weights and that they load again are checked before anything is sent.
+    """
+    from zoo.hub.push import Options
+    from zoo.workflows.publish import publish
+
+    options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
+    done = publish(source, repo_id, options, replace_card=replace_card, quiet=quiet or as_json)
+    if as_json:
+        say_json(
+            {
+                "repository": done.repo_id,
+                "commit": done.commit,
+                "changed": list(done.changed),
+                "url": done.url,
+                "tag": done.tag,
+                "is_new": done.is_new,
+                "dry_run": dry_run,
+            }
+        )
+    elif dry_run:
+        create = "would create it; " if done.is_new else ""
+        say(f"{repo_id}: {create}would send {', '.join(done.changed) or 'nothing: it holds all of this already'}")
+    elif not done.changed:
+        say(f"{repo_id}: unchanged at {done.commit}, nothing was sent" + (f"; tag {done.tag}" if done.tag else ""))
+    elif done.commit is None:
+        say(f"pull request: {done.url}")
+    else:
+        say(f"{done.url} at {done.commit}" + (f", tag {done.tag}" if done.tag else ""))

@@ -1,0 +1,212 @@
+"""The README.md of a bundle: what people wrote about the recipe, and what ``config.json`` records of these weights.
+
+Nothing is ever read back from a README.md but its metadata. A rendered card ends in a line with its own digest, so that
+a card which somebody has edited since is recognised and kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from zoo.hub.client import LIBRARY
+from zoo.hub.config import CURVES_FILE, BundleConfig
+from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.shipped import card_path, list_recipes, recipe_path
+from zoo.spec.size import count_parameters
+
+_METRICS = {"rocauc": "roc_auc", "accuracy": "accuracy", "micro_f1": "f1"}
+_TASK = ("graph-ml", "Node property prediction")
+_MARK = re.compile(r"\n<!-- rendered by revgnn-zoo ([0-9a-f]{64}) -->\n$")
+_NOT_PROSE = re.compile(r"^---\n.*?\n---\n|```.*?```|`[^`\n]*`|<!--.*?-->|https?://\S+|\]\([^)]*\)", re.DOTALL)
+_DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w]|\.\d)")
+_ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
+
+_GENERIC = """\
+# {name}
+
+{summary}
+
+## Intended use
+
+Prediction of node labels on `{dataset}` and on graphs of the same kind: nodes with {features} input features.
+
+## Limits
+
+The figures below hold for this data set, split and protocol alone. No other data were looked at.
+
+## Use
+
+```python
+model = zoo.load("owner/{name}")
+```
+
+```bash
+revgnn-zoo eval owner/{name}
+```
+"""
+
+
+def render_card(config: BundleConfig, *, repo_id: str = "", has_curves: bool = False) -> str:
+    """The card of a bundle; the same bundle always gives the same text.
+
+    Args:
+        config: of the bundle.
+        repo_id: where it is published; without it the card speaks of ``owner/NAME``.
+        has_curves: the bundle holds a picture of the learning curves.
+    """
+    recipe = config.recipe
+    body = _written_card(recipe) or _GENERIC.format(
+        name=recipe.name,
+        summary=recipe.summary,
+        dataset=recipe.data.dataset,
+        features=config.shape.num_node_features,
+    )
+    body = body.replace(f"owner/{recipe.name}", repo_id or f"owner/{recipe.name}")
+    parts = [f"---\n{_metadata(config, repo_id)}\n---", body.strip(), _these_weights(config, has_curves=has_curves)]
+    text = "\n\n".join(parts)
+    return f"{text}\n\n<!-- rendered by revgnn-zoo {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_generated(text: str) -> bool:
+    """Whether a card is exactly as it was rendered, so that no work is lost when it is replaced."""
+    text = text.replace("\r\n", "\n")
+    mark = _MARK.search(text)
+    return mark is not None and hashlib.sha256(text[: mark.start() - 1].encode()).hexdigest() == mark[1]
+
+
+def card_faults(text: str, config: BundleConfig) -> list[str]:
+    """What a card lacks to be published with a bundle, one line each."""
+    try:
+        card = ModelCard(text, ignore_metadata_errors=False)
+        data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return [f"its metadata (the YAML at its top) cannot be read: {str(error).splitlines()[0]}"]
+    faults = [f"its metadata lacks {key}" for key in ("license", "library_name", "tags") if not data.get(key)]
+    if data.get("library_name") not in (None, LIBRARY):
+        faults.append(f"library_name is {data['library_name']!r}; expected {LIBRARY!r}")
+    if len(card.text.strip()) < 40:
+        faults.append("it says nothing about the model")
+    recorded = {round(figure.value, 6) for figure in config.results}
+    for result in getattr(card.data, "eval_results", None) or ():
+        value = result.metric_value
+        if not isinstance(value, int | float) or round(value, 6) not in recorded:
+            faults.append(f"model-index states {result.metric_type} {value}, which config.json does not record")
+    return faults
+
+
+def unrecorded_numbers(text: str, config: BundleConfig) -> list[str]:
+    """Decimal numbers in the prose of a card that ``config.json`` does not hold, in the order of the text."""
+    prose = _ARXIV.sub("", _NOT_PROSE.sub(" ", text))
+    known = known_numbers(config.recipe, config.model_dump(mode="json"))
+    known |= {f"{count_parameters(config.recipe.model, config.shape) / 1e6:.{d}f}" for d in (1, 2)}
+    return [number for number in _DECIMAL.findall(prose) if number not in known]
+
+
+def known_numbers(recipe: Recipe, data: Any) -> set[str]:
+    """How the numbers of a recipe and of more JSON data may be written: as they are, rounded, in percent, in millions.
+
+    Args:
+        recipe: with all its defaults.
+        data: anything that ``json`` can write.
+    """
+    known: set[str] = set()
+    for value in _numbers([recipe.to_json(), data]):
+        known |= {json.dumps(value), f"{value:g}", f"{value / 1e6:.1f}", f"{value / 1e6:.2f}"}
+        known |= {f"{scale * value:.{digits}f}" for scale in (1, 100) for digits in (1, 2, 3, 4)}
+    return known
+
+
+def _numbers(data: Any) -> Iterator[float]:
+    if isinstance(data, dict | list | tuple):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from _numbers(value)
+    elif isinstance(data, int | float) and not isinstance(data, bool):
+        yield data
+
+
+def _written_card(recipe: Recipe) -> str:
+    """What was written about a recipe that comes with the zoo; empty if this recipe is not it.
+
+    The card of a recipe describes its data, its model and its training; it fits nothing that differs in them. Only the
+    seed may be another.
+    """
+    if recipe.name not in list_recipes() or not card_path(recipe.name).is_file():
+        return ""
+    if _described(recipe) != _described(_shipped(recipe.name)):
+        return ""
+    return card_path(recipe.name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _shipped(name: str) -> Recipe:
+    return read_recipe(recipe_path(name))
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.to_json()
+    return {"data": data["data"], "model": data["model"], "train": {**data["train"], "seed": 0}}
+
+
+def _metadata(config: BundleConfig, repo_id: str) -> str:
+    recipe = config.recipe
+    dataset, metric = recipe.data.dataset, recipe.eval.metric
+    results = [
+        EvalResult(
+            task_type=_TASK[0],
+            task_name=_TASK[1],
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=figure.split,
+            metric_type=_METRICS[figure.metric],
+            metric_name=f"{figure.split} {figure.metric} ({figure.protocol})",
+            metric_value=figure.value,
+        )
+        for figure in config.results
+        if figure.split != "train"
+    ]
+    data = ModelCardData(
+        library_name=LIBRARY,
+        license="mit",
+        pipeline_tag=_TASK[0],
+        tags=["graph-neural-network", "node-classification", f"revgnn-zoo-{recipe.model.type.replace('_', '-')}"],
+        datasets=None if dataset == "file" else [dataset],
+        metrics=[_METRICS[metric]],
+        model_name=repo_id.rpartition("/")[2] or recipe.name,
+        eval_results=results or None,
+    )
+    return data.to_yaml().strip()
+
+
+def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
+    recipe, provenance, weights = config.recipe, config.provenance, config.weights
+    lines = ["## These weights", ""]
+    if config.results:
+        lines += ["| split | metric | value | protocol |", "| --- | --- | ---: | --- |"]
+        lines += [f"| {r.split} | {r.metric} | {r.value:.4f} | {r.protocol} |" for r in config.results]
+    else:
+        lines.append("Nothing was measured of them before they were published.")
+    if has_curves:
+        lines += ["", f"![Training loss and validation {recipe.eval.metric} by epoch]({CURVES_FILE})"]
+    facts = {
+        "recipe": f"`{recipe.name}`, family `{recipe.model.type}`",
+        "parameters": f"{count_parameters(recipe.model, config.shape):,}",
+        "data set": f"`{recipe.data.dataset}`, split {recipe.data.split}",
+        "features": ", ".join(recipe.data.node_features),
+        "training": f"{provenance.num_epochs} epochs, best at {provenance.epoch}, seed {recipe.train.seed}, "
+        f"{recipe.train.optimizer.type}, {recipe.train.precision}",
+        "versions": f"revgnn-zoo {provenance.zoo_version}, torch {provenance.torch_version}",
+        "device": provenance.device,
+        "weights": f"{weights.num_bytes:,} bytes, SHA-256 `{weights.sha256}`",
+    }
+    if provenance.converted_from_sha256:
+        facts["training"] = f"by others; converted from a checkpoint, SHA-256 `{provenance.converted_from_sha256}`"
+    lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {fact} |" for name, fact in facts.items() if fact)]
+    lines += ["", "`config.json` holds the whole recipe with every default, and every figure above."]
+    return "\n".join(lines)

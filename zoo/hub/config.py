@@ -1,0 +1,109 @@
+"""What ``config.json`` of a bundle says, as data; reading it needs no torch.
+
+A bundle may come from anywhere, so its configuration is read step by step: its size before its content, every key and
+every number before anything is done with them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from zoo.errors import BundleError, RecipeError
+from zoo.hub.files import read_regular
+from zoo.spec.base import Spec
+from zoo.spec.recipe import MAX_RECIPE_BYTES, GraphShape, Recipe, parse_json_object, parse_spec
+from zoo.spec.results import Measured
+from zoo.spec.size import count_parameters
+
+FORMAT_VERSION: Literal[1] = 1
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, CURVES_FILE = "config.json", "model.safetensors", "README.md", "curves.png"
+
+
+class Provenance(Spec):
+    """Where the weights come from. It names no user, no host and no path."""
+
+    zoo_version: str
+    torch_version: str
+    device: str = ""
+    epoch: int = Field(default=0, ge=0, description="the epoch that was selected")
+    num_epochs: int = Field(default=0, ge=0, description="epochs trained")
+    converted_from_sha256: str = Field(default="", description="the checkpoint of another implementation")
+
+
+class Weights(Spec):
+    """The weights file, so that a change of it is noticed."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    num_bytes: int = Field(ge=0)
+
+
+class BundleConfig(Spec):
+    """The content of ``config.json``."""
+
+    format_version: Literal[1]
+    recipe: Recipe
+    shape: GraphShape
+    results: tuple[Measured, ...]
+    provenance: Provenance
+    weights: Weights
+
+
+def read_config(folder: Path) -> BundleConfig:
+    """Read and check ``config.json``, and that the weights file has the size that it and the model imply.
+
+    Raises:
+        BundleError: if the folder is not a whole bundle; with every fault of its configuration.
+    """
+    where = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder")
+    try:
+        raw = read_regular(where, max_bytes=MAX_RECIPE_BYTES)
+    except FileNotFoundError:
+        raise BundleError(f"{folder}: not a bundle: it has no {CONFIG_FILE}") from None
+    except OSError as error:
+        raise BundleError(f"{where}: cannot be read: {error.strerror or error}") from error
+    config = parse_config(raw, where=str(where))
+    _check_size(folder / WEIGHTS_FILE, config)
+    return config
+
+
+def parse_config(raw: bytes, *, where: str) -> BundleConfig:
+    """Check the content of a ``config.json``; ``where`` names its origin in errors.
+
+    Raises:
+        BundleError: with every fault, one a line, each with its place.
+    """
+    try:
+        data = parse_json_object(raw, where=where)
+        version = data.get("format_version")
+        if type(version) is int and version > FORMAT_VERSION:
+            raise BundleError(f"{where}: format_version {version} is of a newer revgnn-zoo; upgrade to read it")
+        config = parse_spec(BundleConfig, data, where=where)
+    except RecipeError as error:
+        raise BundleError(str(error)) from error
+    num_parameters = count_parameters(config.recipe.model, config.shape)
+    if config.weights.num_bytes < 4 * num_parameters:
+        raise BundleError(
+            f"{where}: weights.num_bytes: {config.weights.num_bytes:,} bytes cannot hold "
+            f"the recipe's {num_parameters:,} parameters"
+        )
+    return config
+
+
+def _check_size(path: Path, config: BundleConfig) -> None:
+    """Refuse a wrong size before a model is built, which for a hostile recipe could take very long."""
+    try:
+        num_bytes = path.stat().st_size
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent}: not a whole bundle: it has no {WEIGHTS_FILE}") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if num_bytes != config.weights.num_bytes:
+        raise BundleError(
+            f"{path}: has {num_bytes:,} bytes, but {CONFIG_FILE} says {config.weights.num_bytes:,}: "
+            "the file is damaged or was changed"
+        )

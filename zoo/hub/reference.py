@@ -1,0 +1,85 @@
+"""What a name on the Hub means: ``owner/name``, perhaps with ``@revision``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from zoo.errors import ZooError
+
+DEFAULT_REVISION = "main"
+_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class ReferenceFormatError(ZooError):
+    """A text that cannot be a name on the Hub, whatever the Hub holds."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository and one of its revisions.
+
+    Attributes:
+        repo_id: ``owner/name``.
+        revision: a branch, a tag, ``refs/pr/N`` or a commit of 40 hexadecimal digits.
+    """
+
+    repo_id: str
+    revision: str = DEFAULT_REVISION
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision is a commit, which never changes its meaning."""
+        return is_commit(self.revision)
+
+    def at(self, commit: str) -> str:
+        """How a commit of this repository is written."""
+        return f"{self.repo_id}@{commit[:12]}"
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision == DEFAULT_REVISION else f"{self.repo_id}@{self.revision}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Read ``owner/name`` or ``owner/name@revision``.
+
+    Raises:
+        ReferenceFormatError: if it is neither; nothing has been asked of the Hub then.
+    """
+    repo_id, at, revision = text.partition("@")
+    check_repo_id(repo_id)
+    if not at:
+        return Reference(repo_id)
+    check_revision(revision)
+    return Reference(repo_id, revision)
+
+
+def check_repo_id(text: str) -> None:
+    """Make sure that a text can be the name of a repository.
+
+    Raises:
+        ReferenceFormatError: if not.
+    """
+    parts = text.split("/")
+    odd = "--" in text or ".." in text or text.endswith(".git")
+    if len(parts) != 2 or odd or not all(_PART.fullmatch(part) for part in parts):
+        raise ReferenceFormatError(f"{text!r}: expected owner/name, such as org/revgnn-deep, perhaps with @revision")
+
+
+def check_revision(text: str) -> None:
+    """Make sure that a text can be a branch, a tag or a commit: it becomes part of a path in the cache.
+
+    Raises:
+        ReferenceFormatError: if not.
+    """
+    if not _REVISION.fullmatch(text) or ".." in text or "//" in text or text.endswith(("/", ".lock")):
+        raise ReferenceFormatError(f"{text!r}: not a revision; expected a branch, a tag or a commit, such as v1")
+
+
+def is_commit(text: str) -> bool:
+    """Whether a text is a whole commit id."""
+    return _COMMIT.fullmatch(text) is not None

@@ -1,0 +1,69 @@
+"""A measured figure beside the published one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo.spec.recipe import Recipe
+from zoo.spec.results import Measured
+
+# Another device or library may round a sum otherwise and so turn a few predictions over.
+_ROUNDING = 5e-4
+_NUM_FLIPS = 2
+# A published mean stands for runs of several seeds; two deviations hold 95 % of them.
+_NUM_DEVIATIONS = 2.0
+_UNSTATED_DEVIATION = 0.005
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure and what it should be.
+
+    Attributes:
+        figure: what was measured.
+        published: the figure under the same protocol; None: there is none.
+        tolerance: how far off it may be.
+        origin: who published it: "config.json" or the source that the recipe names.
+    """
+
+    figure: Measured
+    published: float | None = None
+    tolerance: float = 0.0
+    origin: str = ""
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the figure is close enough to the published one, or none was published."""
+        return self.published is None or abs(self.figure.value - self.published) <= self.tolerance
+
+
+def compare(
+    figures: Sequence[Measured], recorded: Sequence[Measured], recipe: Recipe, sizes: Mapping[str, int]
+) -> list[Comparison]:
+    """Find what was published for each figure, under the same protocol.
+
+    What is recorded with the weights comes first: the same weights on the same partitions must give it again, but for
+    rounding and two nodes of the split. Else the recipe's source counts, which reports the mean of several runs: its
+    figure may be two standard deviations off.
+
+    Args:
+        figures: what was measured.
+        recorded: what ``config.json`` holds; empty if there is none.
+        recipe: for what its source reports.
+        sizes: number of nodes by split.
+    """
+    return [_compare(figure, recorded, recipe, sizes[figure.split]) for figure in figures]
+
+
+def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num_nodes: int) -> Comparison:
+    protocol = (figure.split, figure.metric, figure.num_views, figure.num_parts)
+    for other in recorded:
+        if (other.split, other.metric, other.num_views, other.num_parts) == protocol:
+            tolerance = max(_ROUNDING, _NUM_FLIPS / max(num_nodes, 1))
+            return Comparison(figure, other.value, tolerance, "config.json")
+    for reported in recipe.source.reported if recipe.source else ():
+        if (reported.split, reported.metric, reported.protocol) == (figure.split, figure.metric, figure.protocol):
+            deviation = _UNSTATED_DEVIATION if reported.std is None else reported.std
+            return Comparison(figure, reported.mean, _NUM_DEVIATIONS * deviation, reported.source)
+    return Comparison(figure)

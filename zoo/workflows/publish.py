@@ -1,0 +1,131 @@
+"""From a run directory or a bundle to a repository on the Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import BundleError
+from zoo.hub.card import card_faults, is_generated
+from zoo.hub.client import connect, tell
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, read_config
+from zoo.hub.files import read_regular
+from zoo.hub.push import Content, Options, Published, inspect, push
+from zoo.hub.reference import check_repo_id, check_revision
+from zoo.spec.recipe import MAX_RECIPE_BYTES, GraphShape
+from zoo.workflows import session
+from zoo.workflows.card import bundle_card, prepare_bundle
+from zoo.workflows.load import Located, load_located
+
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, CURVES_FILE)
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
+_NUM_PROBE_NODES, _NUM_PROBE_EDGES = 32, 128
+
+
+def publish(
+    source: Path, repo_id: str, options: Options, *, replace_card: bool = False, quiet: bool = False
+) -> Published:
+    """Publish a bundle, or the bundle of a finished run, in one commit.
+
+    A README.md that was written by hand, here or on the Hub, is kept unless ``replace_card``; one here wins.
+
+    Args:
+        source: a bundle or a run directory; a run is exported first.
+        repo_id: ``owner/name``; created if there is no such repository.
+        options: how.
+        replace_card: publish a freshly rendered README.md whatever there is.
+        quiet: show no progress.
+
+    Raises:
+        BundleError: if a file is missing, damaged, a link, or not fit to be published.
+        AccessError: if the user may not write there.
+        NetworkError: if the Hub cannot be reached.
+        ZooError: if the tag exists elsewhere or the repository was changed meanwhile.
+    """
+    check_repo_id(repo_id)
+    if options.tag:
+        check_revision(options.tag)
+    folder = prepare_bundle(source)
+    _refuse_links(folder)
+    config = read_config(folder)
+    _check_reload(folder, config)
+    hub = connect(quiet=quiet)
+    target = inspect(hub, repo_id, _FILES, create_pr=options.create_pr)
+    card = _choose_card(folder, config, repo_id, target.card, replace_card=replace_card)
+    faults = card_faults(card, config)
+    if faults:
+        raise BundleError(f"{folder}: {CARD_FILE}: {'; '.join(faults)}; see: revgnn-zoo card {folder} --check")
+    files: dict[str, Content] = {
+        CONFIG_FILE: read_regular(folder / CONFIG_FILE, max_bytes=MAX_RECIPE_BYTES),
+        WEIGHTS_FILE: folder / WEIGHTS_FILE,
+        CARD_FILE: card.encode(),
+    }
+    if (folder / CURVES_FILE).is_file():
+        files[CURVES_FILE] = folder / CURVES_FILE
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            _refuse_secrets(f"{folder}: {name}", content.decode())
+    return push(hub, target, files, options)
+
+
+def _refuse_links(folder: Path) -> None:
+    """What a link points to may lie anywhere, and would be published."""
+    for name in _FILES:
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise BundleError(f"{path}: a link or not a regular file; only regular files of the bundle are published")
+
+
+def _refuse_secrets(where: str, text: str) -> None:
+    if _SECRET.search(text):
+        raise BundleError(f"{where}: holds what looks like an access token or a key; remove it before publishing")
+    if (home := str(Path.home())) != "/" and home in text:
+        raise BundleError(f"{where}: names your home folder {home}; remove it before publishing")
+
+
+def _choose_card(folder: Path, config: BundleConfig, repo_id: str, remote: str | None, *, replace_card: bool) -> str:
+    path = folder / CARD_FILE
+    local = read_regular(path, max_bytes=1 << 20).decode(errors="replace") if path.is_file() else ""
+    fresh = bundle_card(folder, config, repo_id=repo_id)
+    if replace_card:
+        return fresh
+    if local and not is_generated(local):
+        return local
+    if remote is not None and remote.strip() and not is_generated(remote):
+        tell(f"{repo_id}: its {CARD_FILE} was written by hand and is kept; --replace-card renders a new one")
+        return remote
+    return fresh
+
+
+def _check_reload(folder: Path, config: BundleConfig) -> None:
+    """Make sure that the weights are finite and that whoever loads them gets the same outputs bit for bit."""
+    models = [load_located(Located(folder)) for _ in range(2)]
+    bad = [name for name, tensor in models[0].state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise BundleError(f"{folder}: {bad[0]!r} holds NaN or infinite weights; they are not published")
+    x, edge_index, edge_attr = _probe(config.shape)
+    first, second = (_outputs(model, x, edge_index, edge_attr) for model in models)
+    if not torch.equal(first, second):
+        raise BundleError(f"{folder}: two loads of the same weights do not give the same outputs; not published")
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None) -> Tensor:
+    outputs: Tensor = model(x, edge_index, edge_attr)
+    return outputs
+
+
+def _probe(shape: GraphShape) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A small random graph: [N, F] features, [2, E] edges, [E, D] edge features or None."""
+    generator = session.generator(0, "probe")
+    x = torch.rand(_NUM_PROBE_NODES, shape.num_node_features, generator=generator)
+    if shape.num_node_categories:
+        code = torch.arange(_NUM_PROBE_NODES) % shape.num_node_categories
+        x[:, -shape.num_node_categories :] = nn.functional.one_hot(code, shape.num_node_categories).float()
+    edge_index = torch.randint(_NUM_PROBE_NODES, (2, _NUM_PROBE_EDGES), generator=generator)
+    if not shape.num_edge_features:
+        return x, edge_index, None
+    return x, edge_index, torch.rand(_NUM_PROBE_EDGES, shape.num_edge_features, generator=generator)
