@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from zoo.errors import DataError
+
+Value = TypeVar("Value")
 
 
 class CSR(NamedTuple):
@@ -52,3 +59,61 @@ def csr_from_edge_index(edge_index: Tensor, num_nodes: int) -> tuple[CSR, Tensor
     target, perm = torch.sort(target.long(), stable=True)
     rowptr = torch.searchsorted(target, torch.arange(num_nodes + 1, device=target.device))
     return CSR(rowptr, source[perm].contiguous()), perm
+
+
+def check_csr(csr: CSR) -> None:
+    """Look at every row and edge, once for each CSR: kernels read memory where ``rowptr`` and ``col`` tell them to.
+
+    Raises:
+        DataError: if the rows do not cover the edges in order, or an edge names a node that does not exist.
+    """
+    if not torch.compiler.is_compiling():
+        remembered(csr, "checked", _check)
+
+
+def _check(csr: CSR) -> bool:
+    rowptr, col = csr
+    if rowptr.dim() != 1 or rowptr.dtype != torch.int64 or not rowptr.numel() or not rowptr.is_contiguous():
+        raise DataError(f"rowptr: expected [N + 1] contiguous int64, got {list(rowptr.shape)} {rowptr.dtype}")
+    if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64):
+        raise DataError(f"col: expected [E] int32 or int64, got {list(col.shape)} {col.dtype}")
+    if rowptr.device != col.device:
+        raise DataError(f"rowptr is on {rowptr.device} and col on {col.device}; expected one device")
+    if rowptr[0] != 0 or rowptr[-1] != csr.num_edges or bool((rowptr.diff() < 0).any()):
+        raise DataError(f"rowptr: expected ascending positions from 0 to the number of edges ({csr.num_edges})")
+    if csr.num_edges:
+        lowest, highest = (int(node) for node in col.aminmax())
+        if lowest < 0 or highest >= csr.num_nodes:
+            wrong = lowest if lowest < 0 else highest
+            raise DataError(f"col: node {wrong} does not exist; expected 0 to {csr.num_nodes - 1}")
+    return True
+
+
+class _Memory(NamedTuple):
+    col: weakref.ref[Tensor]
+    versions: tuple[int, int]
+    values: dict[str, Any]
+
+
+# Goes with the tensors: nothing here keeps a CSR alive.
+_MEMORIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def remembered(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:
+    """What ``build`` makes of a CSR: built on first use and kept as long as the CSR's tensors live unchanged.
+
+    The value must not hold the CSR's own tensors or views of them.
+    """
+    memory: _Memory | None = _MEMORIES[csr.rowptr] if csr.rowptr in _MEMORIES else None  # noqa: SIM401
+    versions = (_version(csr.rowptr), _version(csr.col))
+    if memory is None or memory.col() is not csr.col or memory.versions != versions:
+        memory = _MEMORIES[csr.rowptr] = _Memory(weakref.ref(csr.col), versions, {})
+    if key not in memory.values:
+        memory.values[key] = build(csr)
+    value: Value = memory.values[key]
+    return value
+
+
+def _version(tensor: Tensor) -> int:
+    # Tensors made in inference mode do not count their changes.
+    return -1 if tensor.is_inference() else tensor._version
