@@ -1,0 +1,155 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoo.errors import BackendError, DataError
+from zoo.ops import backend
+from zoo.ops.backend import BACKENDS, backend_for, describe, named_backend, set_backend, use_backend
+from zoo.ops.csr import CSR
+from zoo.ops.gen_aggregate import gen_aggregate
+
+CSR_ONE_EDGE = CSR(torch.tensor([0, 1, 1]), torch.tensor([1]))
+
+
+@pytest.fixture(autouse=True)
+def fresh_choice():
+    set_backend(None)
+    backend._choose.cache_clear()
+    yield
+    set_backend(None)
+    backend._choose.cache_clear()
+
+
+def test_numba_is_chosen_on_the_cpu_where_it_is_installed():
+    name, reason = backend_for("cpu")
+    assert name == "numba"
+    assert "cpu" in reason
+
+
+def test_devices_without_kernels_get_plain_pytorch():
+    assert backend_for("meta")[0] == "chunked"
+
+
+def test_without_numba_plain_pytorch_takes_over_and_says_why(monkeypatch):
+    real_import = backend.importlib.import_module
+
+    def no_numba(name, *args):
+        if name == "numba":
+            raise ImportError("No module named 'numba'")
+        return real_import(name, *args)
+
+    monkeypatch.setattr(backend.importlib, "import_module", no_numba)
+    name, reason = backend_for("cpu")
+    assert name == "chunked"
+    assert "pip install numba" in reason
+    with pytest.raises(BackendError, match="No module named 'numba'"):
+        set_backend("numba")
+    out = gen_aggregate(torch.ones(2, 3), CSR_ONE_EDGE, eps=0.0)
+    assert out.tolist() == [[1.0] * 3, [0.0] * 3]
+
+
+def test_a_named_backend_holds_within_its_block_only():
+    with use_backend("reference"):
+        assert backend_for("cpu") == ("reference", "named by the user")
+        with use_backend(None):
+            assert backend_for("cpu")[0] == "numba"
+        assert named_backend() == "reference"
+    assert named_backend() is None
+
+
+def test_an_error_inside_the_block_ends_it_too():
+    with pytest.raises(KeyError), use_backend("chunked"):
+        raise KeyError
+    assert named_backend() is None
+
+
+def test_a_typo_is_answered_with_the_choices():
+    with pytest.raises(BackendError, match="expected one of reference, chunked, numba, triton, got 'nunba'"):
+        set_backend("nunba")
+    assert named_backend() is None
+
+
+@pytest.mark.parametrize(("name", "kind"), [("triton", "cpu"), ("numba", "cuda"), ("numba", "meta")])
+def test_a_backend_for_another_device_is_refused(name, kind):
+    with use_backend(name), pytest.raises(BackendError, match=f"'{name}' serves .* these are on {kind}"):
+        backend_for(kind)
+
+
+def test_the_environment_names_a_backend():
+    code = "from zoo.ops.backend import backend_for; print(backend_for('cpu')[0])"
+    for name, expected in (("chunked", "chunked"), ("", "numba")):
+        environment = {**os.environ, "ZOO_BACKEND": name}
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.strip() == expected
+
+
+def test_a_typo_in_the_environment_is_an_error_of_one_line(monkeypatch):
+    monkeypatch.setattr(backend, "_named", "tritn")
+    with pytest.raises(BackendError, match=r"ZOO_BACKEND: expected one of .*, got 'tritn'") as caught:
+        gen_aggregate(torch.ones(2, 3), CSR_ONE_EDGE)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_description_names_backend_reason_and_versions():
+    report = describe()
+    assert report["cpu"]["backend"] == "numba"
+    assert report["cpu"]["reason"]
+    assert report["versions"]["torch"] == str(torch.__version__)
+    assert set(report["versions"]) == {"torch", "numba", "triton"}
+
+
+def test_importing_the_op_imports_no_kernels():
+    code = "import sys, zoo.ops.gen_aggregate; print('numba' in sys.modules, 'triton' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[0] == "False"
+
+
+@pytest.mark.parametrize("name", ["reference", "chunked", "numba"])
+def test_every_backend_that_serves_the_cpu_is_known(name):
+    assert name in BACKENDS
+    with use_backend(name):
+        assert gen_aggregate(torch.ones(2, 3), CSR_ONE_EDGE, eps=0.0)[0].tolist() == [1.0] * 3
+
+
+def _call(**changes):
+    arguments = {
+        "x": torch.ones(2, 3),
+        "csr": CSR_ONE_EDGE,
+        "edge_attr": torch.ones(1, 4),
+        "weight": torch.ones(3, 4),
+        "bias": torch.ones(3),
+        **changes,
+    }
+    return gen_aggregate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aggr": "maximum"}, "aggr: expected one of max, mean, sum, softmax, powermean, got 'maximum'"),
+        ({"x": torch.ones(3, 3)}, "x: expected .N, C. with N = 2 as in the CSR, got .3, 3."),
+        ({"x": torch.ones(3)}, "x: expected"),
+        ({"x": torch.ones(2, 3, dtype=torch.int64)}, "x: expected floating point numbers, got torch.int64"),
+        ({"edge_attr": torch.ones(2, 4)}, "edge_attr: expected .1, 4. to fit .* got .2, 4."),
+        ({"weight": None}, "edge_attr: expected .1, 3. to fit .* got .1, 4."),
+        ({"weight": torch.ones(4, 3)}, "weight: expected .C, D. with C = 3 as in x, got .4, 3."),
+        ({"edge_attr": None}, "weight: given without edge_attr"),
+        ({"bias": torch.ones(4)}, "bias: expected .C. with C = 3 as in x, got .4."),
+        (
+            {"aggr": "softmax", "temperature": torch.ones(3)},
+            "temperature: expected one number, got a tensor of shape .3.",
+        ),
+        ({"aggr": "powermean", "power": torch.ones(2)}, "power: expected one number"),
+        ({"x": torch.ones(2, 3, device="meta")}, "x is on meta and the CSR on cpu; expected one device"),
+        ({"csr": CSR(torch.tensor([0, 1, 1]), torch.tensor([2]))}, "col: node 2 does not exist; expected 0 to 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(DataError, match=message) as caught:
+        _call(**changes)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,288 @@
+"""Every backend that runs here computes the definition: values and gradients."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from tests.ops.cases import AGGREGATIONS, Case, assert_close, forward, graph, make_case, run
+from zoo.errors import BackendError
+from zoo.ops.backend import use_backend
+from zoo.ops.csr import CSR
+from zoo.ops.gen_aggregate import chunked, cpu, gen_aggregate
+
+BACKENDS = ("chunked", "numba")
+F32, F64 = 3e-5, 1e-11
+# PyTorch's own forward-mode rules call what newer PyTorch warns about.
+USES_JVP = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Make small graphs take every turn: rows in pieces, several chunks, three threads."""
+    monkeypatch.setattr(chunked, "CHUNK_NUMBERS", 2000)
+    monkeypatch.setattr(cpu, "MAX_PIECE_EDGES", 45)
+    monkeypatch.setattr(cpu, "CHUNK_EDGES", 64)
+    monkeypatch.setattr(cpu, "ROWS_PER_SUM", 16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+@pytest.mark.parametrize("edges", ["projected", "embedded", "none"])
+class TestEqualsReference:
+    @pytest.mark.parametrize("C", [1, 7, 40, 112])
+    def test_at_odd_widths(self, backend, aggr, edges, C):
+        case = make_case(C=C, edges=edges)
+        assert_close(run(case, backend, aggr), run(case.to(torch.float64), "reference", aggr), F32)
+
+    @pytest.mark.parametrize(("num_nodes", "num_edges"), [(1, 0), (6, 0), (1, 1), (1, 70), (3, 2)])
+    def test_at_odd_sizes(self, backend, aggr, edges, num_nodes, num_edges):
+        case = make_case(num_nodes, num_edges, C=7, edges=edges)
+        assert_close(run(case, backend, aggr), run(case.to(torch.float64), "reference", aggr), F32)
+
+    def test_with_ties(self, backend, aggr, edges):
+        case = make_case(ties=True, edges=edges)
+        assert_close(run(case, backend, aggr), run(case.to(torch.float64), "reference", aggr), F32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+class TestBackend:
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_equals_reference_in_float64(self, backend, aggr):
+        case = make_case(C=12, D=3).to(torch.float64)
+        assert_close(run(case, backend, aggr), run(case, "reference", aggr), F64)
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_gradients_are_those_of_finite_differences(self, backend, aggr):
+        case = make_case(7, 40, C=3, D=3).to(torch.float64)
+        leaves = [case.x, case.edge_attr, case.weight, case.bias, case.factor]
+
+        def function(*tensors):
+            return forward(Case(case.csr, *tensors, grad=case.grad), aggr)
+
+        with use_backend(backend):
+            assert torch.autograd.gradcheck(function, [leaf.requires_grad_() for leaf in leaves])
+
+    @pytest.mark.parametrize("factor", [1.0, 0.3, -2.0, 20.0])
+    @pytest.mark.parametrize("detach_weights", [False, True])
+    def test_softmax_holds_at_any_temperature(self, backend, factor, detach_weights):
+        case = make_case(factor=factor)
+        found = run(case, backend, "softmax", detach_weights=detach_weights)
+        expected = run(case.to(torch.float64), "reference", "softmax", detach_weights=detach_weights)
+        # Rounding of a message is multiplied by the temperature, and so is the exponential's.
+        assert_close(found, expected, 2e-3 if factor == 20.0 else F32)
+        assert ("gradient of factor" in found) == (not detach_weights)
+
+    @pytest.mark.parametrize("factor", [1.0, 2.5, -1.0])
+    def test_powermean_holds_at_any_power(self, backend, factor):
+        case = make_case(factor=factor)
+        assert_close(run(case, backend, "powermean"), run(case.to(torch.float64), "reference", "powermean"), F32)
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_output_is_the_same_with_and_without_gradients(self, backend, aggr):
+        case = make_case()
+        with use_backend(backend), torch.no_grad():
+            inferred = forward(case, aggr)
+        assert torch.equal(inferred, run(case, backend, aggr)["output"])
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_runs_repeat_bit_for_bit(self, backend, aggr):
+        case = make_case()
+        first, second = run(case, backend, aggr), run(case, backend, aggr)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_no_output_depends_on_what_memory_held(self, backend, aggr, monkeypatch):
+        case = make_case(C=7)
+        clean = run(case, backend, aggr)
+        _poison_new_tensors(monkeypatch)
+        dirty = run(case, backend, aggr)
+        assert torch.empty(3).isnan().all()
+        assert all(torch.equal(clean[name], dirty[name]) for name in clean)
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_strided_views_are_read_in_place(self, backend, aggr):
+        case = make_case()
+        wide = torch.full((50, 100), torch.nan)
+        wide[:, 30:70] = case.x
+        tall = torch.full((700, 9), torch.nan)
+        tall[:, 1:] = case.edge_attr
+        view = case._replace(x=wide[:, 30:70], edge_attr=tall[:, 1:], weight=case.weight.t().contiguous().t())
+        swapped = case._replace(x=case.x.t().contiguous().t(), edge_attr=case.edge_attr.t().contiguous().t())
+        expected = run(case, backend, aggr)
+        for other in (view, swapped):
+            with use_backend(backend):
+                assert_close({"output": forward(other, aggr)}, {"output": expected["output"]}, 1e-6)
+            assert_close(run(other, backend, aggr), expected, 1e-6)
+
+    def test_a_broadcast_gradient_is_read_rightly(self, backend):
+        case = make_case()
+        x = case.x.clone().requires_grad_()
+        with use_backend(backend):
+            forward(case._replace(x=x), "max").sum().backward()
+        expected = run(case._replace(grad=torch.ones_like(case.grad)), "reference", "max")["gradient of x"]
+        torch.testing.assert_close(x.grad, expected)
+
+    def test_both_index_types_agree(self, backend):
+        case = make_case()
+        long = case._replace(csr=CSR(case.csr.rowptr, case.csr.col.long()))
+        short = case._replace(csr=CSR(case.csr.rowptr, case.csr.col.int()))
+        found, expected = run(short, backend, "max"), run(long, backend, "max")
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_nan_comes_through(self, backend, aggr):
+        case = make_case(C=8)
+        case.x[3, 2] = torch.nan
+        with use_backend("reference"):
+            expected = forward(case, aggr).isnan()
+        with use_backend(backend):
+            found = forward(case, aggr).isnan()
+        assert expected.any()
+        assert not expected.all()
+        assert torch.equal(found, expected)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_half_precision_is_computed_in_float32(self, backend, aggr, dtype):
+        case = make_case().to(dtype)
+        found = run(case, backend, aggr)
+        expected = run(case.to(torch.float32), backend, aggr)
+        for name, value in found.items():
+            assert value.dtype == dtype
+            assert torch.equal(value, expected[name].to(dtype)), name
+
+    def test_mixed_precision_under_autocast_keeps_the_gradients_of_parameters_in_float32(self, backend):
+        case = make_case()
+        weight, bias = (t.clone().requires_grad_() for t in (case.weight, case.bias))
+        x = case.x.to(torch.bfloat16).requires_grad_()
+        with use_backend(backend), torch.autocast("cpu", dtype=torch.bfloat16):
+            out = forward(case._replace(x=x, weight=weight, bias=bias), "softmax")
+            out.float().sum().backward()
+        assert (out.dtype, x.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+        exact = case._replace(x=x.detach().float(), grad=torch.ones_like(case.grad))
+        expected = run(exact, backend, "softmax")
+        torch.testing.assert_close(weight.grad, expected["gradient of weight"])
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_a_second_derivative_is_refused(self, backend, aggr):
+        x = make_case().x.requires_grad_()
+        with use_backend(backend):
+            out = forward(make_case()._replace(x=x), aggr)
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+    def test_a_backward_pass_can_be_repeated(self, backend):
+        x = make_case().x.requires_grad_()
+        with use_backend(backend):
+            out = forward(make_case()._replace(x=x), "max").sum()
+        first = torch.autograd.grad(out, x, retain_graph=True)
+        assert torch.equal(first[0], torch.autograd.grad(out, x)[0])
+
+    def test_the_output_may_be_changed_in_place(self, backend):
+        x = make_case().x.requires_grad_()
+        with use_backend(backend):
+            forward(make_case()._replace(x=x), "max").mul_(2).sum().backward()
+        assert x.grad is not None
+
+    @pytest.mark.filterwarnings(
+        "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+    )  # by torch.func.jvp itself
+    def test_functional_transforms_are_refused(self, backend):
+        case = make_case()
+
+        def total(x):
+            return forward(case._replace(x=x), "max").sum()
+
+        with use_backend(backend):
+            transforms = (
+                torch.func.grad(total),
+                lambda x: torch.vmap(total)(x[None]),
+                lambda x: torch.func.jvp(total, (x,), (x,)),
+            )
+            for transform in transforms:
+                with pytest.raises(BackendError, match="'reference'"):
+                    transform(case.x)
+            with forward_ad.dual_level(), pytest.raises(BackendError, match="'reference'"):
+                total(forward_ad.make_dual(case.x, case.x))
+
+
+def _poison_new_tensors(monkeypatch):
+    def poisoned(function):
+        def wrapped(*args, **kwargs):
+            tensor = function(*args, **kwargs)
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else -77)
+
+        return wrapped
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+def test_rows_with_equal_messages_give_the_gradient_to_their_first_edge():
+    csr = CSR(torch.tensor([0, 3, 3, 5]), torch.tensor([1, 0, 2, 2, 1]))
+    x = torch.tensor([[2.0], [2.0], [2.0]])
+    for backend in ("reference", *BACKENDS):
+        leaf = x.clone().requires_grad_()
+        with use_backend(backend):
+            out = gen_aggregate(leaf, csr, eps=0.0)
+        out.backward(torch.tensor([[1.0], [10.0], [100.0]]))
+        assert out.tolist() == [[2.0], [0.0], [2.0]]
+        assert leaf.grad.tolist() == [[0.0], [1.0], [100.0]]
+
+
+def test_reference_can_be_differentiated_twice():
+    case = make_case(7, 40, C=3, D=3).to(torch.float64)
+    with use_backend("reference"):
+        assert torch.autograd.gradgradcheck(
+            lambda x: forward(case._replace(x=x), "softmax"), case.x.clone().requires_grad_()
+        )
+
+
+@USES_JVP
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+def test_reference_follows_functional_transforms(aggr):
+    case = make_case(7, 40, C=3, D=3).to(torch.float64)
+
+    def total(x):
+        return (forward(case._replace(x=x), aggr) * case.grad).sum()
+
+    with use_backend("reference"):
+        gradient = torch.func.grad(total)(case.x)
+        _, along = torch.func.jvp(total, (case.x,), (gradient,))
+    torch.testing.assert_close(gradient, run(case, "reference", aggr)["gradient of x"])
+    torch.testing.assert_close(along, gradient.square().sum())
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    found = []
+    for num_threads in (1, 2, 4):
+        torch.set_num_threads(num_threads)
+        found.append(run(make_case(), "numba", "max"))
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
+
+
+def test_a_changed_graph_is_looked_at_again():
+    case = make_case()
+    before = run(case, "numba", "max")["output"]
+    case.csr.col.copy_(case.csr.col.flip(0))
+    after = run(case, "numba", "max")["output"]
+    assert not torch.equal(before, after)
+    assert_close({"output": after}, {"output": run(case, "reference", "max")["output"]}, F32)
+
+
+def test_a_graph_is_freed_with_its_tensors():
+    import gc
+    import weakref
+
+    csr = graph(50, 700)
+    gone = weakref.ref(csr.rowptr)
+    with use_backend("numba"):
+        gen_aggregate(torch.randn(50, 8), csr)
+    del csr
+    gc.collect()
+    assert gone() is None

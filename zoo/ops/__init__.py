@@ -1,0 +1,1 @@
+"""Functions on tensors: graph rows and the fused aggregations."""

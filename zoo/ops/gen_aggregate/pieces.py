@@ -1,0 +1,72 @@
+"""Rows cut into pieces of bounded length, and pieces grouped into chunks of like cost."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.ops.csr import CSR
+
+
+class Pieces(NamedTuple):
+    """Stretches of edges, each within one row.
+
+    Piece i < N is the beginning of row i (all of it, unless the row is very long); the rest of long rows follows, row
+    by row.
+
+    Attributes:
+        start: [P] int64, the first edge of each piece.
+        end: [P] int64, the edge after its last.
+        target: [P - N] int64, the rows of the pieces from N on.
+        rounds: pairs of rows and pieces; joining round after round joins the pieces of each row in the order of edges,
+            and no row appears twice in a round.
+    """
+
+    start: Tensor
+    end: Tensor
+    target: Tensor
+    rounds: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def num_pieces(self) -> int:
+        """Number of pieces P."""
+        return self.start.numel()
+
+
+def cut_rows(csr: CSR, limit: int) -> Pieces:
+    """Cut every row into pieces of at most ``limit`` edges."""
+    rowptr = csr.rowptr
+    start, end = rowptr[:-1].clone(), rowptr[1:].clone()
+    extra = ((end - start - 1).div(limit, rounding_mode="floor")).clamp(min=0)  # [N] pieces after the first
+    target = torch.repeat_interleave(extra)
+    nth = torch.arange(target.numel(), device=rowptr.device) - (extra.cumsum(0) - extra)[target]  # 0 for the second
+    tail_start = start[target] + (nth + 1) * limit
+    tail_end = torch.minimum(tail_start + limit, end[target])
+    end = torch.minimum(end, start + limit)
+    rounds = []
+    for n in range(int(extra.max()) if target.numel() else 0):
+        chosen = (nth == n).nonzero().squeeze(1)
+        rounds.append((target[chosen], chosen + csr.num_nodes))
+    return Pieces(torch.cat([start, tail_start]), torch.cat([end, tail_end]), target, tuple(rounds))
+
+
+def chunk_bounds(pieces: Pieces, *, row_cost: int, chunk_cost: int, max_chunks: int) -> list[int]:
+    """Where to cut the list of pieces so that each chunk costs about the same.
+
+    Args:
+        pieces: P pieces.
+        row_cost: what a piece costs besides its edges, counted in edges.
+        chunk_cost: the smallest cost of a chunk, counted in edges.
+        max_chunks: chunks cost more rather than that there are more of them.
+
+    Returns:
+        Ascending positions from 0 to P; one chunk lies between each two.
+    """
+    cost = (pieces.end - pieces.start + row_cost).cumsum(0)
+    total = int(cost[-1]) if pieces.num_pieces else 0
+    num_chunks = max(1, min(max_chunks, total // chunk_cost))
+    inner = torch.arange(1, num_chunks, device=cost.device) * total // num_chunks
+    cuts: list[int] = torch.searchsorted(cost, inner).tolist()
+    return [0, *cuts, pieces.num_pieces]
