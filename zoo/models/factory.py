@@ -11,18 +11,28 @@ from torch import nn
 from zoo.errors import RecipeError
 from zoo.layers.block import Block
 from zoo.layers.conv import GATConv, GCNConv, GENConv, RevGATConv, SAGEConv
+from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
+from zoo.layers.equilibrium_block import EquilibriumBlock
+from zoo.layers.residual import ResidualLayer, ResidualStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.gnn import GNN
 from zoo.models.revgat import RevGAT
 from zoo.spec.model import (
+    Backward,
+    Conv,
+    DeqSpec,
     GATConvSpec,
     GCNConvSpec,
     GenConvSpec,
     Model,
     Norm,
+    PhantomBackward,
+    ResSpec,
+    ReversibleSolver,
     RevGATSpec,
     RevSpec,
     SAGEConvSpec,
+    Solver,
 )
 from zoo.spec.recipe import GraphShape
 from zoo.spec.size import MAX_PARAMETERS, count_parameters
@@ -48,9 +58,64 @@ def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
     sliced = isinstance(spec.conv, GenConvSpec) and spec.conv.edge_encoder == "shared"
 
     def layer() -> list[nn.Module]:
-        return _copies(Block(channels, _conv(spec.conv, channels, spec), norm=spec.norm), spec.num_groups)
+        conv = _conv(spec.conv, channels, spec.hidden_channels, spec.norm)
+        return _copies(Block(channels, conv, norm=spec.norm), spec.num_groups)
 
-    stack = ReversibleStack([layer() for _ in range(spec.num_layers)], slice_edges=sliced, reversible=spec.reversible)
+    stack = ReversibleStack(
+        [layer() for _ in range(spec.num_distinct_layers or spec.num_layers)],
+        num_steps=spec.num_layers,
+        slice_edges=sliced,
+        reversible=spec.reversible,
+    )
+    return _gnn(spec, shape, stack, norm=spec.norm)
+
+
+def _res(spec: ResSpec, shape: GraphShape) -> GNN:
+    channels = spec.hidden_channels
+
+    def layer() -> ResidualLayer:
+        conv = _conv(spec.conv, channels, channels, spec.norm)
+        return ResidualLayer(channels, conv, norm=spec.norm, dropout=spec.dropout)
+
+    layers = [layer() for _ in range(spec.num_distinct_layers or spec.num_layers)]
+    stack = ResidualStack(layers, num_steps=spec.num_layers, checkpoint=spec.checkpoint)
+    return _gnn(spec, shape, stack, norm=None, shared_dropout=False)
+
+
+def _deq(spec: DeqSpec, shape: GraphShape) -> GNN:
+    channels = spec.hidden_channels
+    convs = [_conv(spec.conv, channels, channels, "layer") for _ in range(2)]
+    layer = EquilibriumLayer(
+        EquilibriumBlock(channels, convs, weight_norm=spec.weight_norm),
+        num_warmup_epochs=spec.num_warmup_epochs,
+        num_warmup_steps=spec.num_warmup_steps,
+        **_solvers(spec.solver),
+    )
+    return _gnn(spec, shape, layer, norm=None)
+
+
+def _solvers(spec: Solver) -> dict[str, Any]:
+    if isinstance(spec, ReversibleSolver):
+        return {"solver": Reversible(**spec.model_dump(exclude={"type"}))}
+    return {"solver": _fixed_point(spec), "backward": _backward(spec.backward)}
+
+
+def _backward(spec: Backward) -> FixedPoint | Phantom:
+    return Phantom(**spec.model_dump(exclude={"type"})) if isinstance(spec, PhantomBackward) else _fixed_point(spec)
+
+
+def _fixed_point(spec: Any) -> FixedPoint:
+    return FixedPoint(method=spec.type, **spec.model_dump(exclude={"type", "backward"}))
+
+
+def _gnn(
+    spec: RevSpec | ResSpec | DeqSpec,
+    shape: GraphShape,
+    stack: nn.Module,
+    *,
+    norm: Norm | None,
+    shared_dropout: bool = True,
+) -> GNN:
     return GNN(
         in_channels=shape.num_node_features,
         num_categories=shape.num_node_categories,
@@ -58,8 +123,9 @@ def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
         hidden_channels=spec.hidden_channels,
         out_channels=shape.num_tasks,
         stack=stack,
-        norm=spec.norm,
+        norm=norm,
         dropout=spec.dropout,
+        shared_dropout=shared_dropout,
     )
 
 
@@ -101,8 +167,8 @@ def _edge_channels(conv: Any, shape: GraphShape) -> int:
     return shape.num_edge_features
 
 
-def _conv(spec: Any, channels: int, model: RevSpec) -> nn.Module:
-    return CONVS[type(spec)](spec, channels, model.hidden_channels, model.norm)
+def _conv(spec: Conv, channels: int, edge_channels: int, norm: Norm) -> nn.Module:
+    return CONVS[type(spec)](spec, channels, edge_channels, norm)
 
 
 def _gen(spec: GenConvSpec, channels: int, edge_channels: int, norm: Norm) -> GENConv:
@@ -126,4 +192,4 @@ CONVS: dict[type, Callable[..., nn.Module]] = {
     GATConvSpec: lambda spec, channels, edge_channels, norm: GATConv(channels, num_heads=spec.num_heads),
 }
 
-BUILDERS: dict[type, Callable[..., nn.Module]] = {RevSpec: _rev, RevGATSpec: _rev_gat}
+BUILDERS: dict[type, Callable[..., nn.Module]] = {RevSpec: _rev, ResSpec: _res, DeqSpec: _deq, RevGATSpec: _rev_gat}

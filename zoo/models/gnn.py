@@ -36,8 +36,9 @@ class GNN(nn.Module):
         hidden_channels: C.
         out_channels: T, outputs per node.
         stack: maps [N, C] to [N, C], called as ``stack(h, inputs)``.
-        norm: normalisation before the head.
-        dropout: probability, in the stack (one mask for all layers) and before the head.
+        norm: normalisation before the head; None: the stack ends with one.
+        dropout: probability, in the stack and before the head.
+        shared_dropout: one mask for the whole stack; False: the stack draws its own.
 
     Source: arXiv 2106.07476.
     """
@@ -51,15 +52,16 @@ class GNN(nn.Module):
         hidden_channels: int,
         out_channels: int,
         stack: nn.Module,
-        norm: NormName = "layer",
+        norm: NormName | None = "layer",
         dropout: float = 0.0,
+        shared_dropout: bool = True,
     ) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.shared_dropout = dropout, shared_dropout
         self.node_encoder = NodeEncoder(in_channels, num_categories, hidden_channels)
         self.edge_encoder = nn.Linear(edge_channels, hidden_channels) if edge_channels else None
         self.stack = stack
-        self.norm = NORMS[norm](hidden_channels)
+        self.norm = nn.Identity() if norm is None else NORMS[norm](hidden_channels)
         self.head = nn.Linear(hidden_channels, out_channels)
 
     def forward(
@@ -84,7 +86,8 @@ class GNN(nn.Module):
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
         if masks is None:
-            masks = DropoutMasks(*(shared_mask(h, self.dropout, training=self.training) for _ in range(2)))
+            rates = (self.dropout if self.shared_dropout else 0.0, self.dropout)
+            masks = DropoutMasks(*(shared_mask(h, rate, training=self.training) for rate in rates))
         h = self.stack(h, BlockInputs(csr, edges, masks.stack))
         h = self.norm(h).relu()
         if masks.head is not None:

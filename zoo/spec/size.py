@@ -5,7 +5,18 @@ from __future__ import annotations
 import itertools
 import typing
 
-from zoo.spec.model import GATConvSpec, GCNConvSpec, GenConvSpec, Model, RevGATSpec, RevSpec, SAGEConvSpec
+from zoo.spec.model import (
+    Conv,
+    DeqSpec,
+    GATConvSpec,
+    GCNConvSpec,
+    GenConvSpec,
+    Model,
+    ResSpec,
+    RevGATSpec,
+    RevSpec,
+    SAGEConvSpec,
+)
 
 if typing.TYPE_CHECKING:
     from zoo.spec.recipe import GraphShape
@@ -17,6 +28,10 @@ def count_parameters(spec: Model, shape: GraphShape) -> int:
     """Number of parameters of the model that ``spec`` and ``shape`` describe."""
     if isinstance(spec, RevGATSpec):
         return _rev_gat(spec, shape)
+    if isinstance(spec, ResSpec):
+        return _res(spec, shape)
+    if isinstance(spec, DeqSpec):
+        return _deq(spec, shape)
     return _rev(spec, shape)
 
 
@@ -24,16 +39,17 @@ def _linear(num_in: int, num_out: int, *, bias: bool = True) -> int:
     return num_in * num_out + (num_out if bias else 0)
 
 
-def _ends(hidden: int, shape: GraphShape, *, edge_encoder: bool) -> int:
-    """Node encoder, edge encoder, last norm and prediction head."""
+def _ends(hidden: int, shape: GraphShape, conv: Conv) -> int:
+    """Node encoder, edge encoder and prediction head."""
+    edge_encoder = isinstance(conv, GenConvSpec) and conv.edge_encoder != "none"
     categories = shape.num_node_categories
     count = _linear(categories, categories) if categories else 0
     count += _linear(shape.num_node_features, hidden)
     count += _linear(shape.num_edge_features, hidden) if edge_encoder else 0
-    return count + 2 * hidden + _linear(hidden, shape.num_tasks)
+    return count + _linear(hidden, shape.num_tasks)
 
 
-def _conv(spec: GenConvSpec | GCNConvSpec | SAGEConvSpec | GATConvSpec, channels: int, edge_channels: int) -> int:
+def _conv(spec: Conv, channels: int, edge_channels: int) -> int:
     if isinstance(spec, GCNConvSpec):
         return _linear(channels, channels)
     if isinstance(spec, SAGEConvSpec):
@@ -57,8 +73,39 @@ def _conv(spec: GenConvSpec | GCNConvSpec | SAGEConvSpec | GATConvSpec, channels
 def _rev(spec: RevSpec, shape: GraphShape) -> int:
     channels = spec.hidden_channels // spec.num_groups
     block = 2 * channels + _conv(spec.conv, channels, spec.hidden_channels)
-    encoded = isinstance(spec.conv, GenConvSpec) and spec.conv.edge_encoder != "none"
-    return spec.num_layers * spec.num_groups * block + _ends(spec.hidden_channels, shape, edge_encoder=encoded)
+    last_norm = 2 * spec.hidden_channels
+    return _num_distinct(spec) * spec.num_groups * block + last_norm + _ends(spec.hidden_channels, shape, spec.conv)
+
+
+def _num_distinct(spec: RevSpec | ResSpec) -> int:
+    return spec.num_layers if spec.num_distinct_layers is None else spec.num_distinct_layers
+
+
+def _res(spec: ResSpec, shape: GraphShape) -> int:
+    # As many norms as convolutions: the first step has no norm before it, the head has the one of the next step.
+    channels = spec.hidden_channels
+    block = 2 * channels + _conv(spec.conv, channels, channels)
+    return _num_distinct(spec) * block + _ends(channels, shape, spec.conv)
+
+
+def _deq(spec: DeqSpec, shape: GraphShape) -> int:
+    channels = spec.hidden_channels
+    conv = _conv(spec.conv, channels, channels)
+    if spec.weight_norm == "weight":
+        conv += _linear_outputs(spec.conv, channels)
+    return 2 * (2 * channels + conv) + _ends(channels, shape, spec.conv)
+
+
+def _linear_outputs(spec: Conv, channels: int) -> int:
+    """Outputs of all linear maps of a convolution: each has a length of its own under weight normalisation."""
+    if isinstance(spec, GCNConvSpec):
+        return channels
+    if isinstance(spec, SAGEConvSpec):
+        return 2 * channels
+    if isinstance(spec, GATConvSpec):
+        return spec.num_heads * channels
+    mlp = 2 * channels * (spec.num_mlp_layers - 1) + channels
+    return mlp + (channels if spec.edge_encoder == "per_layer" else 0)
 
 
 def _rev_gat(spec: RevGATSpec, shape: GraphShape) -> int:
