@@ -20,14 +20,26 @@ _PUBLIC = {
     "read_recipe": "zoo.spec.recipe",
     "list_recipes": "zoo.spec.shipped",
     "load_graph": "zoo.data.datasets",
+    "directed_edges": "zoo.data.graph",
     "GraphShape": "zoo.spec.recipe",
     "ZooError": "zoo.errors",
 }
 
-__all__ = ["GraphShape", "ZooError", "__version__", "build_model", "list_recipes", "load", "load_graph", "read_recipe"]
+__all__ = [
+    "GraphShape",
+    "ZooError",
+    "__version__",
+    "build_model",
+    "directed_edges",
+    "list_recipes",
+    "load",
+    "load_graph",
+    "read_recipe",
+]
 
 if TYPE_CHECKING:
     from zoo.data.datasets import load_graph
+    from zoo.data.graph import directed_edges
     from zoo.errors import ZooError
     from zoo.models.factory import build_model
     from zoo.spec.recipe import GraphShape, read_recipe

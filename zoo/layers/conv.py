@@ -173,7 +173,7 @@ class GATConv(nn.Module):
         target_score = (h * self.attend_target).sum(-1)
         weight = segment_softmax(F.leaky_relu(source_score[col] + target_score[edge_targets(csr)], 0.2), csr)
         out = segment_sum(h[col] * weight.unsqueeze(2), csr)
-        return cast(Tensor, out.mean(1) + self.bias)
+        return out.mean(1) + self.bias
 
 
 class RevGATConv(nn.Module):
