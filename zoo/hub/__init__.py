@@ -1,0 +1,1 @@
+"""Bundles: the files in which a model is shared."""

@@ -1,0 +1,152 @@
+"""The bundle: config.json, model.safetensors and README.md, in which a trained model is kept and shared.
+
+``config.json`` holds everything that loading needs, with every default spelled out; nothing in it is ever a path or the
+name of a Python object. A bundle may come from anywhere, so it is read step by step: sizes before contents, the
+configuration before the weights, the names and shapes of the weights before their values, and the digest last.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo.errors import BundleError
+from zoo.hub.card import render_card
+from zoo.hub.config import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    BundleConfig,
+    Provenance,
+    Weights,
+)
+from zoo.hub.files import atomic_write, sync_folder
+from zoo.hub.tensor_file import Header, TensorFileError, read_tensors, write_tensors
+from zoo.spec.recipe import GraphShape, Recipe
+from zoo.spec.results import Measured
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a bundle is written from."""
+
+    recipe: Recipe
+    shape: GraphShape
+    results: tuple[Measured, ...]
+    provenance: Provenance
+    state: Mapping[str, Tensor]
+
+
+def write_bundle(folder: Path, contents: Contents) -> BundleConfig:
+    """Write a bundle: the whole folder appears at once or not at all.
+
+    A folder that already holds exactly this bundle is left alone.
+
+    Raises:
+        BundleError: if the folder holds something else, cannot be written, or the weights are not all finite.
+    """
+    bad = [name for name, tensor in contents.state.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise BundleError(f"{_some(bad)}: NaN or infinite weights are not written to a bundle")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            staged = Path(scratch) / folder.name
+            staged.mkdir()
+            config = _write_files(staged, contents)
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                if _same(folder, staged):
+                    return config
+                raise BundleError(f"{folder}: already there and not this bundle; choose another --out")
+            staged.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return config
+
+
+def read_weights(folder: Path, config: BundleConfig, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read the weights.
+
+    Args:
+        folder: the bundle.
+        config: of the same bundle.
+        expected: the state dict of the model that ``config`` describes; its values are not read (meta tensors will do).
+
+    Returns:
+        Tensors on the CPU with the names, types and shapes of ``expected``.
+
+    Raises:
+        BundleError: if the file is damaged, holds anything else, or is not the one that ``config`` speaks of.
+    """
+    path = folder / WEIGHTS_FILE
+
+    def check(header: Header) -> None:
+        faults = differences({name: (info.shape, info.dtype) for name, info in header.tensors.items()}, expected)
+        if faults:
+            raise BundleError(f"{path}: does not fit the recipe in {CONFIG_FILE}: {faults}")
+
+    # Room for each name, even if every character of it is escaped, and for its numbers.
+    max_header_bytes = 4096 + sum(6 * len(name.encode()) + 256 for name in expected)
+    try:
+        file = read_tensors(path, max_header_bytes=max_header_bytes, check=check)
+    except TensorFileError as error:
+        raise BundleError(f"{path}: not a whole safetensors file: {error}") from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if file.sha256 != config.weights.sha256:
+        raise BundleError(
+            f"{path}: its SHA-256 is {file.sha256}, but {CONFIG_FILE} says {config.weights.sha256}: "
+            "the file is damaged or was changed"
+        )
+    return file.tensors
+
+
+def _write_files(folder: Path, contents: Contents) -> BundleConfig:
+    weights = folder / WEIGHTS_FILE
+    sha256 = write_tensors(weights, contents.state, {"format": "pt"})
+    config = BundleConfig(
+        format_version=FORMAT_VERSION,
+        recipe=contents.recipe,
+        shape=contents.shape,
+        results=contents.results,
+        provenance=contents.provenance,
+        weights=Weights(sha256=sha256, num_bytes=weights.stat().st_size),
+    )
+    data = {**config.model_dump(mode="json", exclude_none=True), "recipe": contents.recipe.to_json()}
+    atomic_write(folder / CONFIG_FILE, [json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"])
+    atomic_write(folder / CARD_FILE, [render_card(config).encode()])
+    return config
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same bundle, apart from its card, which its owner may have rewritten."""
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    return all((one / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes() for name in files)
+
+
+def differences(found: Mapping[str, tuple[tuple[int, ...], torch.dtype]], expected: Mapping[str, Tensor]) -> str:
+    """How the shapes and types of some tensors differ from a model's, the first few in words; empty if they fit."""
+    faults = [f"unknown tensor {name!r}" for name in found if name not in expected]
+    for name, tensor in expected.items():
+        shape, dtype = found.get(name, (None, None))
+        if shape is None:
+            faults.append(f"tensor {name!r} is missing")
+        elif shape != tuple(tensor.shape):
+            faults.append(f"tensor {name!r} has shape {list(shape)} instead of {list(tensor.shape)}")
+        elif dtype != tensor.dtype:
+            faults.append(f"tensor {name!r} holds {dtype} instead of {tensor.dtype}")
+    return _some(faults)
+
+
+def _some(items: list[str]) -> str:
+    """The first three of a list and how many more there are."""
+    more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""
+    return "; ".join(items[:3]) + more
