@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.workflows.small import NUM_NODES, small_recipe
+from tests.workflows.test_load import make_bundle
+from zoo.data.graph import directed_edges
+from zoo.data.partition import random_parts
+from zoo.errors import RecipeError, RunError, ZooError
+from zoo.models.factory import build_model
+from zoo.workflows import session
+from zoo.workflows.evaluate import Protocol, eval_protocol, evaluate, measure, predict, test_protocol, views
+from zoo.workflows.export import export
+from zoo.workflows.graphs import recipe_graph
+from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.run_dir import RunDir, measured
+
+# Not a test.
+test_protocol.__test__ = False  # type: ignore[attr-defined]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bundle(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(finished_run, tmp_path_factory.mktemp("bundle") / "small")[0]
+
+
+def test_logits_are_averaged_over_the_views(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    graph, _ = recipe_graph(recipe)
+    model = build_model(recipe.model, graph.shape).eval()
+    protocol = Protocol(3, 4, 7, "test")
+    expected = torch.zeros(NUM_NODES, 3)
+    with torch.no_grad():
+        for view in range(3):
+            for part in random_parts(graph, 4, session.generator(7, "test", view)):
+                expected[part.nodes] += model(part.x, part.csr, part.edge_attr) / 3
+    actual = predict(model, graph, protocol, device=CPU, precision="fp32")
+    assert actual.dtype == torch.float32
+    assert torch.allclose(actual, expected, atol=1e-6)
+
+
+def test_one_part_is_the_model_on_the_whole_graph(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    graph, _ = recipe_graph(recipe)
+    model = build_model(recipe.model, graph.shape).eval()
+    edge_index, edge_attr = directed_edges(graph)
+    with torch.no_grad():
+        expected = model(graph.x, edge_index, edge_attr)
+    assert torch.equal(predict(model, graph, Protocol(1, 1, 0, "x"), device=CPU, precision="fp32"), expected)
+
+
+def test_prediction_drops_nothing_and_gives_the_model_back_as_it_was(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    graph, _ = recipe_graph(recipe)
+    model = build_model(recipe.model, graph.shape).train()
+    protocol = Protocol(1, 2, 0, "x")
+    first = predict(model, graph, protocol, device=CPU, precision="fp32")
+    assert torch.equal(predict(model, graph, protocol, device=CPU, precision="fp32"), first)
+    assert model.training
+    assert not predict(model.eval(), graph, protocol, device=CPU, precision="fp32").requires_grad
+    assert not model.training
+
+
+def test_views_are_the_same_every_time_and_differ_from_each_other(tmp_path: Path) -> None:
+    graph, _ = recipe_graph(small_recipe(tmp_path))
+    protocol = Protocol(2, 3, 0, "eval")
+    nodes = [[part.nodes.tolist() for part in views(graph, protocol)] for _ in range(2)]
+    assert nodes[0] == nodes[1]
+    assert len(nodes[0]) == protocol.num_steps
+    assert nodes[0][:3] != nodes[0][3:]
+    others = [part.nodes.tolist() for part in views(graph, Protocol(2, 3, 0, "test"))]
+    assert others != nodes[0]
+
+
+def test_the_protocols_are_those_of_the_recipe(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    assert str(eval_protocol(recipe)) == "2 views of 2 parts"
+    assert str(test_protocol(recipe)) == "3 views of 2 parts"
+    whole = small_recipe(tmp_path, test__partition={"type": "full"}, eval__num_views=1)
+    assert str(test_protocol(whole)) == "whole graph"
+    # All views of an undivided graph are the same: one is enough.
+    assert test_protocol(whole).num_views == 1
+    assert str(eval_protocol(whole)) == "1 view of 2 parts"
+
+
+def test_each_split_is_scored_on_its_own_nodes(tmp_path: Path) -> None:
+    graph, split = recipe_graph(small_recipe(tmp_path))
+    logits = torch.zeros(NUM_NODES, 3)
+    logits[split.test, graph.y[split.test]] = 1.0
+    logits[split.valid, (graph.y[split.valid] + 1) % 3] = 1.0
+    figures = {f.split: f.value for f in measure(graph, split, "accuracy", logits, Protocol(1, 1, 0, "x"))}
+    assert figures["test"] == 1.0
+    assert figures["valid"] == 0.0
+
+
+def test_a_run_evaluates_to_its_own_results(finished_run: Path) -> None:
+    results = RunDir(finished_run).results()
+    assert results is not None
+    expected = measured(results, where="run")[:3]
+    assert tuple(evaluate(finished_run, device="cpu", quiet=True)) == expected
+
+
+def test_a_bundle_evaluates_like_its_run(finished_run: Path, bundle: Path) -> None:
+    graph = finished_run.parent / "multiclass.npz"
+    for options in ({}, {"num_views": 2, "num_parts": 5}, {"num_parts": 1}):
+        of_run = evaluate(finished_run, device="cpu", quiet=True, **options)
+        assert evaluate(bundle, device="cpu", quiet=True, data_path=str(graph), **options) == of_run
+
+
+def test_the_export_gives_the_same_bits(finished_run: Path, bundle: Path) -> None:
+    loaded = [load_for_evaluation(folder) for folder in (finished_run, bundle)]
+    graph, _ = recipe_graph(loaded[0].recipe)
+    protocol = test_protocol(loaded[0].recipe)
+    logits = [predict(one.model, graph, protocol, device=CPU, precision="fp32") for one in loaded]
+    assert torch.equal(logits[0], logits[1])
+
+
+def test_views_and_parts_can_be_chosen(finished_run: Path) -> None:
+    figure = evaluate(finished_run, splits=("test",), num_views=5, num_parts=3, device="cpu", quiet=True)[0]
+    assert (figure.split, figure.protocol) == ("test", "5 views of 3 parts")
+    figure = evaluate(finished_run, splits=("test",), num_views=5, num_parts=1, device="cpu", quiet=True)[0]
+    assert figure.protocol == "whole graph"
+
+
+def test_more_parts_than_nodes_are_refused(finished_run: Path) -> None:
+    with pytest.raises(RunError, match="--parts 91: multiclass has only 90 nodes"):
+        evaluate(finished_run, num_parts=91, device="cpu", quiet=True)
+
+
+def test_a_path_for_a_named_data_set_is_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path, data={"dataset": "digits"})
+    with pytest.raises(RecipeError, match="--data goes with the data set 'file' only; this model's is 'digits'"):
+        evaluate(folder, data_path="x", device="cpu", quiet=True)
+
+
+def test_a_graph_of_another_shape_is_refused(bundle: Path, finished_run: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(finished_run.parent / "multiclass.npz"))
+    arrays["x"] = arrays["x"][:, :5]
+    np.savez(tmp_path / "narrow.npz", **arrays)
+    with pytest.raises(RunError, match=r"the graph has .*num_node_features=5.*, the model was made for .*=6"):
+        evaluate(bundle, data_path=str(tmp_path / "narrow.npz"), device="cpu", quiet=True)
+
+
+def test_a_relative_path_is_also_looked_for_among_the_data(
+    bundle: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(ZooError, match=r"data\.path: no such file or folder: multiclass\.npz nor .*nothing"):
+        evaluate(bundle, device="cpu", quiet=True)
+    monkeypatch.setenv("ZOO_DATA", str(finished_run.parent))
+    assert len(evaluate(bundle, device="cpu", quiet=True)) == 3

@@ -1,0 +1,358 @@
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.workflows.small import small_recipe, write_graph
+from zoo.errors import RunError
+from zoo.hub import tensor_file
+from zoo.models.factory import build_model
+from zoo.spec.recipe import Recipe
+from zoo.workflows import run_dir, state
+from zoo.workflows import train as module
+from zoo.workflows.load import saved_shape
+from zoo.workflows.run_dir import RunDir
+from zoo.workflows.session import StoppedError
+from zoo.workflows.state import RunState
+from zoo.workflows.train import build_optimizer, train
+
+# What depends on the clock, not on the computation.
+CLOCK = ("epoch_s", "peak_memory_bytes", "train_s")
+
+
+def run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
+    return train(recipe, out, device="cpu", quiet=True, **options)
+
+
+def outcome(out: Path) -> tuple[Any, ...]:
+    """All that a run computed: weights, final state, log, results."""
+    directory = RunDir(out)
+    final = directory.latest_state()
+    results = directory.results()
+    assert final is not None
+    assert results is not None
+    records = [{key: value for key, value in record.items() if key not in CLOCK} for record in directory.metrics()]
+    tensors = {name: tensor.tolist() for name, tensor in final.tensors.items()}
+    tree = {key: value for key, value in final.tree["cursor"].items() if key not in ("train_s", "log_bytes")}
+    kept = {key: value for key, value in results.items() if key not in CLOCK}
+    return (out / "best.safetensors").read_bytes(), tensors, tree, records, kept
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Any, ...]]:
+    """The graph's folder and the outcome of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("reference")
+    run(small_recipe(folder), folder / "run")
+    return folder, outcome(folder / "run")
+
+
+def no_strays(out: Path) -> bool:
+    return not [path.name for path in out.iterdir() if ".tmp-" in path.name]
+
+
+# A run has 8 steps and 8 + 6 + 4 parts of evaluations; the numbers count both.
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5, 8, 14, 25, 30])
+def test_a_stopped_run_ends_like_one_that_was_not(
+    stop_at: int, reference: tuple[Path, tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(reference[0])
+    calls = iter(range(1, 1000))
+    autocast = module.session.autocast
+
+    def counted(*arguments: Any) -> Any:
+        if next(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return autocast(*arguments)
+
+    monkeypatch.setattr(module.session, "autocast", counted)
+    with pytest.raises(StoppedError, match=r"SIGTERM at epoch .*; continue with --resume") as error:
+        run(recipe, tmp_path / "run")
+    assert error.value.exit_code == 143
+    monkeypatch.undo()
+    run(recipe, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == reference[1]
+    assert no_strays(tmp_path / "run")
+
+
+def test_ctrl_c_saves_too_and_a_second_one_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(times: int) -> None:
+        original = module.training_step
+
+        def patched(*arguments: Any) -> Any:
+            loss = original(*arguments)
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+            return loss
+
+        monkeypatch.setattr(module, "training_step", patched)
+
+    recipe = small_recipe(tmp_path)
+    with monkeypatch.context():
+        interrupt(1)
+        with pytest.raises(StoppedError) as error:
+            run(recipe, tmp_path / "once")
+    assert error.value.exit_code == 130
+    assert RunDir(tmp_path / "once").latest_state() is not None
+    with monkeypatch.context():
+        interrupt(2)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "twice")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from tests.workflows.small import small_recipe
+from zoo.ops.backend import set_backend
+from zoo.workflows import train as module
+torch.set_num_threads(1)
+set_backend("chunked")
+module.plot = lambda run: None
+recipe = small_recipe(Path(sys.argv[1]))
+for case in sys.argv[2:]:
+    name, count = case.split("-")
+    child = os.fork()
+    if child == 0:
+        original, calls = getattr(os, name), iter(range(1, 1000))
+        def patched(*arguments):
+            if next(calls) == int(count):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments)
+        setattr(os, name, patched)
+        module.train(recipe, Path(sys.argv[1]) / case, device="cpu", quiet=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, case
+"""
+# Files are written, then flushed (fsync), then renamed (replace), then their folder is flushed (fsync). The counts hit
+# the recipe, the log, the best weights and the states of several epochs, before and after the rename.
+KILLS = ("replace-1", "replace-2", "replace-3", "fsync-6", "fsync-8", "fsync-13", "fsync-15")
+
+
+@pytest.fixture(scope="module")
+def killed_runs(reference: tuple[Path, tuple[Any, ...]]) -> Path:
+    """Runs that were killed, each at another moment, by forks of one process."""
+    folder = reference[0]
+    command = [sys.executable, "-c", KILLED, str(folder), *KILLS]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_a_killed_run_resumes_to_the_same_end(
+    case: str, killed_runs: Path, reference: tuple[Path, tuple[Any, ...]]
+) -> None:
+    run(small_recipe(killed_runs), killed_runs / case, resume=True)
+    assert outcome(killed_runs / case) == reference[1]
+    assert no_strays(killed_runs / case)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(reference: tuple[Path, tuple[Any, ...]], killed_runs: Path) -> Path:
+    """A run stopped after 6 of its 8 steps, with the states of two steps."""
+    out, steps = reference[0] / "stopped", []
+    original = module.training_step
+
+    def patched(*arguments: Any) -> Any:
+        loss = original(*arguments)
+        steps.append(loss)
+        if len(steps) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(module, "training_step", patched)
+        # Save after every epoch, however long a save takes.
+        context.setattr(state, "_MAX_SHARE", 1e9)
+        with pytest.raises(StoppedError):
+            run(small_recipe(reference[0]), out)
+    assert [path.name for path in RunDir(out).states()] == ["state-6.safetensors", "state-4.safetensors"]
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run."""
+    shutil.copytree(stopped_once, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def flip(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+DAMAGE = {
+    "halved": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: b"\0" * len(data),
+    "last_bytes_zero": lambda data: data[:-400] + b"\0" * 400,
+    "one_bit_of_the_data": lambda data: flip(data, len(data) - 50),
+    "one_digit_of_the_tree": lambda data: data.replace(b'\\\\\\"step\\\\\\": 6', b'\\\\\\"step\\\\\\": 7', 1),
+    "header_length": lambda data: b"\xff" * 7 + b"\x3f" + data[8:],
+    "noise": lambda data: bytes(i * 37 % 251 for i in range(len(data))),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_state_is_passed_over(
+    kind: str, reference: tuple[Path, tuple[Any, ...]], stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = RunDir(stopped).states()[0]
+    before = newest.read_bytes()
+    newest.write_bytes(DAMAGE[kind](before))
+    assert newest.read_bytes() != before
+    run(RunDir(stopped).recipe(), stopped, resume=True)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "state-6.safetensors: damaged" in warnings[0]
+    assert outcome(stopped) == reference[1]
+
+
+def test_without_a_whole_state_nothing_is_touched(stopped: Path) -> None:
+    for path in RunDir(stopped).states():
+        path.write_bytes(path.read_bytes()[:-1])
+    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file()}
+    with pytest.raises(RunError, match="no saved state is whole"):
+        run(RunDir(stopped).recipe(), stopped, resume=True)
+    assert {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file()} == before
+
+
+def test_restore_then_save_gives_the_same_file(finished_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run, copy)
+    directory = RunDir(copy)
+    saved = directory.states()[0]
+    before = saved.read_bytes()
+    tree = directory.latest_state().tree  # type: ignore[union-attr]
+    recipe = directory.recipe()
+    model = build_model(recipe.model, directory_shape(directory))
+    optimizer = build_optimizer(recipe.train.optimizer, model)
+    restored = RunState(directory, model, optimizer, tree["identity"], tree["environment"])
+    assert restored.restore()
+    saved.unlink()
+    assert restored.save() == saved
+    assert saved.read_bytes() == before
+
+
+def directory_shape(directory: RunDir) -> Any:
+    best = directory.best()
+    assert best is not None
+    return saved_shape(directory, best.tree)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"type": "adamw"}, {"type": "sgd", "momentum": 0.9, "lr": 0.1}, {"type": "sgd", "lr": 0.1}, {"type": "rmsprop"}],
+)
+def test_every_optimizer_resumes_exactly(spec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"train__optimizer": {"lr": 0.01, **spec}, "train__num_epochs": 2, "model__norm": "batch"}
+    recipe = small_recipe(tmp_path, **keys)
+    run(recipe, tmp_path / "whole")
+    original, calls = module.training_step, iter(range(1, 100))
+
+    def patched(*arguments: Any) -> Any:
+        loss = original(*arguments)
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with monkeypatch.context() as context:
+        context.setattr(module, "training_step", patched)
+        with pytest.raises(StoppedError):
+            run(recipe, tmp_path / "cut")
+    run(recipe, tmp_path / "cut", resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_optimizer_state_is_kept_by_name(finished_run: Path) -> None:
+    saved = RunDir(finished_run).latest_state()
+    assert saved is not None
+    names = {name.removeprefix("model/") for name in saved.tensors if name.startswith("model/")}
+    for key in ("exp_avg", "exp_avg_sq", "step"):
+        assert {
+            n.removeprefix(f"optimizer/{key}/") for n in saved.tensors if n.startswith(f"optimizer/{key}/")
+        } == names
+
+
+def test_a_run_on_other_data_is_not_continued(stopped: Path) -> None:
+    recipe = RunDir(stopped).recipe()
+    graph = Path(recipe.data.path)
+    before = graph.read_bytes()
+    try:
+        write_graph(graph, y=np.arange(90) // 30)
+        with pytest.raises(RunError, match="cannot continue: the data changed since the state was saved"):
+            run(recipe, stopped, resume=True)
+    finally:
+        graph.write_bytes(before)
+
+
+def test_a_changed_number_of_threads_is_told(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        run(RunDir(stopped).recipe(), stopped, resume=True, num_threads=2)
+    finally:
+        torch.set_num_threads(1)
+    assert "Warning: num_threads was 1 and is now 2: results may differ slightly" in capsys.readouterr().err
+
+
+def full_disk(*arguments: Any, **options: Any) -> str:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_while_training_is_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(tmp_path)
+    calls = iter(range(1, 100))
+    write = tensor_file.write_tensors
+
+    def sometimes_full(path: Path, *arguments: Any) -> str:
+        if path.name.startswith("state-") and next(calls) in (1, 2):
+            full_disk()
+        return write(path, *arguments)
+
+    monkeypatch.setattr(run_dir, "write_tensors", sometimes_full)
+    monkeypatch.setattr(state, "_MAX_SHARE", 1e9)
+    results = run(recipe, tmp_path / "run")
+    assert results["num_epochs"] == 4
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "No space left on device" in line]
+    assert len(warnings) == 2
+
+
+def test_a_full_disk_at_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = tensor_file.write_tensors
+    monkeypatch.setattr(state, "_MAX_SHARE", 0.0)
+    monkeypatch.setattr(
+        run_dir,
+        "write_tensors",
+        lambda path, *rest: full_disk() if path.name == "state-8.safetensors" else write(path, *rest),
+    )
+    with pytest.raises(RunError, match=r"state-8.safetensors: cannot be written: No space left on device"):
+        run(small_recipe(tmp_path), tmp_path / "run")
+    assert RunDir(tmp_path / "run").results() is None
+
+
+def test_a_state_of_another_format_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDir(stopped)
+    saved = directory.latest_state()
+    assert saved is not None
+    with monkeypatch.context() as context:
+        context.setattr(run_dir, "STATE_FORMAT", 2)
+        for step in (6, 7):
+            directory.write_state(step, saved.tensors, saved.tree)
+    with pytest.raises(RunError, match="no saved state is whole"):
+        run(directory.recipe(), stopped, resume=True)
+
+
+def test_the_cursor_survives_json() -> None:
+    cursor = state.Cursor(epoch=3, part=1, step=5, loss_sum=0.1 + 0.2, num_losses=1, log_bytes=10, train_s=1.5)
+    assert state.Cursor(**json.loads(json.dumps(dataclasses.asdict(cursor)))) == cursor

@@ -1,0 +1,159 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workflows.small import small_recipe
+from zoo.errors import RunError, ZooError
+from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
+from zoo.workflows.train import train
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(folder: Path, out: Path, *, resume: bool = False, **places: object) -> str:
+    """The message with which a run is refused; the folder must stay as it is."""
+    before = tree(folder)
+    with pytest.raises(RunError) as error:
+        train(small_recipe(folder, **places), out, device="cpu", quiet=True, resume=resume)
+    after = tree(folder)
+    after.pop("multiclass.npz", None)
+    before.pop("multiclass.npz", None)
+    assert after == before
+    return str(error.value)
+
+
+def test_another_run_is_never_overwritten(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    for resume in (False, True):
+        message = refused(tmp_path, tmp_path / "run", resume=resume, train__seed=5, model__num_layers=4)
+        assert "holds another run (" in message
+        assert "model.num_layers: 3 there, 4 here" in message
+        assert "train.seed: 0 there, 5 here" in message
+
+
+def test_a_finished_run_is_left_alone(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished_run.iterdir() if path.is_file()
+    }
+    results = train(RunDir(finished_run).recipe(), finished_run, device="cpu")
+    assert results == RunDir(finished_run).results()
+    assert "already done" in capsys.readouterr().err
+    del before[".lock"]
+    after = {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished_run.iterdir() if path.is_file()
+    }
+    del after[".lock"]
+    assert after == before
+
+
+def test_an_unfinished_run_needs_resume(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    recipe = RunDir(finished_run).recipe()
+    with pytest.raises(RunError, match="holds an unfinished run of this recipe; continue it with --resume"):
+        train(recipe, tmp_path / "run", device="cpu", quiet=True)
+
+
+def test_a_run_that_ended_before_its_first_epoch_is_no_obstacle(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", small_recipe(tmp_path), resume=False):
+        pass
+    with open_run(tmp_path / "run", small_recipe(tmp_path, train__seed=3), resume=False) as run:
+        assert run.recipe().train.seed == 3
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    assert "not empty (it holds 'chapter.txt') and not a run" in refused(tmp_path, tmp_path / "thesis")
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert "is not a folder" in refused(tmp_path, tmp_path / "file")
+    assert "cannot be written: Not a directory" in refused(tmp_path, tmp_path / "file" / "run")
+
+
+def test_a_dangling_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "is not a folder" in refused(tmp_path, tmp_path / "link")
+
+
+def test_a_place_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: object, *arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # The tests may run as a user whom no permission stops.
+    monkeypatch.setattr(os, "mkdir", forbidden)
+    with (
+        pytest.raises(RunError, match="run: cannot be written: Permission denied"),
+        open_run(tmp_path / "run", small_recipe(tmp_path), resume=False),
+    ):
+        pass
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    assert "cannot be written: File name too long" in refused(tmp_path, tmp_path / ("a" * 300))
+
+
+def test_a_run_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    with open_run(tmp_path / "run", recipe, resume=False):
+        message = refused(tmp_path, tmp_path / "run", resume=True)
+    assert f"in use by process {os.getpid()}" in message
+    with open_run(tmp_path / "run", recipe, resume=True):
+        pass
+
+
+def test_stale_temporary_files_are_cleared_and_nothing_else(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.json.tmp-0123abcd").write_text("half")
+    with open_run(run, recipe, resume=False):
+        assert sorted(path.name for path in run.iterdir()) == [".lock", "recipe.json"]
+    (run / "state-5.safetensors.tmp-0123abcd").write_text("half")
+    (run / "notes.tmp-of-mine").write_text("precious")
+    (run / "metrics.jsonl").write_text("")
+    with open_run(run, recipe, resume=True):
+        assert not (run / "state-5.safetensors.tmp-0123abcd").exists()
+        assert (run / "notes.tmp-of-mine").read_text() == "precious"
+
+
+def test_the_newest_two_states_are_kept(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", small_recipe(tmp_path), resume=False) as run:
+        for step in (2, 10, 9):
+            run.write_state(step, {"a": torch.tensor(float(step))}, {"step": step})
+        assert [path.name for path in run.states()] == ["state-10.safetensors", "state-9.safetensors"]
+        latest = run.latest_state()
+    assert latest is not None
+    assert latest.tree == {"step": 10}
+
+
+def test_only_what_decides_the_numbers_is_in_the_digest(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    assert recipe_digest(small_recipe(tmp_path, summary="Other words.")) == recipe_digest(recipe)
+    assert recipe_digest(small_recipe(tmp_path, train__seed=1)) != recipe_digest(recipe)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"results": []}{', '{"name": "small", "name": 1}'])
+def test_a_damaged_recipe_or_log_is_an_error(damage: str, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "recipe.json").write_text(damage)
+    with pytest.raises(ZooError, match=r"recipe\.json"):
+        RunDir(tmp_path / "run").recipe()
+    (tmp_path / "run" / "metrics.jsonl").write_text(f"{damage}\n")
+    if damage:
+        with pytest.raises(RunError, match=r"metrics\.jsonl:1"):
+            RunDir(tmp_path / "run").metrics()
+
+
+def test_a_shortened_log_is_noticed(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="shorter than when the state was saved"):
+        RunDir(tmp_path / "run").truncate_metrics(10)

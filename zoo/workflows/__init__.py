@@ -1,0 +1,1 @@
+"""One file per verb: what is read, written, timed and seeded is decided here."""

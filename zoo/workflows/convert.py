@@ -1,0 +1,107 @@
+"""From a checkpoint of the authors' code to a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import zoo
+from zoo.errors import BundleError
+from zoo.hub.bundle import Contents, differences, write_bundle
+from zoo.hub.config import BundleConfig, Provenance
+from zoo.hub.files import open_regular
+from zoo.models.convert import convert_state_dict
+from zoo.spec.model import RevGATSpec
+from zoo.spec.recipe import GraphShape, Recipe
+from zoo.spec.shapes import reads_edges
+from zoo.spec.size import count_parameters
+from zoo.workflows.load import expected_state
+
+# Weights, two moments of Adam and a gradient, eight bytes each, would still be less.
+_BYTES_PER_PARAMETER = 40
+_SLACK_BYTES = 1 << 26
+
+
+def convert(checkpoint: Path, recipe: Recipe, out: Path) -> BundleConfig:
+    """Write the weights of a checkpoint of github.com/lightaime/deep_gcns_torch as a bundle.
+
+    The file is unpickled with ``weights_only=True`` and in no other way; that admits tensors and plain containers only.
+
+    Args:
+        checkpoint: a local ``.pth`` file, a dictionary with ``model_state_dict``.
+        recipe: the model that it holds.
+        out: the bundle's folder.
+
+    Raises:
+        BundleError: if the file is not such a checkpoint or does not fit the recipe, or the bundle cannot be written.
+    """
+    sha256 = _inspect(checkpoint, recipe)
+    state = {name: tensor.clone() for name, tensor in convert_state_dict(_load(checkpoint), recipe.model).items()}
+    shape = _shape(checkpoint, recipe, state)
+    faults = differences({n: (tuple(t.shape), t.dtype) for n, t in state.items()}, expected_state(recipe.model, shape))
+    if faults:
+        raise BundleError(f"{checkpoint}: does not fit the recipe {recipe.name}: {faults}; override it with --set")
+    provenance = Provenance(zoo_version=zoo.__version__, torch_version=torch.__version__, converted_from_sha256=sha256)
+    return write_bundle(out, Contents(recipe, shape, (), provenance, state))
+
+
+def _inspect(path: Path, recipe: Recipe) -> str:
+    """Refuse what cannot be the recipe's checkpoint before it is unpickled; its SHA-256."""
+    widest = GraphShape(num_node_features=1024, num_edge_features=1024, num_tasks=1024)
+    limit = _BYTES_PER_PARAMETER * count_parameters(recipe.model, widest) + _SLACK_BYTES
+    digest = hashlib.sha256()
+    num_bytes = 0
+    try:
+        with open_regular(path) as file:
+            while block := file.read(1 << 20):
+                num_bytes += len(block)
+                if num_bytes > limit:
+                    raise BundleError(f"{path}: larger than any checkpoint of the recipe {recipe.name} could be")
+                digest.update(block)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        data: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # The unpickler of a damaged or hostile file can fail in any way.
+    except Exception as error:
+        reason = "it holds more than tensors" if "weights" in str(error).lower() else str(error).split("\n")[0][:200]
+        raise BundleError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
+    state = data.get("model_state_dict") if isinstance(data, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise BundleError(f"{path}: not a checkpoint of the authors' code: it has no 'model_state_dict'")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise BundleError(f"{path}: model_state_dict: {name!r} is not a dense tensor")
+    return dict(state)
+
+
+def _shape(path: Path, recipe: Recipe, state: Mapping[str, Tensor]) -> GraphShape:
+    """The shape of the graphs that the checkpoint was trained on, read from the sizes of its first and last tensors."""
+
+    def size(name: str, dim: int, num_dims: int) -> int:
+        tensor = state.get(name)
+        if tensor is None or tensor.dim() != num_dims:
+            raise BundleError(f"{path}: does not fit the recipe {recipe.name}: it has no fitting {name!r}")
+        return tensor.shape[dim]
+
+    if isinstance(recipe.model, RevGATSpec):
+        return GraphShape(num_node_features=size("first.linear.weight", 1, 2), num_tasks=size("bias", 0, 1))
+    category = "node_encoder.category.weight"
+    return GraphShape(
+        num_node_features=size("node_encoder.linear.weight", 1, 2),
+        num_node_categories=size(category, 1, 2) if category in state else 0,
+        num_edge_features=size("edge_encoder.weight", 1, 2) if reads_edges(recipe.model) else 0,
+        num_tasks=size("head.weight", 0, 2),
+    )

@@ -1,0 +1,244 @@
+"""Inference on partitions: logits averaged over views, then one figure for each split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zoo.data.graph import Graph, Part, Split
+from zoo.data.metrics import evaluate as score
+from zoo.data.partition import random_parts
+from zoo.errors import RecipeError, RunError
+from zoo.spec.recipe import Recipe
+from zoo.spec.results import Measured, protocol_in_words
+from zoo.spec.train import Partition
+from zoo.workflows import session
+from zoo.workflows.compare import Comparison, compare
+from zoo.workflows.graphs import place_graph, recipe_graph
+from zoo.workflows.load import LoadedModel, load_for_evaluation, locate
+from zoo.workflows.progress import Progress
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a figure is measured: logits averaged over ``num_views`` random partitions into ``num_parts`` parts.
+
+    Attributes:
+        num_views: V.
+        num_parts: P; 1 is the whole graph.
+        seed: with the purpose and the view's number it decides the partitions.
+        purpose: evaluations with different purposes see different partitions.
+    """
+
+    num_views: int
+    num_parts: int
+    seed: int
+    purpose: str
+
+    @property
+    def num_steps(self) -> int:
+        """How many parts are run in all."""
+        return self.num_views * self.num_parts
+
+    def __str__(self) -> str:
+        return protocol_in_words(self.num_views, self.num_parts)
+
+
+def eval_protocol(recipe: Recipe) -> Protocol:
+    """How a recipe validates during training."""
+    return _protocol(recipe.eval.num_views, recipe.eval.partition, recipe.train.seed, "eval")
+
+
+def test_protocol(recipe: Recipe) -> Protocol:
+    """How a recipe evaluates its best weights."""
+    return _protocol(recipe.test.num_views, recipe.test.partition, recipe.train.seed, "test")
+
+
+def _protocol(num_views: int, partition: Partition, seed: int, purpose: str) -> Protocol:
+    num_parts = num_parts_of(partition)
+    # Every view of an undivided graph is the same.
+    return Protocol(num_views if num_parts > 1 else 1, num_parts, seed, purpose)
+
+
+def num_parts_of(partition: Partition) -> int:
+    """P of a partition."""
+    return partition.num_parts if partition.type == "random" else 1
+
+
+def views(graph: Graph, protocol: Protocol) -> Iterator[Part]:
+    """All parts of all views of a protocol; the same every time."""
+    for view in range(protocol.num_views):
+        key = (protocol.seed, protocol.purpose, view)
+        yield from random_parts(graph, protocol.num_parts, session.generator(*key))
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    graph: Graph,
+    protocol: Protocol,
+    *,
+    device: torch.device,
+    precision: str,
+    on_part: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Run a model on a graph, part by part, without dropout.
+
+    Args:
+        model: on ``device``; comes back in the mode it was in.
+        graph: on any device.
+        protocol: which parts.
+        device: where the model computes.
+        precision: "fp32" or "bf16".
+        on_part: called after each part.
+
+    Returns:
+        [N, T] float32 logits on the CPU, averaged over the views.
+    """
+    training = model.training
+    model.eval()
+    total = torch.zeros(graph.num_nodes, graph.num_tasks)
+    try:
+        for part in views(graph, protocol):
+            part = part.to(device)
+            with session.autocast(device, precision):
+                logits = model(part.x, part.csr, part.edge_attr)
+            total[part.nodes.cpu()] += logits.float().cpu()
+            on_part()
+    finally:
+        model.train(training)
+    return total.div_(protocol.num_views)
+
+
+def measure(
+    graph: Graph, split: Split, metric: str, logits: Tensor, protocol: Protocol, splits: tuple[str, ...] = SPLITS
+) -> list[Measured]:
+    """Score logits on some splits.
+
+    Args:
+        graph: for its labels.
+        split: its nodes.
+        metric: name.
+        logits: [N, T].
+        protocol: how the logits were made; noted beside each figure.
+        splits: which of train, valid and test.
+
+    Raises:
+        DataError: if the metric is not defined for these labels.
+    """
+    figures = []
+    for name in splits:
+        nodes = getattr(split, name).cpu()
+        value = score(graph.name, metric, graph.y.cpu()[nodes], logits[nodes])
+        figures.append(
+            Measured.model_validate(
+                {
+                    "split": name,
+                    "metric": metric,
+                    "value": value,
+                    "num_views": protocol.num_views,
+                    "num_parts": protocol.num_parts,
+                }
+            )
+        )
+    return figures
+
+
+def evaluate(
+    reference: str | Path,
+    *,
+    splits: tuple[str, ...] = SPLITS,
+    num_views: int | None = None,
+    num_parts: int | None = None,
+    data_path: str | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+    quiet: bool = False,
+) -> list[Measured]:
+    """Evaluate the model of a run directory or a bundle on its own data set, see :func:`evaluate_and_compare`."""
+    compared = evaluate_and_compare(
+        reference,
+        splits=splits,
+        num_views=num_views,
+        num_parts=num_parts,
+        data_path=data_path,
+        device=device,
+        num_threads=num_threads,
+        quiet=quiet,
+    )
+    return [comparison.figure for comparison in compared]
+
+
+def evaluate_and_compare(
+    reference: str | Path,
+    *,
+    splits: tuple[str, ...] = SPLITS,
+    num_views: int | None = None,
+    num_parts: int | None = None,
+    data_path: str | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+    quiet: bool = False,
+) -> list[Comparison]:
+    """Evaluate the model of a run directory or a bundle on its own data set.
+
+    Args:
+        reference: the folder of a run or a bundle, or the name of a model as for ``zoo.load``.
+        splits: which of train, valid and test.
+        num_views: V; None: as the recipe's test says.
+        num_parts: P; None: as the recipe's test says.
+        data_path: where the graph lies now, for the data set "file".
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
+        num_threads: of the CPU.
+        quiet: show no progress.
+
+    Returns:
+        A figure for each split, beside what was published under the same protocol.
+
+    Raises:
+        ZooError: if the model or its data cannot be loaded or do not fit together.
+    """
+    place = session.start(device, num_threads)
+    loaded = load_for_evaluation(locate(reference).folder)
+    recipe = loaded.recipe
+    if data_path is not None:
+        if recipe.data.dataset != "file":
+            raise RecipeError(f"--data goes with the data set 'file' only; this model's is {recipe.data.dataset!r}")
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": data_path})})
+    graph, split = recipe_graph(recipe)
+    _check_shape(graph, loaded)
+    usual = test_protocol(recipe)
+    parts = usual.num_parts if num_parts is None else num_parts
+    if parts > graph.num_nodes:
+        raise RunError(f"--parts {parts:,}: {graph.name} has only {graph.num_nodes:,} nodes")
+    # The views of an undivided graph are all the same.
+    count = 1 if parts == 1 else (recipe.test.num_views if num_views is None else num_views)
+    protocol = Protocol(count, parts, recipe.train.seed, "test")
+    with Progress(protocol.num_steps, unit="part", quiet=quiet) as progress:
+        logits = predict(
+            loaded.model.to(place),
+            place_graph(graph, place),
+            protocol,
+            device=place,
+            precision=recipe.train.precision,
+            on_part=lambda: progress.step("evaluating", {}),
+        )
+    figures = measure(graph, split, recipe.eval.metric, logits, protocol, splits)
+    sizes = {name: len(getattr(split, name)) for name in splits}
+    return compare(figures, loaded.results, recipe, sizes)
+
+
+def figures_by_split(figures: list[Measured]) -> Mapping[str, float]:
+    """The values by split."""
+    return {figure.split: figure.value for figure in figures}
+
+
+def _check_shape(graph: Graph, loaded: LoadedModel) -> None:
+    if graph.shape != loaded.shape:
+        raise RunError(f"{graph.name}: the graph has {graph.shape!r}, the model was made for {loaded.shape!r}")

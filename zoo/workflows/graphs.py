@@ -1,0 +1,98 @@
+"""The graph that a recipe asks for, with the features it asks for, checked against the rest of the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.data.datasets import DATASETS, load_graph
+from zoo.data.features import build_features
+from zoo.data.files import data_root
+from zoo.data.graph import EDGE_CHUNK, Graph, Split
+from zoo.data.metrics import check_metric
+from zoo.errors import DataError, RecipeError
+from zoo.spec.recipe import Recipe
+from zoo.spec.shapes import reads_edges
+
+_LOSS_OF_TASK = {"multilabel": "bce_with_logits", "binary": "bce_with_logits", "multiclass": "cross_entropy"}
+# A graph is kept on the GPU if it takes no more than this share of the free memory.
+_GPU_SHARE = 0.25
+
+
+def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
+    """Load the graph of a recipe and build its node features.
+
+    Args:
+        recipe: what does not fit its data set is refused before the data are loaded, where the data set is known.
+
+    Returns:
+        The graph with node features, and the split that the recipe names.
+
+    Raises:
+        DataError: if the data are missing or damaged.
+        RecipeError: if the recipe does not fit the data.
+    """
+    known = DATASETS.get(recipe.data.dataset)
+    if known is not None and known.task is not None:
+        _check_task(recipe, known.task)
+    path = _data_path(recipe.data.path) if recipe.data.path else None
+    graph = load_graph(recipe.data.dataset, path=path, undirected=recipe.data.undirected)
+    _check_task(recipe, graph.task)
+    if recipe.data.split >= len(graph.splits):
+        raise RecipeError(f"data.split: {recipe.data.split} is too large; {graph.name} has {len(graph.splits)} splits")
+    for key, partition in (("train", recipe.train.partition), ("eval", recipe.eval.partition)):
+        if partition.type == "random" and partition.num_parts > graph.num_nodes:
+            raise RecipeError(
+                f"{key}.partition.num_parts: {partition.num_parts:,} parts of {graph.num_nodes:,} nodes; "
+                "there must be at least a node for each part"
+            )
+    graph = build_features(graph, recipe.data.node_features)
+    if not reads_edges(recipe.model):
+        # Nobody gathers what nobody reads.
+        graph = replace(graph, edge_attr=None)
+    return graph, graph.splits[recipe.data.split]
+
+
+def place_graph(graph: Graph, device: torch.device) -> Graph:
+    """Move a graph to the GPU if it is small beside the free memory; else its parts are moved one by one."""
+    if device.type != "cuda":
+        return graph
+    num_bytes = sum(t.numel() * t.element_size() for t in (graph.edge_index, graph.x, graph.edge_attr) if t is not None)
+    return graph.to(device) if num_bytes <= _GPU_SHARE * torch.cuda.mem_get_info(device)[0] else graph
+
+
+def graph_digest(graph: Graph, split: Split) -> str:
+    """SHA-256 over everything that a run reads of a graph, so that a resumed run is known to see the same data."""
+    digest = hashlib.sha256()
+    for tensor in (graph.edge_index.t(), graph.edge_attr, graph.x, graph.y, split.train, split.valid, split.test):
+        if tensor is not None:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+            for rows in torch.split(tensor, EDGE_CHUNK):
+                values: Any = rows.cpu().contiguous().view(-1).numpy()
+                digest.update(memoryview(values).cast("B"))
+    return digest.hexdigest()
+
+
+def _check_task(recipe: Recipe, task: str) -> None:
+    loss = _LOSS_OF_TASK[task]
+    if recipe.train.loss != loss:
+        raise RecipeError(f"train.loss: {recipe.train.loss!r} does not fit a {task} task; expected {loss!r}")
+    try:
+        check_metric(task, recipe.eval.metric)
+    except DataError as error:
+        raise RecipeError(f"eval.metric: {error}") from error
+
+
+def _data_path(text: str) -> Path:
+    """A relative path means a file in the current folder or, if there is none, in the folder of all data."""
+    path = Path(text).expanduser()
+    places = [path] if path.is_absolute() else [path, data_root() / path]
+    for place in places:
+        if place.exists():
+            return place
+    tried = " nor ".join(str(place) for place in places)
+    raise DataError(f"data.path: no such file or folder: {tried}; set it with --set data.path=... or set ZOO_DATA")

@@ -1,0 +1,66 @@
+"""Learning curves as a picture."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from zoo.errors import RunError
+from zoo.hub.files import atomic_write
+from zoo.workflows.run_dir import RunDir
+
+_BLUE, _ORANGE, _GREY = "#2a6f97", "#e07a28", "#666666"
+
+
+def plot(run: RunDir, out: Path | None = None) -> Path:
+    """Draw the training loss and the validation metric of a run over its epochs.
+
+    Args:
+        run: the run, finished or not.
+        out: the PNG file; None: ``curves.png`` in the run directory.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: if nothing was recorded yet, or the picture cannot be stored.
+    """
+    records = run.metrics()
+    if not records:
+        raise RunError(f"{run.path}: no epoch is recorded yet; nothing to draw")
+    recipe = run.recipe()
+    metric = f"valid_{recipe.eval.metric}"
+    evaluated = [record for record in records if metric in record]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, metrics = figure.subplots(1, 2)
+    losses.plot([r["epoch"] for r in records], [r["train_loss"] for r in records], color=_BLUE, linewidth=1.6)
+    losses.set(xlabel="epoch", ylabel="training loss", title="loss")
+    if evaluated:
+        epochs, values = [r["epoch"] for r in evaluated], [r[metric] for r in evaluated]
+        metrics.plot(epochs, values, color=_BLUE, linewidth=1.6, marker="." if len(epochs) < 30 else None)
+        best = max(evaluated, key=lambda record: record[metric])
+        metrics.plot(best["epoch"], best[metric], "o", color=_ORANGE, markersize=7)
+        metrics.annotate(
+            f"best {best[metric]:.4f} (epoch {best['epoch']})",
+            (best["epoch"], best[metric]),
+            xytext=(0.97, 0.05),
+            textcoords="axes fraction",
+            ha="right",
+            color=_ORANGE,
+        )
+    metrics.set(xlabel="epoch", ylabel=f"valid {recipe.eval.metric}", title="validation")
+    for axes in (losses, metrics):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=_GREY)
+    figure.suptitle(recipe.name, fontsize=11)
+    path = run.curves_path if out is None else out
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    try:
+        atomic_write(path, [buffer.getvalue()])
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,110 @@
+"""What a user sees of a run while it goes on: a bar in a terminal, lines elsewhere; and TensorBoard if installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+from typing_extensions import Self
+
+_writer_class: Any = None
+try:
+    from torch.utils.tensorboard import SummaryWriter
+
+    _writer_class = SummaryWriter
+except ImportError:
+    # TensorBoard is not a dependency.
+    pass
+
+
+class Progress:
+    """Reports on stderr. A stderr that goes away does not stop the run.
+
+    Args:
+        total: steps of the whole task.
+        unit: what one step is called.
+        quiet: say nothing.
+        done: steps that an earlier process has done.
+    """
+
+    def __init__(self, total: int, *, unit: str, quiet: bool = False, done: int = 0) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._quiet = quiet
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._safely(lambda bar: bar.close())
+
+    def step(self, label: str, figures: Mapping[str, str]) -> None:
+        """One step is done.
+
+        Args:
+            label: where the run is, such as ``epoch 3/200``.
+            figures: the latest of each figure.
+        """
+
+        def show(bar: tqdm[Any]) -> None:
+            bar.set_description(label, refresh=False)
+            bar.set_postfix(figures, refresh=False)
+            bar.update(1)
+
+        self._safely(show)
+
+    def stage(self, label: str) -> None:
+        """The run is at something that is not a step, such as an evaluation."""
+        self._safely(lambda bar: bar.set_description(label))
+
+    def line(self, text: str) -> None:
+        """A line worth keeping."""
+        if self._quiet:
+            return
+        try:
+            tqdm.write(text, file=sys.stderr) if self._bar else print(text, file=sys.stderr, flush=True)
+        except OSError:
+            self._quiet = True
+
+    def figures(self, label: str, figures: Mapping[str, str]) -> None:
+        """The figures of an evaluation: the bar shows them anyway, elsewhere they are a line."""
+        if self._bar is None:
+            self.line("  ".join([label, *(f"{name} {value}" for name, value in figures.items())]))
+
+    def _safely(self, action: Any) -> None:
+        if self._bar is None:
+            return
+        try:
+            action(self._bar)
+        except OSError:
+            self._bar, self._quiet = None, True
+
+
+class Board:
+    """TensorBoard's event files, if the package is installed; else nothing.
+
+    Args:
+        folder: where they are written.
+        step: records from this step on replace those of an earlier process.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._writer = None if _writer_class is None else _writer_class(str(folder), purge_step=step)
+
+    def add(self, record: Mapping[str, float], step: int) -> None:
+        """Add the figures of an epoch."""
+        if self._writer is not None:
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,368 @@
+"""The files of a run directory. Nothing else knows their names or their format.
+
+    recipe.json                the whole recipe, every default spelled out
+    metrics.jsonl              one line per epoch
+    best.safetensors           the weights with the best validation metric so far
+    state-STEP.safetensors     all that a resume needs; the newest two are kept
+    results.json               written once, when the run is finished
+    curves.png, tensorboard/   pictures of metrics.jsonl
+
+Tensors and the JSON tree that goes with them stand in one file under one digest, so that no crash can tear them apart;
+every file is replaced as a whole. A run directory belongs to one recipe for ever and to one process at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zoo.errors import RecipeError, RunError
+from zoo.hub.files import atomic_write
+from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
+from zoo.spec.recipe import Recipe, parse_json_object, parse_recipe, parse_spec, read_json_object
+from zoo.spec.results import Measured
+
+STATE_FORMAT = 1
+_NUM_STATES = 2
+_METADATA_KEY = "zoo"
+_STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
+_TEMPORARY = re.compile(r"^(recipe\.json|results\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$")
+_FIRST_FILES = (".lock", "recipe.json")
+_DECIDING = ("data", "model", "train", "eval", "test")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Tensors and the JSON tree that was saved with them."""
+
+    tensors: dict[str, Tensor]
+    tree: dict[str, Any]
+
+
+def measured(results: Mapping[str, Any], *, where: str) -> tuple[Measured, ...]:
+    """The figures in the results of a run.
+
+    Raises:
+        RecipeError: if one is malformed.
+    """
+    return tuple(parse_spec(Measured, figure, where=f"{where}: results") for figure in results["results"])
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 over what decides a run's numbers; the name, the summary and the source do not."""
+    deciding = {key: value for key, value in recipe.to_json().items() if key in _DECIDING}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+class RunDir:
+    """A run directory; :func:`open_run` opens one for writing.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        RunError: if it is not a run directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise RunError(f"{path}: no such run directory")
+        if not (path / "recipe.json").is_file():
+            raise RunError(f"{path}: not a run directory: it has no recipe.json")
+        self.path = path
+
+    @property
+    def bundle_path(self) -> Path:
+        """Where the bundle of this run is written unless something else is asked for."""
+        return self.path / "bundle"
+
+    @property
+    def curves_path(self) -> Path:
+        """The picture of the learning curves."""
+        return self.path / "curves.png"
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    def recipe(self) -> Recipe:
+        """The recipe of the run.
+
+        Raises:
+            RecipeError: if the file was damaged.
+        """
+        path = self.path / "recipe.json"
+        return parse_recipe(read_json_object(path), where=str(path))
+
+    def results(self) -> dict[str, Any] | None:
+        """What the finished run measured; None if it is not finished.
+
+        Raises:
+            RecipeError: if the file was damaged.
+        """
+        path = self.path / "results.json"
+        return read_json_object(path) if path.is_file() else None
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Mark the run as finished.
+
+        Raises:
+            RunError: if they cannot be stored, or a figure is not finite.
+        """
+        _write_json(self.path / "results.json", results)
+
+    def best(self) -> Saved | None:
+        """The weights with the best validation metric; None before the first evaluation.
+
+        Raises:
+            RunError: if the file is damaged.
+        """
+        path = self.path / "best.safetensors"
+        return _read_saved(path) if path.exists() else None
+
+    def write_best(self, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
+        """Replace the best weights.
+
+        Raises:
+            RunError: if they cannot be stored; the previous ones are then still there.
+        """
+        _write_saved(self.path / "best.safetensors", tensors, tree)
+
+    def states(self) -> list[Path]:
+        """The saved states, newest first."""
+        names = [(int(match[1]), path) for path in self.path.iterdir() if (match := _STATE_NAME.match(path.name))]
+        return [path for _, path in sorted(names, reverse=True)]
+
+    def latest_state(self) -> Saved | None:
+        """The newest whole state; None if none was saved yet. A damaged one is passed over with a warning.
+
+        Raises:
+            RunError: if there are states and all of them are damaged.
+        """
+        damaged: list[Path] = []
+        for path in self.states():
+            try:
+                saved = _read_saved(path)
+            except RunError as error:
+                print(f"Warning: {error}; trying the one before", file=sys.stderr)
+                damaged.append(path)
+                continue
+            # Out of the way of the states to come, which would count it among the newest two.
+            for bad in damaged:
+                bad.rename(bad.with_name(f"{bad.name}.damaged"))
+            return saved
+        if damaged:
+            raise RunError(f"{self.path}: no saved state is whole ({len(damaged)} tried); start again in another --out")
+        return None
+
+    def write_state(self, step: int, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> Path:
+        """Save a state and then forget all but the newest two.
+
+        Raises:
+            RunError: if it cannot be stored; the previous ones are then still there.
+        """
+        path = self.path / f"state-{step}.safetensors"
+        _write_saved(path, tensors, tree)
+        for old in self.states()[_NUM_STATES:]:
+            old.unlink()
+        return path
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``.
+
+        Raises:
+            RunError: if a line is damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        try:
+            return [parse_json_object(line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        except RecipeError as error:
+            raise RunError(str(error)) from error
+
+    def append_metrics(self, record: Mapping[str, Any]) -> int:
+        """Add a line to ``metrics.jsonl``.
+
+        Returns:
+            The length of the file in bytes, all of them safely stored.
+
+        Raises:
+            RunError: if it cannot be stored.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("ab") as file:
+                file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+    def truncate_metrics(self, num_bytes: int) -> None:
+        """Forget the lines written after a state was saved; they will be written again.
+
+        Raises:
+            RunError: if the file is shorter than that, or cannot be written.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("ab") as file:
+                if file.tell() < num_bytes:
+                    raise RunError(f"{path}: shorter than when the state was saved; it was changed by something else")
+                file.truncate(num_bytes)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+
+@contextmanager
+def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
+    """Create a run directory, or open the one that holds the same recipe, and keep other processes out of it.
+
+    Args:
+        path: the folder; its parents are created.
+        recipe: whose run it is.
+        resume: whether an unfinished run may be continued.
+
+    Raises:
+        RunError: if the folder holds something else, is in use, or cannot be written.
+    """
+    try:
+        _check_vacant(path)
+        created = not path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        with _lock(path):
+            yield _claim(path, recipe, resume=resume)
+    except BaseException:
+        # A run that failed before it had anything to keep leaves no folder behind.
+        if created and _is_unused(path):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
+    """Under the lock: make the folder a run of this recipe, or make sure that it is one."""
+    for entry in path.iterdir():
+        # What a process that was killed left unfinished; the lock says that nobody is writing.
+        if _TEMPORARY.match(entry.name):
+            entry.unlink()
+    _check_vacant(path)
+    if _is_unused(path):
+        _write_json(path / "recipe.json", recipe.to_json())
+        return RunDir(path)
+    run = RunDir(path)
+    _check_same_recipe(path, run.recipe(), recipe)
+    if run.results() is None and not resume:
+        raise RunError(f"{path}: holds an unfinished run of this recipe; continue it with --resume")
+    return run
+
+
+def _is_unused(path: Path) -> bool:
+    """Whether a folder is empty or was claimed by a run that ended before its first epoch."""
+    return all(entry.name in _FIRST_FILES or _TEMPORARY.match(entry.name) for entry in path.iterdir())
+
+
+def _check_vacant(path: Path) -> None:
+    """Refuse a path that is neither free nor a run directory, before anything is written to it."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir():
+        raise RunError(f"{path}: is not a folder; choose another --out")
+    if not (path / "recipe.json").is_file() and not _is_unused(path):
+        other = min(entry.name for entry in path.iterdir())
+        raise RunError(f"{path}: not empty (it holds {other!r}) and not a run; choose another --out")
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    try:
+        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(descriptor, 20).decode("ascii", "replace").strip()
+            raise RunError(f"{path}: in use by process {owner or '(unknown)'}; choose another --out") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        # The end of the process, however it comes, gives the lock back too.
+        os.close(descriptor)
+
+
+def _check_same_recipe(path: Path, held: Recipe, recipe: Recipe) -> None:
+    if recipe_digest(held) == recipe_digest(recipe):
+        return
+    before, after = _flat(held.to_json()), _flat(recipe.to_json())
+    places = [place for place in sorted(before | after) if place.split(".")[0] in _DECIDING]
+    changes = [place for place in places if before.get(place) != after.get(place)]
+    shown = "; ".join(f"{place}: {before.get(place)} there, {after.get(place)} here" for place in changes[:3])
+    more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
+    raise RunError(f"{path}: holds another run ({shown}{more}); choose another --out")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Leaves by dotted place, as JSON text."""
+    result: dict[str, str] = {}
+    for key, value in data.items():
+        place = f"{prefix}{key}"
+        result |= _flat(value, f"{place}.") if isinstance(value, dict) else {place: json.dumps(value)}
+    return result
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    try:
+        atomic_write(path, [json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"])
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _write_saved(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
+    text = json.dumps({"format": STATE_FORMAT, **tree}, allow_nan=False, sort_keys=True)
+    # One metadata key: several would be stored in any order, and equal states could differ in their bytes.
+    metadata = {_METADATA_KEY: json.dumps({"sha256": digest_of(tensors, text), "tree": text})}
+    try:
+        write_tensors(path, tensors, metadata)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _read_saved(path: Path) -> Saved:
+    try:
+        file = read_tensors(path)
+        where = f"{path}: metadata"
+        envelope = parse_json_object(file.metadata.get(_METADATA_KEY, "").encode(), where=where, max_bytes=1 << 26)
+        text, digest = envelope.get("tree"), envelope.get("sha256")
+        if not isinstance(text, str) or digest_of(file.tensors, text) != digest:
+            raise RunError(f"{path}: damaged: its content does not match its SHA-256")
+        tree = parse_json_object(text.encode(), where=where, max_bytes=1 << 26)
+    except (TensorFileError, RecipeError) as error:
+        raise RunError(f"{path}: damaged: {error}") from error
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if tree.pop("format") != STATE_FORMAT:
+        raise RunError(f"{path}: written by another version of revgnn-zoo; continue the run with that one")
+    return Saved(file.tensors, tree)
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot be written: {error.strerror or error}")

@@ -1,0 +1,182 @@
+"""What surrounds a computation: the device, the precision, randomness, signals, and the facts worth recording."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+import torch
+
+import zoo
+from zoo.errors import RunError, ZooError
+from zoo.ops.backend import backend_for
+
+
+class StoppedError(ZooError):
+    """A signal asked the run to stop, and it has saved its state."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        name: ``cpu``, ``cuda`` or ``cuda:N``; None takes the first GPU if there is one, else the CPU.
+
+    Raises:
+        RunError: if the device does not exist here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        name = "cuda" if count else "cpu"
+    here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in name and not (kind == "cuda" and index.isascii() and index.isdigit())):
+        raise RunError(f"--device {name}: no such device; here: {here}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not count:
+        raise RunError(f"--device {name}: PyTorch finds no GPU on this machine; use --device cpu")
+    if int(index or 0) >= count:
+        raise RunError(f"--device {name}: there are only {count} GPUs; here: {here}")
+    return torch.device("cuda", int(index or 0))
+
+
+def start(device: str | None, num_threads: int | None = None) -> torch.device:
+    """Choose the device and the number of CPU threads, and make kernels repeat themselves where they can.
+
+    Raises:
+        RunError: if the device does not exist here.
+    """
+    # Read by cuBLAS when its first handle is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    chosen = resolve_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.cuda.reset_peak_memory_stats(chosen)
+    return chosen
+
+
+def derive_seed(*key: int | str) -> int:
+    """A seed for one purpose.
+
+    All randomness of a run is a function of the recipe's seed and the place in the run, so a resumed run needs no
+    generator's state.
+
+    Args:
+        key: the recipe's seed, the purpose and the place, such as ``0, "dropout", epoch, part``.
+
+    Returns:
+        63 bits.
+    """
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator for one purpose, see :func:`derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
+def seed_global(*key: int | str) -> None:
+    """Seed PyTorch's global generators, which initialisation and dropout draw from, for one purpose."""
+    torch.manual_seed(derive_seed(*key))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context of a forward pass in the recipe's precision; weights and losses stay in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the process on the CPU, of PyTorch's tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """The facts that may change a result; no name of a user, host or folder."""
+    facts: dict[str, str | int] = {
+        "zoo": zoo.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+        "num_threads": torch.get_num_threads(),
+        "backend": backend_for(device)[0],
+    }
+    for package in ("torch", "numpy", "numba", "triton", "ogb", "torch-geometric"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if device.type == "cuda":
+        facts["cuda"] = torch.version.cuda or "unknown"
+    return facts
+
+
+class StopRequest:
+    """Whether a signal has asked the run to stop.
+
+    Attributes:
+        signum: the signal, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def __bool__(self) -> bool:
+        return self.signum != 0
+
+    @property
+    def name(self) -> str:
+        """The signal's name, such as SIGTERM."""
+        return signal.Signals(self.signum).name
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Within: SIGINT, SIGTERM and SIGHUP only set a flag, which the run looks at between two steps.
+
+    A second SIGINT interrupts at once. Outside the main thread, signals are left alone.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if request and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signum = signum
+
+    # What is ignored on purpose, as SIGHUP under nohup, stays ignored.
+    signals = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, note) for signum in signals}
+    try:
+        yield request
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,374 @@
+"""The training loop: a fresh random partition each epoch, one optimizer step per part, the best validation metric wins.
+
+All randomness is a function of the recipe's seed and of the place in the run: the initialisation, the partition of an
+epoch, the dropout of a step, the views of an evaluation. A saved state therefore holds no generator: weights, optimizer
+and the place in the run are enough to continue as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.data.baseline import logistic_regression
+from zoo.data.graph import Graph, Part, Split
+from zoo.data.partition import random_parts
+from zoo.errors import RunError
+from zoo.models.factory import build_model
+from zoo.spec.recipe import Recipe
+from zoo.spec.results import Measured
+from zoo.spec.train import Optimizer, TrainSpec
+from zoo.workflows import session
+from zoo.workflows.evaluate import (
+    Protocol,
+    eval_protocol,
+    figures_by_split,
+    measure,
+    num_parts_of,
+    predict,
+    test_protocol,
+)
+from zoo.workflows.graphs import graph_digest, place_graph, recipe_graph
+from zoo.workflows.plot import plot
+from zoo.workflows.progress import Board, Progress
+from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
+from zoo.workflows.session import StoppedError, StopRequest, stop_requests
+from zoo.workflows.state import RunState
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    baseline: bool = False,
+    num_threads: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a recipe and evaluate its best weights.
+
+    Args:
+        recipe: what to train, on what, and how.
+        out: the run directory; new or empty, or with the same recipe.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
+        resume: continue an unfinished run; a run that is not there yet is started.
+        baseline: also fit a logistic regression to the node features and report it beside the results.
+        num_threads: of the CPU.
+        quiet: show no progress.
+
+    Returns:
+        The content of ``results.json``. A run that is finished already is not touched.
+
+    Raises:
+        RunError: if the run directory cannot be used, or a loss or gradient is not finite.
+        StoppedError: after a signal; the state is saved.
+        ZooError: if the recipe does not fit its data, or these cannot be loaded.
+    """
+    place = session.start(device, num_threads)
+    with open_run(out, recipe, resume=resume) as run, stop_requests() as stop:
+        results = run.results()
+        if results is None:
+            results = _train(recipe, run, place, stop, resume=resume, baseline=baseline, quiet=quiet)
+        elif not quiet:
+            Progress(0, unit="step").line(f"{out}: already done")
+        return results
+
+
+def _train(
+    recipe: Recipe,
+    run: RunDir,
+    device: torch.device,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    baseline: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    spec, metric = recipe.train, f"valid_{recipe.eval.metric}"
+    graph, split = recipe_graph(recipe)
+    data_digest = graph_digest(graph, split)
+    labels = Labels(graph, split, device)
+    graph = place_graph(graph, device)
+
+    session.seed_global(spec.seed, "init")
+    model = build_model(recipe.model, graph.shape).to(device)
+    optimizer = build_optimizer(spec.optimizer, model)
+    identity = {"recipe": recipe_digest(recipe), "data": data_digest}
+    state = RunState(run, model, optimizer, identity, session.environment(device))
+    resumed = state.restore()
+    best = _Best.of(run) if resumed else None
+    cursor, num_parts = state.cursor, num_parts_of(spec.partition)
+
+    def pause_if_asked() -> None:
+        if stop:
+            path = state.save()
+            place = f"epoch {cursor.epoch}, part {cursor.part}/{num_parts}"
+            raise StoppedError(f"{stop.name} at {place}; continue with --resume (saved: {path})", stop.signum)
+
+    done = (cursor.epoch - 1) * num_parts + cursor.part
+    with Progress(spec.num_epochs * num_parts, unit="step", quiet=quiet, done=done) as progress, _board(state) as board:
+        if resumed:
+            progress.line(f"{run.path}: continues at epoch {cursor.epoch}, part {cursor.part}/{num_parts}")
+        elif resume:
+            progress.line(f"{run.path}: nothing to resume; starts at epoch 1")
+        figures: dict[str, str] = {}
+        while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, best):
+            label, started = f"epoch {cursor.epoch}/{spec.num_epochs}", time.monotonic()
+            set_learning_rate(optimizer, spec, cursor.epoch)
+            for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
+                with _explained(run, cursor.epoch, cursor.part + 1):
+                    session.seed_global(spec.seed, "dropout", cursor.step)
+                    loss = training_step(model, optimizer, part.to(device), labels, spec)
+                cursor.next_part(loss)
+                figures["loss"] = f"{cursor.loss_sum / max(cursor.num_losses, 1):.4f}"
+                progress.step(label, figures)
+                state.save_if_due(epoch_is_done=False)
+                pause_if_asked()
+
+            record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": cursor.loss_sum / cursor.num_losses}
+            if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
+                progress.stage(f"{label} evaluating")
+                with _explained(run, cursor.epoch, None):
+                    measured = _measure(model, graph, split, recipe, eval_protocol(recipe), device, pause_if_asked)
+                values = figures_by_split(measured)
+                record |= {f"{name}_{recipe.eval.metric}": value for name, value in values.items()}
+                if best is None or values["valid"] > best.value:
+                    best = _Best(cursor.epoch, values["valid"])
+                    shape = graph.shape.model_dump()
+                    run.write_best(model.state_dict(), {"epoch": best.epoch, "value": best.value, "shape": shape})
+                figures |= {metric: f"{values['valid']:.4f}", "best": f"{best.value:.4f}"}
+            epoch_s, memory = time.monotonic() - started, session.peak_memory_bytes(device)
+            record |= {"lr": optimizer.param_groups[0]["lr"], "epoch_s": round(epoch_s, 3), "peak_memory_bytes": memory}
+            figures |= {"epoch_s": f"{epoch_s:.2f}", "memory": f"{memory / 2**30:.2f}GiB"}
+            if metric in record:
+                progress.figures(label, figures)
+            board.add(record, cursor.epoch)
+            cursor.next_epoch(run.append_metrics(record), epoch_s)
+            state.save_if_due(epoch_is_done=True)
+        state.save()
+
+    results = _finish(state, graph, split, recipe, device, pause_if_asked, quiet=quiet)
+    if baseline:
+        results["baseline"] = logistic_regression(graph, split, recipe.eval.metric)
+    run.write_results(results)
+    plot(run)
+    return results
+
+
+def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> Iterator[Part]:
+    """The parts of one epoch. Nodes fall into parts by chance, so the order of the parts is random already."""
+    return random_parts(graph, num_parts_of(spec.partition), session.generator(spec.seed, "partition", epoch))
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, part: Part, labels: Labels, spec: TrainSpec
+) -> float | None:
+    """One optimizer step on the train nodes of one part.
+
+    Returns:
+        The loss; None if the part has no train node, and then nothing was changed.
+
+    Raises:
+        FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged.
+    """
+    chosen = labels.is_train[part.nodes]
+    if not bool(chosen.any()):
+        return None
+    optimizer.zero_grad(set_to_none=True)
+    with session.autocast(part.x.device, spec.precision):
+        logits = model(part.x, part.csr, part.edge_attr)
+    loss = labels.loss(logits[chosen].float(), labels.y[part.nodes[chosen]])
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}")
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError(f"the loss is {value:.4g}, but the norm of its gradient is {norm.item()}")
+    if spec.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
+    optimizer.step()
+    return value
+
+
+class Labels:
+    """Labels on the device, which nodes are learned from, and how predictions of them are judged.
+
+    Args:
+        graph: for its labels and its task.
+        split: for its train nodes; those without a label are left out.
+        device: where the loss is computed.
+    """
+
+    def __init__(self, graph: Graph, split: Split, device: torch.device) -> None:
+        self.y = graph.y.to(device)
+        is_train = torch.zeros(graph.num_nodes, dtype=torch.bool)
+        is_train[split.train.cpu()] = True
+        labelled = ~torch.isnan(graph.y).all(1) if graph.task == "multilabel" else graph.y >= 0
+        self.is_train = (is_train & labelled.cpu()).to(device)
+        self.loss = _LOSSES[graph.task]
+
+
+def multilabel_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross entropy, averaged over the labels that are known.
+
+    Args:
+        logits: [n, T].
+        y: [n, T] zeros and ones, NaN for unknown; at least one is known.
+    """
+    known = ~torch.isnan(y)
+    losses = functional.binary_cross_entropy_with_logits(logits, y.nan_to_num(), reduction="none")
+    return (losses * known).sum() / known.sum()
+
+
+def binary_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross entropy of [n, 1] logits and [n] classes 0 and 1."""
+    return functional.binary_cross_entropy_with_logits(logits.squeeze(1), y.float())
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "multilabel": multilabel_loss,
+    "binary": binary_loss,
+    "multiclass": functional.cross_entropy,
+}
+
+
+def build_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over all parameters of a model."""
+    return _OPTIMIZERS[spec.type](model.parameters(), **spec.model_dump(exclude={"type"}))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainSpec, epoch: int) -> None:
+    """Set the learning rate of an epoch, which is a function of its number alone."""
+    warmup, rate = spec.schedule.num_warmup_epochs, spec.optimizer.lr
+    if epoch <= warmup:
+        rate *= epoch / warmup
+    elif spec.schedule.type == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * (epoch - 1 - warmup) / (spec.num_epochs - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The epoch with the best validation metric so far."""
+
+    epoch: int
+    value: float
+
+    @classmethod
+    def of(cls, run: RunDir) -> _Best | None:
+        # The file is the only record of it, so no crash can part the weights from what is said of them.
+        saved = run.best()
+        return None if saved is None else cls(saved.tree["epoch"], saved.tree["value"])
+
+
+def _out_of_patience(recipe: Recipe, epoch: int, best: _Best | None) -> bool:
+    """Whether too many evaluations before this epoch have brought nothing better."""
+    if best is None or not recipe.train.patience:
+        return False
+    every = recipe.eval.every
+    return (epoch - 1) // every - best.epoch // every >= recipe.train.patience
+
+
+def _measure(
+    model: nn.Module,
+    graph: Graph,
+    split: Split,
+    recipe: Recipe,
+    protocol: Protocol,
+    device: torch.device,
+    on_part: Callable[[], None],
+) -> list[Measured]:
+    precision = recipe.train.precision
+    logits = predict(model, graph, protocol, device=device, precision=precision, on_part=on_part)
+    if not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("some predictions are NaN or infinite")
+    return measure(graph, split, recipe.eval.metric, logits, protocol)
+
+
+def _finish(
+    state: RunState,
+    graph: Graph,
+    split: Split,
+    recipe: Recipe,
+    device: torch.device,
+    pause_if_asked: Callable[[], None],
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Evaluate the best weights as the recipe's test says, and also as it validates if that is something else."""
+    run, model, best = state.run, state.model, state.run.best()
+    if best is None:
+        raise RunError(f"{run.path}: best.safetensors is missing; start again in another --out")
+    model.load_state_dict(best.tensors)
+    protocols = [test_protocol(recipe), eval_protocol(recipe)]
+    if str(protocols[0]) == str(protocols[1]):
+        del protocols[1]
+    figures: list[Measured] = []
+    with Progress(sum(p.num_steps for p in protocols), unit="part", quiet=quiet) as progress:
+
+        def on_part() -> None:
+            progress.step("testing", {})
+            pause_if_asked()
+
+        for protocol in protocols:
+            with _explained(run, best.tree["epoch"], None):
+                figures += _measure(model, graph, split, recipe, protocol, device, on_part)
+    return {
+        "name": recipe.name,
+        "results": [figure.model_dump() for figure in figures],
+        "best_epoch": best.tree["epoch"],
+        "num_epochs": state.cursor.epoch - 1,
+        "num_steps": state.cursor.step,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "train_s": round(state.cursor.train_s, 3),
+        "peak_memory_bytes": session.peak_memory_bytes(device),
+        "data_sha256": state.identity["data"],
+        "environment": state.environment,
+    }
+
+
+@contextmanager
+def _board(state: RunState) -> Iterator[Board]:
+    board = Board(state.run.tensorboard_path, state.cursor.epoch)
+    try:
+        yield board
+    finally:
+        board.close()
+
+
+@contextmanager
+def _explained(run: RunDir, epoch: int, part: int | None) -> Iterator[None]:
+    """Turn what numbers and memory can do to a run into a message that says where it was and what helps."""
+    place = f"{run.path}: epoch {epoch}, " + ("evaluation" if part is None else f"part {part}")
+    try:
+        yield
+    except FloatingPointError as error:
+        kept = run.states()
+        last = f"the last good state is {kept[0].name}" if kept else "no state was saved yet"
+        raise RunError(
+            f"{place}: {error}; {last}; lower train.optimizer.lr or set train.max_grad_norm in another --out"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        key = "eval" if part is None else "train"
+        raise RunError(f"{place}: the GPU is out of memory; raise {key}.partition.num_parts") from error
