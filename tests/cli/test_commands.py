@@ -1,0 +1,175 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Result
+from tests.workflows.small import write_recipe
+from zoo.cli import COMMANDS
+from zoo.spec.shipped import list_recipes
+
+Command = Callable[..., Result]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str, zoo_command: Command) -> None:
+    result = zoo_command(name, "--help")
+    assert result.code == 0
+    assert f"revgnn-zoo {name}" in result.out.split("Example:")[1]
+    for option in ("--debug", "-q, --quiet", "--help"):
+        assert option in result.out
+
+
+def test_help_lists_every_command(zoo_command: Command) -> None:
+    result = zoo_command("--help")
+    assert result.code == 0
+    assert all(f"\n  {name} " in result.out for name in COMMANDS)
+
+
+def test_the_version_is_printed(zoo_command: Command) -> None:
+    assert "0.1.0" in zoo_command("--version").out
+
+
+def test_list_names_every_recipe_with_its_reported_figure(zoo_command: Command) -> None:
+    result = zoo_command("list")
+    assert result.code == 0
+    rows = {line.split()[0]: line for line in result.out.splitlines()}
+    assert set(list_recipes()) <= set(rows)
+    for part in ("ogbn-proteins", "1001 x 80", "20,031,384", "test rocauc 87.74 (10 views of 3 parts)"):
+        assert part in rows["rev_deep"]
+
+
+def test_list_as_json(zoo_command: Command) -> None:
+    rows = json.loads(zoo_command("list", "--json").out)
+    wide = next(row for row in rows if row["name"] == "rev_wide")
+    assert (wide["num_layers"], wide["hidden_channels"], wide["num_parameters"]) == (448, 224, 68_471_608)
+
+
+def test_info_describes_a_recipe(zoo_command: Command) -> None:
+    out = zoo_command("info", "rev_deep").out
+    assert "parameters   20,031,384 (published: 20,031,384)" in out
+    assert "reported     test rocauc 87.74 +- 0.13, 10 views of 3 parts" in out
+    assert "num_layers=1001" in out
+    data = json.loads(zoo_command("info", "rev_deep", "--json").out)
+    assert data["recipe"]["model"]["norm"] == "layer"
+    assert data["num_parameters"] == 20_031_384
+
+
+def test_info_describes_runs_and_bundles(finished: Path, zoo_command: Command) -> None:
+    for folder in ("run", "run/bundle"):
+        out = zoo_command("info", finished / folder).out
+        assert "small: A recipe for tests." in out
+        assert "parameters   947" in out
+        assert "3 views of 2 parts" in out
+
+
+def test_info_describes_the_environment(zoo_command: Command) -> None:
+    result = zoo_command("info", "--env")
+    assert result.code == 0
+    assert "torch" in result.out
+    facts = json.loads(zoo_command("info", "--env", "--json").out)
+    assert facts["backends"]["cpu"]["backend"] == "chunked"
+
+
+def test_check_says_ok_or_every_fault(tmp_path: Path, zoo_command: Command) -> None:
+    good = write_recipe(tmp_path)
+    result = zoo_command("check", good, "rev_deep")
+    assert result.code == 0
+    assert result.out.splitlines()[0] == f"{good}: ok"
+    bad = tmp_path / "bad.json"
+    bad.write_text(good.read_text().replace("num_layers", "num_layer").replace('"lr": 0.01', '"lr": -1'))
+    result = zoo_command("check", good, bad, "rev_dep")
+    assert result.code == 1
+    assert result.out.splitlines() == [f"{good}: ok"]
+    assert len(result.err) == 4
+    assert all(line.startswith("Error: ") for line in result.err)
+    assert f"Error: {bad}: model.num_layer: unknown key; did you mean 'num_layers'?" in result.err
+    assert any("rev_dep: no shipped recipe of that name; did you mean 'rev_deep'?" in line for line in result.err)
+
+
+def test_train_prints_a_table_and_the_baseline_beside_it(tmp_path: Path, zoo_command: Command) -> None:
+    recipe = write_recipe(tmp_path)
+    result = zoo_command("train", recipe, "--set", "train.num_epochs=2", "--out", "run", "--baseline")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0].split() == ["split", "metric", "value", "logistic", "regression", "protocol"]
+    assert lines[3].startswith("test ")
+    assert "run: run" in lines
+    assert any(line.startswith("epoch 2/2") for line in result.err)
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["train"]["num_epochs"] == 2
+
+
+def test_train_as_json_and_quiet(tmp_path: Path, zoo_command: Command) -> None:
+    result = zoo_command("train", write_recipe(tmp_path), "--set", "train.num_epochs=1", "--out", "run", "--json", "-q")
+    assert result.code == 0
+    assert result.err == []
+    data = json.loads(result.out)
+    assert data["run"] == "run"
+    assert data["num_epochs"] == 1
+
+
+def test_train_chooses_a_fresh_folder(tmp_path: Path, zoo_command: Command) -> None:
+    recipe = write_recipe(tmp_path)
+    for _ in range(2):
+        assert zoo_command("train", recipe, "--set", "train.num_epochs=1", "-q").code == 0
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(runs) == 2
+    assert all(name.startswith("small-2") for name in runs)
+
+
+def test_a_finished_run_is_done_already(finished: Path, zoo_command: Command) -> None:
+    result = zoo_command("train", finished / "small.json", "--out", finished / "run", "--resume")
+    assert result.code == 0
+    assert result.err == [f"{finished / 'run'}: already done"]
+    assert result.out.splitlines()[0].startswith("split")
+
+
+def test_eval_of_a_run_and_of_its_bundle_agree(finished: Path, zoo_command: Command) -> None:
+    graph = finished / "multiclass.npz"
+    run = zoo_command("eval", finished / "run", "--json", "-q")
+    bundle = zoo_command("eval", finished / "run" / "bundle", "--data", graph, "--json", "-q")
+    assert (run.code, bundle.code) == (0, 0)
+    values = [[row["value"] for row in json.loads(result.out)] for result in (run, bundle)]
+    assert values[0] == values[1]
+
+
+def test_eval_takes_a_relative_folder(finished: Path, zoo_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.parent)
+    result = zoo_command("eval", f"{finished.name}/run", "--split", "test", "--views", 2, "--parts", 3, "-q")
+    assert result.code == 0
+    assert "2 views of 3 parts" in result.out
+    assert "train" not in result.out
+
+
+def test_export_and_plot_say_what_they_wrote(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
+    result = zoo_command("export", finished / "run", "--out", tmp_path / "bundle")
+    assert result.code == 0
+    assert result.out.startswith(f"bundle: {tmp_path / 'bundle'}")
+    data = json.loads(zoo_command("export", finished / "run", "--out", tmp_path / "bundle", "--json").out)
+    assert len(data["sha256"]) == 64
+    result = zoo_command("plot", finished / "run", "--out", tmp_path / "curves.png")
+    assert result.out == f"curves: {tmp_path / 'curves.png'}\n"
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_synth_writes_data_that_train_reads(
+    tmp_path: Path, zoo_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert zoo_command("synth", tmp_path / "data", "--nodes", 200, "--degree", 10).code == 0
+    changes = ["model.num_layers=2", "train.num_epochs=1", "test.num_views=1"]
+    options = [word for change in changes for word in ("--set", change)]
+    result = zoo_command("train", "rev_deep", *options, "--out", "run", "--json", "-q", "--device", "cpu")
+    assert result.code == 0, result.err
+    assert {row["metric"] for row in json.loads(result.out)["results"]} == {"rocauc"}
+
+
+def test_convert_names_its_bundle(tmp_path: Path, zoo_command: Command) -> None:
+    official = next((Path(__file__).parent.parent / "parity" / "model_ckpt_g2_l7").glob("*.pth"))
+    shutil.copy(official, tmp_path / "official.pth")
+    changes = ["--set", "model.num_layers=7", "--set", "model.hidden_channels=16"]
+    result = zoo_command("convert", "official.pth", "--recipe", "rev_deep", *changes)
+    assert result.code == 0
+    assert result.out.startswith("bundle: official (")
+    assert (tmp_path / "official" / "config.json").is_file()

@@ -1,0 +1,110 @@
+"""The command ``revgnn-zoo``: one file per command, each a thin shell around one workflow.
+
+A command's file imports nothing heavy at its top, so that help, lists and checks answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import click
+
+import zoo
+from zoo.cli.common import example, printable
+from zoo.errors import ZooError
+
+# Name to the module that holds it as ``command``.
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "list": "zoo.cli.list_recipes",
+        "info": "zoo.cli.info",
+        "check": "zoo.cli.check",
+        "train": "zoo.cli.train",
+        "eval": "zoo.cli.evaluate",
+        "plot": "zoo.cli.plot",
+        "export": "zoo.cli.export",
+        "push": "zoo.cli.push",
+        "pull": "zoo.cli.pull",
+        "card": "zoo.cli.card",
+        "convert": "zoo.cli.convert",
+        "synth": "zoo.cli.synth",
+        "bench": "zoo.cli.bench",
+    }
+)
+_BROKEN_PIPE = 141
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """The commands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        return command
+
+
+@click.command(
+    cls=_Commands,
+    epilog=example("revgnn-zoo list", "revgnn-zoo train quickstart"),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(zoo.__version__, prog_name="revgnn-zoo")
+def cli() -> None:
+    """Very deep graph neural networks: train from a recipe, evaluate, share, load in one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+
+    Returns:
+        0 done, 1 or higher the exit code of a ZooError, 2 wrong usage, 128 + N stopped by signal N.
+    """
+    # Threads that spin while they wait take the cores from whoever could work; read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        with cli.make_context("revgnn-zoo", arguments) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return error.exit_code
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "revgnn-zoo"
+        message = " ".join(error.format_message().split()).removesuffix(".")
+        print(f"Error: {printable(message)}; see {command} --help", file=sys.stderr)
+        return 2
+    except ZooError as error:
+        if debug:
+            raise
+        for line in str(error).splitlines():
+            print(f"Error: {printable(line)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("Interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        # Nobody reads any more; what is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return 0

@@ -1,0 +1,120 @@
+"""What several commands share: options, output, references."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from zoo.spec.results import Measured
+
+if TYPE_CHECKING:
+    from zoo.workflows.compare import Comparison
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def common_options(function: CommandT) -> CommandT:
+    """``-q`` and ``--debug``, which every command has."""
+    function = click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks.")(function)
+    # Read by main() itself.
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
+
+
+def json_option(function: CommandT) -> CommandT:
+    """``--json``, which every command has that prints results."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")(function)
+
+
+def device_options(function: CommandT) -> CommandT:
+    """``--device`` and ``--threads``, which every command has that computes."""
+    threads = "CPU threads. [default: as PyTorch chooses]"
+    function = click.option("--threads", type=click.IntRange(1, 4096), help=threads)(function)
+    device = "cpu, cuda or cuda:N. [default: cuda if there is a GPU, else cpu]"
+    return click.option("--device", metavar="DEVICE", help=device)(function)
+
+
+def set_option(function: CommandT) -> CommandT:
+    """``--set``, which overrides a key of a recipe."""
+    return click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe, such as train.num_epochs=5; may be repeated.",
+    )(function)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, so that foreign text cannot move the cursor or recolour a terminal."""
+    return "".join(c if unicodedata.category(c) not in ("Cc", "Cf", "Cs") else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str = "") -> None:
+    """A line on stdout."""
+    click.echo("\n".join(printable(line) for line in text.split("\n")))
+
+
+def say_json(data: Any) -> None:
+    """Results for machines on stdout."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def say_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """A table on stdout.
+
+    Args:
+        head: the titles of the columns.
+        rows: cells as text.
+        right: columns that are aligned to the right.
+    """
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        say("  ".join(cells).rstrip())
+
+
+def say_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | None = None) -> None:
+    """Measured figures as a table, a baseline's beside them."""
+    head = ["split", "metric", "value", "protocol"]
+    rows = [[figure.split, figure.metric, f"{figure.value:.4f}", figure.protocol] for figure in figures]
+    if baseline is not None:
+        head.insert(3, "logistic regression")
+        for row in rows:
+            row.insert(3, f"{baseline[row[0]]:.4f}" if row[0] in baseline else "-")
+    say_table(head, rows, right=range(2, len(head) - 1))
+
+
+def say_compared(compared: Sequence[Comparison]) -> None:
+    """Measured figures as a table, the published ones beside them if there are any."""
+    if all(comparison.published is None for comparison in compared):
+        say_figures([comparison.figure for comparison in compared])
+        return
+    rows = []
+    for comparison in compared:
+        figure, published = comparison.figure, comparison.published
+        told = ["-", "-", "-"]
+        if published is not None:
+            told = [f"{published:.4f}", f"{comparison.tolerance:.4f}", comparison.origin]
+        rows.append([figure.split, figure.metric, f"{figure.value:.4f}", *told[:2], figure.protocol, told[2]])
+    head = ["split", "metric", "value", "published", "tolerance", "protocol", "published in"]
+    say_table(head, rows, right=(2, 3, 4))
+
+
+def reference(text: str) -> str | Path:
+    """What a model's reference on the command line means.
+
+    Returns:
+        A folder if the text starts with ``.``, ``/`` or ``~``, or if there is such a folder; else the name itself.
+    """
+    path = Path(text).expanduser()
+    return path if text.startswith((".", "/", "~")) or path.is_dir() else text

@@ -1,0 +1,41 @@
+"""``revgnn-zoo convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, example, json_option, say, say_json, set_option
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shipped import recipe_path
+
+EXAMPLE = example(
+    "revgnn-zoo convert official.pth --recipe rev_deep --out ./rev_deep",
+    "revgnn-zoo eval ./rev_deep --split test",
+)
+
+
+@click.command("convert", epilog=EXAMPLE)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--recipe", required=True, help="The recipe of the model in the checkpoint: a shipped name or a file.")
+@click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder. [default: CHECKPOINT without .pth]")
+@set_option
+@json_option
+@common_options
+def command(
+    *, checkpoint: Path, recipe: str, out: Path | None, assignments: tuple[str, ...], as_json: bool, quiet: bool
+) -> None:
+    """Turn a .pth checkpoint of the authors' code (github.com/lightaime/deep_gcns_torch) into a bundle.
+
+    Only tensors are read from it; a file that holds anything else is refused.
+    """
+    spec = read_recipe(recipe_path(recipe), assignments)
+    from zoo.workflows.convert import convert
+
+    out = out or checkpoint.with_suffix("")
+    config = convert(checkpoint, spec, out)
+    if as_json:
+        say_json({"bundle": str(out), "sha256": config.weights.sha256, "shape": config.shape.model_dump()})
+    else:
+        say(f"bundle: {out} ({config.weights.num_bytes:,} bytes of weights)")

@@ -1,0 +1,67 @@
+"""``revgnn-zoo eval``."""
+
+from __future__ import annotations
+
+import click
+
+from zoo.cli.common import (
+    common_options,
+    device_options,
+    example,
+    json_option,
+    reference,
+    say_compared,
+    say_json,
+)
+from zoo.errors import ZooError
+
+
+@click.command(
+    "eval",
+    epilog=example("revgnn-zoo eval runs/quickstart", "revgnn-zoo eval org/name --split test --views 10 --parts 3"),
+)
+@click.argument("model", metavar="MODEL")
+@click.option("--split", type=click.Choice(["train", "valid", "test"]), help="Only this split. [default: all]")
+@click.option("--views", type=click.IntRange(1, 1000), help="Partitions to average over. [default: recipe]")
+@click.option("--parts", type=click.IntRange(1, 1_000_000), help="Parts of each partition. [default: recipe]")
+@click.option("--data", "data_path", help="Where the graph lies now, for a model of the data set 'file'.")
+@device_options
+@json_option
+@common_options
+def command(
+    *,
+    model: str,
+    split: str | None,
+    views: int | None,
+    parts: int | None,
+    data_path: str | None,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Evaluate a model on its data set, beside what was published of it; fail if that is not met.
+
+    MODEL is a run directory, a bundle, the name of a shipped model, or OWNER/NAME[@REVISION] on the Hub. The partitions
+    are the same every time.
+    """
+    from zoo.workflows.evaluate import SPLITS, evaluate_and_compare
+
+    compared = evaluate_and_compare(
+        reference(model),
+        splits=(split,) if split else SPLITS,
+        num_views=views,
+        num_parts=parts,
+        data_path=data_path,
+        device=device,
+        num_threads=threads,
+        quiet=quiet,
+    )
+    if as_json:
+        say_json([{**c.figure.model_dump(), "published": c.published, "tolerance": c.tolerance} for c in compared])
+    else:
+        say_compared(compared)
+    missed = [c for c in compared if not c.is_within]
+    if missed:
+        names = ", ".join(f"{c.figure.split} {c.figure.metric}" for c in missed)
+        raise ZooError(f"{model}: {names}: further from the published figure than the tolerance")

@@ -1,0 +1,27 @@
+"""``revgnn-zoo export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, example, json_option, say, say_json
+
+EXAMPLE = example("revgnn-zoo export runs/quickstart")
+
+
+@click.command("export", epilog=EXAMPLE)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder. [default: RUN/bundle]")
+@json_option
+@common_options
+def command(*, run: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Write the best weights of a finished run as a bundle: config.json, model.safetensors, README.md."""
+    from zoo.workflows.export import export
+
+    path, config = export(run, out)
+    if as_json:
+        say_json({"bundle": str(path), "sha256": config.weights.sha256, "num_bytes": config.weights.num_bytes})
+    else:
+        say(f"bundle: {path} ({config.weights.num_bytes:,} bytes of weights, SHA-256 {config.weights.sha256[:16]}...)")

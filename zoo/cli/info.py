@@ -1,0 +1,94 @@
+"""``revgnn-zoo info``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo.cli.common import common_options, example, json_option, reference, say, say_figures, say_json
+from zoo.spec.recipe import GraphShape, Recipe, read_recipe
+from zoo.spec.results import Measured
+from zoo.spec.shapes import known_shape
+from zoo.spec.shipped import recipe_path
+from zoo.spec.size import count_parameters
+
+
+@click.command(
+    "info", epilog=example("revgnn-zoo info rev_deep", "revgnn-zoo info runs/quickstart", "revgnn-zoo info --env")
+)
+@click.argument("name", required=False)
+@click.option("--env", "environment", is_flag=True, help="Print versions, devices and kernels instead.")
+@json_option
+@common_options
+def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) -> None:
+    """Describe a recipe, a run directory, a bundle or this installation.
+
+    NAME is a shipped recipe, a recipe file or a folder.
+    """
+    if environment == (name is not None):
+        raise click.UsageError("give either NAME or --env")
+    if name is None:
+        _environment(as_json=as_json)
+        return
+    place = reference(name)
+    figures: Sequence[Measured] = ()
+    if isinstance(place, Path) and place.is_dir():
+        from zoo.workflows.describe import describe_folder
+
+        recipe, shape, figures = describe_folder(place)
+    else:
+        recipe = read_recipe(recipe_path(name))
+        shape = known_shape(recipe)
+    _describe(recipe, shape, figures, as_json=as_json)
+
+
+def _environment(*, as_json: bool) -> None:
+    from zoo.ops.backend import describe
+    from zoo.workflows.session import environment, resolve_device
+
+    facts, backends = environment(resolve_device(None)), describe()
+    if as_json:
+        say_json({**facts, "backends": backends})
+        return
+    for key, value in facts.items():
+        say(f"{key:16} {value}")
+    for kind, choice in backends.items():
+        if "reason" in choice:
+            say(f"kernels on {kind:5} {choice['backend']}: {choice['reason']}")
+
+
+def _describe(recipe: Recipe, shape: GraphShape | None, figures: Sequence[Measured], *, as_json: bool) -> None:
+    data, source = recipe.to_json(), recipe.source
+    num_parameters = None if shape is None else count_parameters(recipe.model, shape)
+    if as_json:
+        results = [figure.model_dump() for figure in figures]
+        shape_json = None if shape is None else shape.model_dump()
+        say_json({"recipe": data, "shape": shape_json, "num_parameters": num_parameters, "results": results})
+        return
+    say(f"{recipe.name}: {recipe.summary}")
+    say()
+    count = "depends on the graph" if num_parameters is None else f"{num_parameters:,}"
+    if source is not None and source.num_parameters:
+        count += f" (published: {source.num_parameters:,})"
+    say(f"parameters   {count}")
+    say(f"data set     {recipe.data.dataset} {recipe.data.path}".rstrip())
+    say(f"features     {', '.join(recipe.data.node_features)}")
+    for part in ("model", "train", "eval", "test"):
+        say(f"{part:12} {_in_one_line(data[part])}")
+    if source is not None:
+        say(f"paper        {source.paper}")
+        for reported in source.reported:
+            deviation = "" if reported.std is None else f" +- {100 * reported.std:.2f}"
+            value = f"{reported.metric} {100 * reported.mean:.2f}{deviation}"
+            say(f"reported     {reported.split} {value}, {reported.protocol} ({reported.source})")
+    if figures:
+        say()
+        say_figures(figures)
+
+
+def _in_one_line(data: Mapping[str, Any]) -> str:
+    words = {key: f"({_in_one_line(value)})" if isinstance(value, dict) else value for key, value in data.items()}
+    return ", ".join(f"{key}={word}" for key, word in words.items())

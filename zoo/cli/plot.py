@@ -1,0 +1,23 @@
+"""``revgnn-zoo plot``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, example, say
+
+EXAMPLE = example("revgnn-zoo plot runs/quickstart")
+
+
+@click.command("plot", epilog=EXAMPLE)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The PNG file. [default: RUN/curves.png]")
+@common_options
+def command(*, run: Path, out: Path | None, quiet: bool) -> None:
+    """Draw the learning curves of a run, finished or not."""
+    from zoo.workflows.plot import plot
+    from zoo.workflows.run_dir import RunDir
+
+    say(f"curves: {plot(RunDir(run), out)}")
