@@ -68,6 +68,27 @@ def _compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Ker
     return compile_
 
 
+@njit(forceinline=True, error_model="numpy")
+def _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C):  # type: ignore[no-untyped-def]
+    """Ask for the rows of x that the block ``ahead`` edges later will read."""
+    if ahead > 0:
+        for e in range(edge, block_end):
+            row = int64(item(cols, min(e + ahead, last))) * x_stride
+            for c in range(0, C, 16):
+                prefetch(xs, row + c)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _arguments(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, bias, c, embedded):  # type: ignore[no-untyped-def]
+    """Write what the ReLU of each edge of a block is applied to, eight channels from c on."""
+    for e in range(edge, block_end):
+        value = load(xs, int64(item(cols, e)) * x_stride + c) + bias
+        value = project(value, rows, attrs, e * a_stride)
+        if embedded:
+            value = value + load(attrs, e * a_stride + c)
+        store(tile, (e - edge) * 8, value)
+
+
 @cache
 def max_forward(D: int, embedded: bool, with_arg: bool, kind: str) -> Kernel:
     """The largest message of each piece, and which edge sent it."""
@@ -95,11 +116,7 @@ def max_forward(D: int, embedded: bool, with_arg: bool, kind: str) -> Kernel:
                     store(args, row + c, nobody)
             while edge < edge_end:
                 block_end = min(edge_end, edge + BLOCK)
-                if ahead > 0:
-                    for e in range(edge, block_end):
-                        later = int64(item(cols, min(e + ahead, last))) * x_stride
-                        for c in range(0, C, 16):
-                            prefetch(xs, later + c)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
                 for c in range(0, C, 8):
                     rows = load_rows(weights, c, C, D)
                     best = load(outs, row + c)
@@ -161,7 +178,7 @@ def sum_forward(D: int, embedded: bool, powered: bool, kind: str) -> Kernel:
     def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, eps, power):  # type: ignore[no-untyped-def]
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
         xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
-        outs = pointer(out, kind)
+        outs, tile = pointer(out, kind), scratch(TILE, kind)
         zero, epsilon, exponent = splat(number(0)), splat(number(eps)), splat(number(power))
         low, high = splat(number(POWER_MIN)), splat(number(POWER_MAX))
         for k in range(first, stop):
@@ -171,18 +188,14 @@ def sum_forward(D: int, embedded: bool, powered: bool, kind: str) -> Kernel:
                 store(outs, row + c, zero)
             while edge < edge_end:
                 block_end = min(edge_end, edge + BLOCK)
-                if ahead > 0:
-                    for e in range(edge, block_end):
-                        later = int64(item(cols, min(e + ahead, last))) * x_stride
-                        for c in range(0, C, 16):
-                            prefetch(xs, later + c)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
                 for c in range(0, C, 8):
-                    rows, bias, total = load_rows(weights, c, C, D), load(biases, c), zero
-                    for e in range(edge, block_end):
-                        value = load(xs, int64(item(cols, e)) * x_stride + c) + bias
-                        value = project(value, rows, attrs, e * a_stride)
-                        if embedded:
-                            value = value + load(attrs, e * a_stride + c)
+                    rows, total = load_rows(weights, c, C, D), zero
+                    _arguments(
+                        tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
+                    )
+                    for t in range(0, (block_end - edge) * 8, 8):
+                        value = load(tile, t)
                         value = where(value <= zero, zero, value) + epsilon
                         if powered:
                             value = where(value > high, high, where(low > value, low, value))
@@ -225,22 +238,17 @@ def softmax_forward(D: int, embedded: bool, kind: str) -> Kernel:
                 continue
             while edge < edge_end:
                 block_end = min(edge_end, edge + BLOCK)
-                if ahead > 0:
-                    for e in range(edge, block_end):
-                        later = int64(item(cols, min(e + ahead, last))) * x_stride
-                        for c in range(0, C, 16):
-                            prefetch(xs, later + c)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
                 for c in range(0, C, 8):
-                    rows, bias = load_rows(weights, c, C, D), load(biases, c)
-                    old = load(peaks, c)
+                    rows, old = load_rows(weights, c, C, D), load(peaks, c)
+                    _arguments(
+                        tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
+                    )
                     top = old
-                    for e in range(edge, block_end):
-                        value = load(xs, int64(item(cols, e)) * x_stride + c) + bias
-                        value = project(value, rows, attrs, e * a_stride)
-                        if embedded:
-                            value = value + load(attrs, e * a_stride + c)
+                    for t in range(0, (block_end - edge) * 8, 8):
+                        value = load(tile, t)
                         value = where(value <= zero, zero, value) + epsilon
-                        store(tile, (e - edge) * 8, value)
+                        store(tile, t, value)
                         score = value * factor
                         top = where(score > top, score, top)
                     # What was summed so far is relative to the old peak.
@@ -302,23 +310,18 @@ def sum_backward(form: str, D: int, embedded: bool, with_edges: bool, kind: str)
             edge, edge_end = item(starts, k), item(ends, k)
             while edge < edge_end:
                 block_end = min(edge_end, edge + BLOCK)
-                if ahead > 0:
-                    for e in range(edge, block_end):
-                        later = int64(item(cols, min(e + ahead, last)))
-                        for c in range(0, C, 16):
-                            prefetch(xs, later * x_stride + c)
-                            prefetch(dxs, later * C + c)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
+                _fetch(cols, edge, block_end, last, ahead, dxs, C, C)
                 for c in range(0, C, 8):
-                    rows, bias, g = load_rows(weights, c, C, D), load(biases, c), load(grads, row + c)
+                    rows, g = load_rows(weights, c, C, D), load(grads, row + c)
+                    _arguments(
+                        tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
+                    )
                     by_factor = zero
                     if softmax:
                         mean, logsum = load(outs, row + c), load(lses, row + c)
                     for e in range(edge, block_end):
-                        source = int64(item(cols, e))
-                        value = load(xs, source * x_stride + c) + bias
-                        value = project(value, rows, attrs, e * a_stride)
-                        if embedded:
-                            value = value + load(attrs, e * a_stride + c)
+                        source, value = int64(item(cols, e)), load(tile, (e - edge) * 8)
                         open_ = value > zero
                         value = where(value <= zero, zero, value) + epsilon
                         slope = g

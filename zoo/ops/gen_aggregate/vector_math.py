@@ -34,10 +34,13 @@ _INTS = ir.VectorType(ir.IntType(32), LANES)
 
 
 def _polynomial(builder: Any, at: Any, coefficients: tuple[float, ...]) -> Any:
-    value = constant(at.type, coefficients[0])
-    for coefficient in coefficients[1:]:
-        value = llvm(builder, "fmuladd", value, at, constant(at.type, coefficient))
-    return value
+    """Highest power first; terms are joined in pairs, which depend on each other far less than Horner's do."""
+    terms = [constant(at.type, coefficient) for coefficient in reversed(coefficients)]
+    while len(terms) > 1:
+        joined = [llvm(builder, "fmuladd", high, at, low) for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms = joined + terms[len(joined) * 2 :]
+        at = builder.fmul(at, at)
+    return terms[0]
 
 
 def _exp32(builder: Any, x: Any) -> Any:
