@@ -361,3 +361,7 @@ def _classes(annotation: Any) -> typing.Iterator[type[Spec]]:
 def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True) if not isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+if __name__ == "__main__":
+    print(json.dumps(recipe_schema(), indent=2))

@@ -1,0 +1,175 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflows.small import changed, recipe_data
+from zoo.errors import RecipeError
+from zoo.spec.recipe import Recipe, parse_recipe, read_recipe
+
+GOOD = recipe_data(Path("graph.npz"))
+
+
+def write(folder: Path, content: str | bytes, name: str = "small.json") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def without(place: str) -> dict[str, Any]:
+    data = changed(GOOD)
+    *keys, last = place.split(".")
+    node = data
+    for key in keys:
+        node = node[key]
+    del node[last]
+    return data
+
+
+def test_a_recipe_reads_back_with_every_default_spelled_out(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, json.dumps(GOOD)))
+    full = recipe.to_json()
+    assert full["model"]["num_groups"] == 2
+    assert full["train"]["schedule"] == {"type": "constant", "num_warmup_epochs": 0}
+    assert parse_recipe(full, where="again") == recipe
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    assert isinstance(read_recipe(write(tmp_path, b"\xef\xbb\xbf" + json.dumps(GOOD).encode())), Recipe)
+
+
+# What stands in the file, and what the message must say.
+MALFORMED = {
+    "empty": ("", "small.json:1:1: not JSON"),
+    "cut_short": (json.dumps(GOOD)[:-20], "not JSON"),
+    "trailing_comma": ('{"name": "small",}', "small.json:1:18: not JSON"),
+    "comment": ('{\n// a remark\n"name": 1}', "small.json:2:1: not JSON"),
+    "single_quotes": ("{'name': 1}", "small.json:1:2: not JSON"),
+    "utf_16": (json.dumps(GOOD).encode("utf-16"), "not UTF-8"),
+    "not_utf_8": (b'{"name": "\xff"}', "not UTF-8"),
+    "duplicate_key": ('{"name": "a", "name": "b"}', "'name' stands twice"),
+    "nan": ('{"name": NaN}', "NaN is not a JSON number"),
+    "infinity": ('{"name": -Infinity}', "-Infinity is not a JSON number"),
+    "too_large_for_a_float": ('{"name": 1e999}', "1e999 is too large"),
+    "5000_digits": ('{"name": ' + "9" * 5000 + "}", "4300"),
+    "deep_nesting": ("[" * 100_000, "nested too deeply"),
+    "top_level_list": ("[]", "expected an object, got []"),
+    "top_level_string": ('"text"', 'expected an object, got "text"'),
+    "larger_than_a_megabyte": ('{"name": "' + "a" * (1 << 20) + '"}', "larger than 1,048,576 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_json_is_refused_with_its_place(case: str, tmp_path: Path) -> None:
+    content, expected = MALFORMED[case]
+    path = write(tmp_path, content)
+    with pytest.raises(RecipeError) as error:
+        read_recipe(path)
+    assert str(path) in str(error.value)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+FAULTY = {
+    "unknown_key": (changed(GOOD, model__num_layer=3), "model.num_layer: unknown key; did you mean 'num_layers'?"),
+    "missing_key": (without("train.loss"), "train.loss: missing"),
+    "text_for_a_number": (
+        changed(GOOD, model__hidden_channels="80"),
+        'model.hidden_channels: expected an integer, got "80"',
+    ),
+    "float_for_an_integer": (changed(GOOD, model__num_layers=3.0), "model.num_layers: expected an integer, got 3.0"),
+    "true_for_1": (changed(GOOD, model__num_layers=True), "model.num_layers: expected an integer, got true"),
+    "null": (changed(GOOD, model__dropout=None), "model.dropout: null is not a value; leave the key out"),
+    "newer_schema": (changed(GOOD, schema_version=2), "schema_version: 2 was written by a newer revgnn-zoo"),
+    "missing_schema": (without("schema_version"), "schema_version: missing"),
+    "schema_as_text": (changed(GOOD, schema_version="1"), "schema_version"),
+    "newline_in_the_name": (changed(GOOD, name="a\nb"), "name:"),
+    "escape_in_the_name": (changed(GOOD, name="a\x1b[31m"), "name:"),
+    "surrogate_in_the_name": (changed(GOOD, name="\ud800"), "name"),
+    "negative_lr": (changed(GOOD, train__optimizer__lr=-1.0), "train.optimizer.lr:"),
+    "zero_lr": (changed(GOOD, train__optimizer__lr=0), "train.optimizer.lr:"),
+    "nan_lr": (changed(GOOD, train__optimizer__lr=float("nan")), "NaN is not a JSON number"),
+    "nan_dropout": (changed(GOOD, model__dropout=float("nan")), "NaN is not a JSON number"),
+    "dropout_of_1": (changed(GOOD, model__dropout=1.0), "model.dropout:"),
+    "no_layers": (changed(GOOD, model__num_layers=0), "model.num_layers:"),
+    "negative_layers": (changed(GOOD, model__num_layers=-1), "model.num_layers:"),
+    "a_billion_layers": (changed(GOOD, model__num_layers=10**9), "model.num_layers:"),
+    "a_billion_channels": (changed(GOOD, model__hidden_channels=10**9), "model.hidden_channels:"),
+    "too_many_parameters": (changed(GOOD, model__num_layers=100_000, model__hidden_channels=65_536), "parameters"),
+    "channels_not_divisible": (
+        changed(GOOD, model__hidden_channels=9),
+        "hidden_channels (9) must be divisible by num_groups (2)",
+    ),
+    "one_group": (changed(GOOD, model__num_groups=1), "model.num_groups:"),
+    "no_parts": (changed(GOOD, train__partition__num_parts=0), "train.partition.num_parts:"),
+    "negative_seed": (changed(GOOD, train__seed=-1), "train.seed:"),
+    "seed_of_33_bits": (changed(GOOD, train__seed=2**32), "train.seed:"),
+    "unknown_dataset": (changed(GOOD, data={"dataset": "ogbn-protein"}), "did you mean 'ogbn-proteins'?"),
+    "unknown_metric": (changed(GOOD, eval__metric="roc"), "eval.metric: expected one of rocauc"),
+    "unknown_loss": (changed(GOOD, train__loss="mse"), "train.loss: expected one of"),
+    "unknown_family": (changed(GOOD, model={"type": "rev_gnn"}), "model.type: expected one of rev"),
+    "unknown_conv": (changed(GOOD, model__conv={"type": "gene"}), "model.conv.type: expected one of gen"),
+    "family_missing": (without("model.type"), "model: missing key 'type'"),
+    "file_without_path": (changed(GOOD, data={"dataset": "file"}), "path goes with dataset 'file', and only with it"),
+    "path_without_file": (changed(GOOD, data={"dataset": "digits", "path": "x"}), "path goes with dataset 'file'"),
+    "name_of_another_file": (changed(GOOD, name="other"), "name: expected 'small', the name of the file, got 'other'"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTY)
+def test_a_fault_is_reported_with_its_place(case: str, tmp_path: Path) -> None:
+    data, expected = FAULTY[case]
+    path = write(tmp_path, json.dumps(data))
+    with pytest.raises(RecipeError) as error:
+        read_recipe(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert expected in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_all_faults_come_in_one_report(tmp_path: Path) -> None:
+    data = changed(GOOD, model__num_layers="x", train__seed=-1, eval__metrics=1, data__dataset="cor")
+    with pytest.raises(RecipeError) as error:
+        read_recipe(write(tmp_path, json.dumps(data)))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    for place in ("model.num_layers", "train.seed", "eval.metrics", "data.dataset"):
+        assert sum(place in line for line in lines) == 1
+
+
+def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps(GOOD))
+    recipe = read_recipe(
+        path, ["train.num_epochs=7", "eval.metric=micro_f1", 'model.conv={"type": "gcn"}', "test.num_views=1"]
+    )
+    assert (recipe.train.num_epochs, recipe.eval.metric, recipe.model.conv.type) == (7, "micro_f1", "gcn")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("train.num_epochs", "--set train.num_epochs: expected KEY.KEY=VALUE"),
+        ("=5", "expected KEY.KEY=VALUE"),
+        ("train..seed=5", "expected KEY.KEY=VALUE"),
+        ("train.num_epochs=five", 'train.num_epochs: expected an integer, got "five"'),
+        ("train.num_epoch=5", "train.num_epoch: unknown key; did you mean 'num_epochs'?"),
+        ("train.optimizer.lr=NaN", "train.optimizer.lr: expected a number"),
+        ("name.first=5", "'name' is not an object"),
+        ("model.num_layers=1000000000", "model.num_layers:"),
+    ],
+)
+def test_a_faulty_override_is_refused(assignment: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        read_recipe(write(tmp_path, json.dumps(GOOD)), [assignment])
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder"])
+def test_what_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    if kind == "folder":
+        path.mkdir()
+    with pytest.raises(RecipeError) as error:
+        read_recipe(path)
+    assert str(path) in str(error.value)
