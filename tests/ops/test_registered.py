@@ -36,8 +36,11 @@ def test_operators_pass_the_checks_of_pytorch(edges):
     with use_backend("chunked"):
         for operator, arguments in calls:
             # Of gen_max no gradient is asked for: gen_max_arg takes its place then.
-            names = ("test_schema", "test_faketensor") if operator is torch.ops.zoo.gen_max else None
-            torch.library.opcheck(operator, arguments, **({"test_utils": names} if names else {}))
+            checks = ["test_schema", "test_faketensor"]
+            if operator is not torch.ops.zoo.gen_max:
+                checks += ["test_autograd_registration"]
+                checks += ["test_aot_dispatch_dynamic"] if edges == "projected" else []
+            torch.library.opcheck(operator, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("aggr", AGGREGATIONS)
