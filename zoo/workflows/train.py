@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,11 @@ from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
 
+# One kernel for all parameters where there is one: a thousand layers have twenty thousand small tensors.
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, fused=True),
     "rmsprop": torch.optim.RMSprop,
 }
 
