@@ -403,7 +403,7 @@ def test_half_precision_states_are_refused_outside_autocast() -> None:
 
 
 @pytest.mark.parametrize("conv", CONVS)
-def test_fresh_blocks_contract_whatever_the_convolution(conv: str) -> None:
+def test_solves_of_a_fresh_block_converge_whatever_the_convolution(conv: str) -> None:
     torch.manual_seed(1)
     solved = EquilibriumLayer(EquilibriumBlock(CHANNELS, [CONVS[conv]() for _ in range(2)]))
     x, inputs = stack_inputs(40, dtype=torch.float32)

@@ -33,7 +33,7 @@ class EquilibriumBlock(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(convs)
         norms = [nn.LayerNorm(channels) for _ in convs]
-        # With small states what is injected outweighs them at first, and f contracts whatever the convolution.
+        # While states are small, what is injected outweighs them: solves of a fresh block converge.
         nn.init.constant_(norms[1].weight, 0.25)
         self.norms = nn.ModuleList(norms)
         for module in list(self.modules()):
