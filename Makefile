@@ -38,7 +38,7 @@ test: lint
 
 # Writes the JSON Schema of recipes, for editors.
 schema: $(VENV)/.dev
-	$(BIN)/python -m zoo.spec.recipe > recipes/schema/recipe.schema.json
+	$(BIN)/python -c "import json, zoo.spec.recipe as r; print(json.dumps(r.recipe_schema(), indent=2))" > recipes/schema/recipe.schema.json
 
 bench: $(VENV)/.user
 	$(BIN)/revgnn-zoo bench memory

@@ -295,4 +295,7 @@ def _cut(inputs: BlockInputs) -> BlockInputs:
 
 
 def _alias(tensor: Tensor | None, requires_grad: bool) -> Tensor | None:
-    return None if tensor is None else tensor.detach().requires_grad_(requires_grad)
+    # What cannot carry a gradient stays the same object, so that what is remembered of a graph is found again.
+    if tensor is None or not tensor.requires_grad:
+        return tensor
+    return tensor.detach().requires_grad_(requires_grad)
