@@ -20,6 +20,7 @@ from tests.hub.conftest import HubMaker
 from tests.hub.server import TestHub
 from tests.hub.test_command import run as hf
 from tests.hub.wire import Fault, Request
+from zoo.cli import main
 from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError
 from zoo.hub.push import Options, Published
 from zoo.hub.reference import ReferenceFormatError
@@ -330,18 +331,21 @@ def test_refused_commit_has_its_own_error(
 
 
 def test_commands_publish_and_the_stock_client_reads_it(
-    hub: TestHub, hub_env: Env, run: Path, bundle: Path, tmp_path: Path
+    hub: TestHub, hub_env: Env, use_hub: UseHub, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    env = hub_env(hub, ALICE)
-    first = command(env, "push", str(run), REPO, "--tag", "v1", "-q")
+    first = command(hub_env(hub, ALICE), "push", str(run), REPO, "--tag", "v1", "-q")
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == f"{hub.url}/{REPO} at {hub.repo(REPO).head.id}, tag v1\n"
-    second = command(env, "push", str(bundle), REPO, "--json")
-    assert json.loads(second.stdout)["changed"] == []
+    use_hub(hub, ALICE)
+    assert main(["push", str(run), REPO, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["changed"] == []
+    assert main(["push", str(run), REPO, "--tag", "v1"]) == 0
+    assert capfd.readouterr().out == f"{REPO}: unchanged at {hub.repo(REPO).head.id}, nothing was sent; tag v1\n"
+    assert main(["push", str(run), "alice/new", "--dry-run"]) == 0
+    assert capfd.readouterr().out.startswith("alice/new: would create it; would send config.json, model.safetensors")
     nobody = hub_env(hub)
     folder = hf(nobody, "download", REPO, "--revision", "v1", "--format", "quiet").strip()
     assert content_of(folder) == published(hub)
-    hf(nobody, "cache", "verify", REPO, "--revision", "v1")
     other = snapshot_download(REPO, endpoint=hub.url, cache_dir=tmp_path / "other", token=False)
     assert content_of(other) == published(hub)
     assert api(hub).model_info(REPO).library_name == "revgnn-zoo"

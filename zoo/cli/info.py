@@ -26,7 +26,7 @@ from zoo.spec.size import count_parameters
 def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) -> None:
     """Describe a recipe, a run directory, a bundle or this installation.
 
-    NAME is a shipped recipe, a recipe file or a folder.
+    NAME is a shipped recipe, a recipe file, a folder, or OWNER/NAME[@REVISION] on the Hub, whose weights stay there.
     """
     if environment == (name is not None):
         raise click.UsageError("give either NAME or --env")
@@ -34,6 +34,9 @@ def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) 
         _environment(as_json=as_json)
         return
     place = reference(name)
+    if isinstance(place, str) and "/" in place and not place.endswith(".json"):
+        _published(place, as_json=as_json, quiet=quiet)
+        return
     figures: Sequence[Measured] = ()
     if isinstance(place, Path) and place.is_dir():
         from zoo.workflows.describe import describe_folder
@@ -43,6 +46,26 @@ def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) 
         recipe = read_recipe(recipe_path(name))
         shape = known_shape(recipe)
     _describe(recipe, shape, figures, as_json=as_json)
+
+
+def _published(name: str, *, as_json: bool, quiet: bool) -> None:
+    from zoo.hub.client import connect
+    from zoo.hub.listing import weights_header
+    from zoo.workflows.pull import fetch_config
+
+    pulled = fetch_config(name, quiet=quiet or as_json)
+    config = pulled.config
+    types = weights_header(connect(quiet=True), pulled)
+    if as_json:
+        facts = {"repository": pulled.reference.repo_id, "commit": pulled.commit, "weights": types}
+        say_json({**facts, "config": config.model_dump(mode="json", exclude_none=True)})
+        return
+    _describe(config.recipe, config.shape, config.results, as_json=False)
+    say()
+    say(f"commit       {pulled.commit}")
+    held = ", ".join(f"{count:,} {kind}" for kind, count in types.items())
+    say(f"weights      {held or 'not asked for'}, {config.weights.num_bytes:,} bytes")
+    say(f"SHA-256      {config.weights.sha256}")
 
 
 def _environment(*, as_json: bool) -> None:

@@ -6,18 +6,28 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, example, json_option, say_json, say_table
+from zoo.cli.common import common_options, example, json_option, say, say_json, say_table
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shapes import known_shape
 from zoo.spec.shipped import list_recipes, recipe_path
 from zoo.spec.size import count_parameters
 
 
-@click.command("list", epilog=example("revgnn-zoo list"))
+@click.command("list", epilog=example("revgnn-zoo list", "revgnn-zoo list --remote --author org"))
+@click.option("--remote", is_flag=True, help="List the models on the Hub instead.")
+@click.option("--cached", is_flag=True, help="List the models that were fetched from the Hub instead.")
+@click.option("--author", help="With --remote: only those of this user or organisation.")
 @json_option
 @common_options
-def command(*, as_json: bool, quiet: bool) -> None:
+def command(*, remote: bool, cached: bool, author: str | None, as_json: bool, quiet: bool) -> None:
     """List the recipes that come with this installation."""
+    if remote and cached:
+        raise click.UsageError("give either --remote or --cached")
+    if author and not remote:
+        raise click.UsageError("--author goes with --remote")
+    if remote or cached:
+        _models(author, remote=remote, as_json=as_json, quiet=quiet)
+        return
     rows = [_row(read_recipe(recipe_path(name))) for name in list_recipes()]
     if as_json:
         say_json(rows)
@@ -28,6 +38,50 @@ def command(*, as_json: bool, quiet: bool) -> None:
         size = f"{row['num_layers']} x {row['hidden_channels']}"
         cells.append([row["name"], row["dataset"], size, parameters, row["reported"][0] if row["reported"] else "-"])
     say_table(["name", "data set", "layers x channels", "parameters", "reported"], cells, right=(2, 3))
+
+
+def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> None:
+    from zoo.hub.client import connect
+    from zoo.hub.listing import list_cached, list_remote
+
+    hub = connect(quiet=quiet)
+    rows: list[dict[str, Any]]
+    if remote:
+        rows = [
+            {
+                "repository": model.repo_id,
+                "datasets": list(model.datasets),
+                "downloads": model.downloads,
+                "changed": model.changed,
+                "is_private": model.is_private,
+            }
+            for model in list_remote(hub, author)
+        ]
+    else:
+        rows = [
+            {
+                "repository": model.repo_id,
+                "revisions": list(model.revisions),
+                "commit": model.commit,
+                "recipe": model.config.recipe.name,
+                "num_bytes": model.config.weights.num_bytes,
+                "folder": str(model.folder),
+            }
+            for model in list_cached(hub)
+        ]
+    if as_json:
+        say_json(rows)
+    elif not rows:
+        say("no models" + (f" at {hub.endpoint}" if remote else f" in the cache {hub.cache}"))
+    elif remote:
+        cells = [[r["repository"], ", ".join(r["datasets"]) or "-", str(r["downloads"]), r["changed"]] for r in rows]
+        say_table(["model", "data set", "downloads", "changed"], cells, right=(2,))
+    else:
+        cells = [
+            [r["repository"], ", ".join(r["revisions"]) or "-", r["commit"][:12], r["recipe"], f"{r['num_bytes']:,}"]
+            for r in rows
+        ]
+        say_table(["model", "revision", "commit", "recipe", "bytes"], cells, right=(4,))
 
 
 def _row(recipe: Recipe) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""Which models there are on the Hub and in the cache, and what a model is without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import scan_cache_dir
+from huggingface_hub.errors import CacheNotFound, SafetensorsParsingError
+
+from zoo.errors import BundleError, NetworkError
+from zoo.hub.client import LIBRARY, Hub, plain_errors
+from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE, BundleConfig, parse_config
+from zoo.hub.files import read_regular
+from zoo.hub.pull import Pulled
+from zoo.spec.recipe import MAX_RECIPE_BYTES
+
+MAX_LISTED = 1000
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model on the Hub.
+
+    Attributes:
+        repo_id: its name.
+        datasets: what its card names.
+        downloads: in the last month, as the Hub counts them.
+        changed: the day of its latest commit, or empty.
+        is_private: whether only its owner sees it.
+    """
+
+    repo_id: str
+    datasets: tuple[str, ...]
+    downloads: int
+    changed: str
+    is_private: bool
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A whole bundle in the cache.
+
+    Attributes:
+        repo_id: its name.
+        revisions: the names that mean this commit, sorted; empty if none does any more.
+        commit: the commit.
+        config: of the bundle.
+        folder: where it lies.
+    """
+
+    repo_id: str
+    revisions: tuple[str, ...]
+    commit: str
+    config: BundleConfig
+    folder: Path
+
+
+def list_remote(hub: Hub, author: str | None = None) -> list[RemoteModel]:
+    """The models of this library on the Hub, those most downloaded first.
+
+    Args:
+        hub: the host.
+        author: of a user or an organisation alone.
+
+    Raises:
+        NetworkError: if the Hub cannot be reached.
+        AccessError: if it refuses the token.
+    """
+    if hub.is_offline:
+        raise NetworkError("list --remote: offline the Hub is not asked; try: revgnn-zoo list --cached")
+    with plain_errors(hub, "list --remote"):
+        found = list(hub.api.list_models(filter=LIBRARY, author=author, sort="downloads", limit=MAX_LISTED))
+    return [
+        RemoteModel(
+            info.id,
+            tuple(tag.partition(":")[2] for tag in info.tags or () if tag.startswith("dataset:")),
+            info.downloads or 0,
+            info.last_modified.date().isoformat() if info.last_modified else "",
+            bool(info.private),
+        )
+        for info in found
+    ]
+
+
+def list_cached(hub: Hub) -> list[CachedModel]:
+    """The whole bundles in the cache, by name; repositories of other kinds are passed over."""
+    try:
+        repositories = scan_cache_dir(hub.cache).repos
+    except CacheNotFound:
+        return []
+    models = []
+    for repository in sorted(repositories, key=lambda repository: repository.repo_id):
+        if repository.repo_type != "model":
+            continue
+        for revision in sorted(repository.revisions, key=lambda revision: revision.last_modified, reverse=True):
+            config = _bundle_in(revision.snapshot_path)
+            if config is not None:
+                names = tuple(sorted(revision.refs))
+                models.append(
+                    CachedModel(repository.repo_id, names, revision.commit_hash, config, revision.snapshot_path)
+                )
+    return models
+
+
+def weights_header(hub: Hub, pulled: Pulled) -> dict[str, int]:
+    """Parameters by type, read from the header of the weights alone; empty offline.
+
+    Raises:
+        NetworkError: if the Hub cannot be reached.
+        BundleError: if the weights are not a safetensors file.
+    """
+    if hub.is_offline or pulled.is_stale:
+        return {}
+    where = f"{pulled.reference.at(pulled.commit)}: {WEIGHTS_FILE}"
+    with plain_errors(hub, where):
+        try:
+            header = hub.api.parse_safetensors_file_metadata(
+                pulled.reference.repo_id, WEIGHTS_FILE, revision=pulled.commit
+            )
+        except SafetensorsParsingError as error:
+            raise BundleError(f"{where}: not a whole safetensors file") from error
+    return {str(kind): count for kind, count in header.parameter_count.items()}
+
+
+def _bundle_in(folder: Path) -> BundleConfig | None:
+    try:
+        config = parse_config(read_regular(folder / CONFIG_FILE, max_bytes=MAX_RECIPE_BYTES), where=str(folder))
+        is_whole = (folder / WEIGHTS_FILE).stat().st_size == config.weights.num_bytes
+    except (OSError, BundleError):
+        return None
+    return config if is_whole else None
