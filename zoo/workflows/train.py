@@ -25,6 +25,7 @@ from zoo.data.baseline import logistic_regression
 from zoo.data.graph import Graph, Part, Split
 from zoo.data.partition import random_parts
 from zoo.errors import RunError
+from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
@@ -135,6 +136,7 @@ def _train(
         while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, best):
             label, started = f"epoch {cursor.epoch}/{spec.num_epochs}", time.monotonic()
             set_learning_rate(optimizer, spec, cursor.epoch)
+            start_epoch(model, cursor.epoch)
             for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
                 with _explained(run, cursor.epoch, cursor.part + 1):
                     session.seed_global(spec.seed, "dropout", cursor.step)
@@ -146,12 +148,14 @@ def _train(
                 pause_if_asked()
 
             record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": cursor.loss_sum / cursor.num_losses}
+            record |= take_solve_metrics(model)
             if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
                 progress.stage(f"{label} evaluating")
                 with _explained(run, cursor.epoch, None):
                     measured = _measure(model, graph, split, recipe, eval_protocol(recipe), device, pause_if_asked)
                 values = figures_by_split(measured)
                 record |= {f"{name}_{recipe.eval.metric}": value for name, value in values.items()}
+                record |= {f"eval_{name}": value for name, value in take_solve_metrics(model).items()}
                 if best is None or values["valid"] > best.value:
                     best = _Best(cursor.epoch, values["valid"])
                     shape = graph.shape.model_dump()
