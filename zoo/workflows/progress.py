@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ class Progress:
     def __init__(self, total: int, *, unit: str, quiet: bool = False, done: int = 0) -> None:
         self._bar: tqdm[Any] | None = None
         self._quiet = quiet
-        if not quiet and sys.stderr.isatty():
+        if not quiet and _has_room_for_a_bar():
             self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
 
     def __enter__(self) -> Self:
@@ -74,9 +75,15 @@ class Progress:
             self._quiet = True
 
     def figures(self, label: str, figures: Mapping[str, str]) -> None:
-        """The figures of an evaluation: the bar shows them anyway, elsewhere they are a line."""
+        """The figures of an evaluation: on the bar or, where there is none, as a line."""
+
+        def show(bar: tqdm[Any]) -> None:
+            bar.set_description(label, refresh=False)
+            bar.set_postfix(figures)
+
         if self._bar is None:
             self.line("  ".join([label, *(f"{name} {value}" for name, value in figures.items())]))
+        self._safely(show)
 
     def _safely(self, action: Any) -> None:
         if self._bar is None:
@@ -85,6 +92,14 @@ class Progress:
             action(self._bar)
         except OSError:
             self._bar, self._quiet = None, True
+
+
+def _has_room_for_a_bar() -> bool:
+    """Whether stderr is a terminal that knows its size; a bar of no width would show nothing."""
+    try:
+        return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except (OSError, ValueError):
+        return False
 
 
 class Board:

@@ -1,0 +1,93 @@
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from zoo.workflows.progress import Board, Progress
+
+SCRIPT = """
+from zoo.workflows.progress import Progress
+with Progress(3, unit="step") as progress:
+    for number in range(3):
+        progress.step(f"epoch {number}", {"loss": "0.5"})
+    progress.figures("epoch 3", {"valid_accuracy": "0.9"})
+"""
+
+
+def on_a_terminal(rows: int, columns: int) -> str:
+    """What the script shows on a terminal of this size."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    root = Path(__file__).parent.parent.parent
+    subprocess.run([sys.executable, "-c", SCRIPT], stderr=child, cwd=root, check=True, timeout=60)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(parent)
+    return shown.decode()
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    shown = on_a_terminal(40, 100)
+    assert "3/3" in shown
+    assert "epoch 3: 100%" in shown
+    assert "valid_accuracy=0.9" in shown
+
+
+def test_a_terminal_without_a_size_gets_lines() -> None:
+    assert on_a_terminal(0, 0).split() == ["epoch", "3", "valid_accuracy", "0.9"]
+
+
+def test_a_stderr_that_goes_away_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as broken:
+        monkeypatch.setattr(sys, "stderr", broken)
+        with Progress(2, unit="step") as progress:
+            progress.line("nobody reads this")
+            progress.figures("nor", {"this": "line"})
+            progress.step("epoch 1", {})
+        monkeypatch.undo()
+        # What is left in the buffer of the broken pipe has nowhere to go either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), broken.fileno())
+
+
+def test_without_tensorboard_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.workflows.progress._writer_class", None)
+    board = Board(tmp_path / "board", 0)
+    board.add({"loss": 0.5}, 1)
+    board.close()
+    assert not (tmp_path / "board").exists()
+
+
+def test_with_tensorboard_every_figure_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            written.append((folder, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def close(self) -> None:
+            written.append("closed")
+
+    monkeypatch.setattr("zoo.workflows.progress._writer_class", Writer)
+    board = Board(tmp_path, 7)
+    board.add({"loss": 0.5, "lr": 0.1}, 8)
+    board.close()
+    assert written == [(str(tmp_path), 7), ("loss", 0.5, 8), ("lr", 0.1, 8), "closed"]
