@@ -192,6 +192,11 @@ def test_published_figures_count_only_under_the_same_protocol() -> None:
     assert compared(figure(0.8750), figure(0.8760)) == (0.8760, False)
     assert compared(figure(0.8750), figure(0.9, num_views=1)) == (0.8774, True)
     assert compared(figure(0.5, num_views=7)) == (None, True)
+    # "whole graph, 10 runs": 83.07 +- 0.30.
+    products = zoo.read_recipe(recipe_path("rev_sage_products"))
+    whole = Measured(split="test", metric="accuracy", value=0.8248, num_views=1, num_parts=1)
+    (comparison,) = compare([whole], [], products, {"test": 2_000_000})
+    assert (comparison.published, comparison.is_within) == (0.8307, True)
 
 
 # Lists.

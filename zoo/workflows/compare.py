@@ -63,7 +63,9 @@ def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num
             tolerance = max(_ROUNDING, _NUM_FLIPS / max(num_nodes, 1))
             return Comparison(figure, other.value, tolerance, "config.json")
     for reported in recipe.source.reported if recipe.source else ():
-        if (reported.split, reported.metric, reported.protocol) == (figure.split, figure.metric, figure.protocol):
+        # What follows a comma, such as the number of runs, is no part of how one figure is measured.
+        protocol_in_source = reported.protocol.partition(",")[0]
+        if (reported.split, reported.metric, protocol_in_source) == (figure.split, figure.metric, figure.protocol):
             deviation = _UNSTATED_DEVIATION if reported.std is None else reported.std
             return Comparison(figure, reported.mean, _NUM_DEVIATIONS * deviation, reported.source)
     return Comparison(figure)
