@@ -75,8 +75,8 @@ def _check(csr: CSR) -> bool:
     rowptr, col = csr
     if rowptr.dim() != 1 or rowptr.dtype != torch.int64 or not rowptr.numel() or not rowptr.is_contiguous():
         raise DataError(f"rowptr: expected [N + 1] contiguous int64, got {list(rowptr.shape)} {rowptr.dtype}")
-    if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64):
-        raise DataError(f"col: expected [E] int32 or int64, got {list(col.shape)} {col.dtype}")
+    if col.dim() != 1 or col.dtype not in (torch.int32, torch.int64) or not col.is_contiguous():
+        raise DataError(f"col: expected [E] contiguous int32 or int64, got {list(col.shape)} {col.dtype}")
     if rowptr.device != col.device:
         raise DataError(f"rowptr is on {rowptr.device} and col on {col.device}; expected one device")
     if rowptr[0] != 0 or rowptr[-1] != csr.num_edges or bool((rowptr.diff() < 0).any()):

@@ -19,7 +19,7 @@ from zoo.ops.csr import CSR, remembered
 from zoo.ops.gen_aggregate import cpu_kernels
 from zoo.ops.gen_aggregate.chunked import max_edge_gradient
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
-from zoo.ops.gen_aggregate.pieces import Pieces, chunk_bounds, cut_rows
+from zoo.ops.gen_aggregate.pieces import Pieces, chunk_bounds, cut_rows, joining_rounds
 from zoo.ops.gen_aggregate.threads import run_tasks
 
 LANES = 8
@@ -36,6 +36,7 @@ ROWS_PER_SUM = 4096
 
 class _Plan(NamedTuple):
     pieces: Pieces
+    rounds: list[tuple[Tensor, Tensor]]
     bounds: list[int]
     col: Tensor | None  # int32, unless the CSR's own is
 
@@ -46,8 +47,8 @@ def _make_plan(csr: CSR) -> _Plan:
     pieces = cut_rows(csr, MAX_PIECE_EDGES)
     # Bounds do not depend on the number of threads, so that sums over chunks do not either.
     bounds = chunk_bounds(pieces, row_cost=8, chunk_cost=CHUNK_EDGES, max_chunks=256)
-    own = csr.col.dtype == torch.int32 and csr.col.is_contiguous()
-    return _Plan(pieces, bounds, None if own else csr.col.to(torch.int32).contiguous())
+    own = csr.col.dtype == torch.int32
+    return _Plan(pieces, joining_rounds(pieces), bounds, None if own else csr.col.to(torch.int32))
 
 
 class _Layout:
@@ -126,12 +127,11 @@ def max_forward(messages: Messages, *, with_arg: bool) -> tuple[Tensor, Tensor |
     """See ``interface.Backend``."""
     layout = _Layout(messages)
     kernel = cpu_kernels.max_forward(layout.D, layout.embedded, with_arg, layout.kind)
-    pieces = layout.plan.pieces
-    out = layout.empty(pieces.num_pieces)
+    out = layout.empty(layout.plan.pieces.num_pieces)
     arg = torch.empty(out.shape if with_arg else (0, 0), dtype=torch.int32)
     rest = (*layout.inputs(), *_addresses(out, arg), layout.eps)
     run_tasks([partial(kernel, *layout.pieces(chunk), *rest) for chunk in layout.chunks])
-    for rows, parts in pieces.rounds:
+    for rows, parts in layout.plan.rounds:
         # The first of equals stays, and a NaN.
         better = ~(out[parts] <= out[rows]) & ~out[rows].isnan()
         out[rows] = out[parts].where(better, out[rows])
@@ -177,11 +177,10 @@ def sum_forward(messages: Messages, power: Tensor | None) -> Tensor:
     """See ``interface.Backend``."""
     layout = _Layout(messages)
     kernel = cpu_kernels.sum_forward(layout.D, layout.embedded, power is not None, layout.kind)
-    pieces = layout.plan.pieces
-    out = layout.empty(pieces.num_pieces)
+    out = layout.empty(layout.plan.pieces.num_pieces)
     rest = (*layout.inputs(), out.data_ptr(), layout.eps, 1.0 if power is None else float(power))
     run_tasks([partial(kernel, *layout.pieces(chunk), *rest) for chunk in layout.chunks])
-    for rows, parts in pieces.rounds:
+    for rows, parts in layout.plan.rounds:
         out[rows] += out[parts]
     return layout.cropped(out)
 
@@ -202,7 +201,7 @@ def softmax_forward(messages: Messages, temperature: Tensor) -> tuple[Tensor, Te
     rest, numbers = (*layout.inputs(), *_addresses(out, logsum)), (layout.eps, float(temperature))
     tasks = zip(chunks, peaks, strict=True)
     run_tasks([partial(kernel, *layout.pieces(chunk), *rest, peak.data_ptr(), *numbers) for chunk, peak in tasks])
-    for rows, parts in pieces.rounds:
+    for rows, parts in layout.plan.rounds:
         both = torch.logaddexp(logsum[rows], logsum[parts])
         out[rows] = out[rows] * (logsum[rows] - both).exp() + out[parts] * (logsum[parts] - both).exp()
         logsum[rows] = both

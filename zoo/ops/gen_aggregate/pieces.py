@@ -20,14 +20,11 @@ class Pieces(NamedTuple):
         start: [P] int64, the first edge of each piece.
         end: [P] int64, the edge after its last.
         target: [P - N] int64, the rows of the pieces from N on.
-        rounds: pairs of rows and pieces; joining round after round joins the pieces of each row in the order of edges,
-            and no row appears twice in a round.
     """
 
     start: Tensor
     end: Tensor
     target: Tensor
-    rounds: tuple[tuple[Tensor, Tensor], ...]
 
     @property
     def num_pieces(self) -> int:
@@ -45,11 +42,22 @@ def cut_rows(csr: CSR, limit: int) -> Pieces:
     tail_start = start[target] + (nth + 1) * limit
     tail_end = torch.minimum(tail_start + limit, end[target])
     end = torch.minimum(end, start + limit)
+    return Pieces(torch.cat([start, tail_start]), torch.cat([end, tail_end]), target)
+
+
+def joining_rounds(pieces: Pieces) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of rows and pieces; no row appears twice in a pair.
+
+    Joining pair after pair joins the pieces of each row in the order of its edges.
+    """
+    num_rows = pieces.num_pieces - pieces.target.numel()
+    _, which, count = torch.unique_consecutive(pieces.target, return_inverse=True, return_counts=True)
+    nth = torch.arange(pieces.target.numel(), device=which.device) - (count.cumsum(0) - count)[which]
     rounds = []
-    for n in range(int(extra.max()) if target.numel() else 0):
+    for n in range(int(count.max()) if count.numel() else 0):
         chosen = (nth == n).nonzero().squeeze(1)
-        rounds.append((target[chosen], chosen + csr.num_nodes))
-    return Pieces(torch.cat([start, tail_start]), torch.cat([end, tail_end]), target, tuple(rounds))
+        rounds.append((pieces.target[chosen], chosen + num_rows))
+    return rounds
 
 
 def chunk_bounds(pieces: Pieces, *, row_cost: int, chunk_cost: int, max_chunks: int) -> list[int]:

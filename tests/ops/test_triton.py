@@ -1,0 +1,72 @@
+"""The GPU kernels without a GPU: interpreted they compute the definition, compiled they keep to registers."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from zoo.ops.gen_aggregate import cuda_kernels
+
+HOPPER = GPUTarget("cuda", 90, 32)
+POINTERS = dict.fromkeys(("start", "end", "target", "rows", "tail_ptr"), "*i64") | {"col": "*i32", "arg": "*i32"}
+NUMBERS = dict.fromkeys(("x_stride", "attr_stride", "C", "N", "num_rows"), "i32") | {
+    "eps": "fp32",
+    "attached": "fp32",
+}
+SHARED = {"D": 8, "DP": 16, "EMBEDDED": False, "BIASED": True, "PRECISION": "tf32x3", "BE": 16}
+EMBEDDED = SHARED | {"D": 0, "EMBEDDED": True}
+GRADIENTS = {"WITH_EDGES": False, "SLOTS": 64}
+
+
+def test_interpreted_kernels_equal_the_reference():
+    checks = Path(__file__).with_name("triton_checks.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checks.parents[2])
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert "passed" in result.stdout
+    assert "skipped" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "num_warps", "constants"),
+    [
+        ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64}),
+        ("max_forward", 2, SHARED | {"WITH_ARG": False, "BC": 64}),
+        ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64, "NUMBER": "bf16"}),
+        ("max_forward", 1, EMBEDDED | {"WITH_ARG": True, "BC": 32}),
+        ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64}),
+        ("sum_forward", 2, SHARED | {"POWERED": True, "BC": 64}),
+        ("softmax_forward", 2, SHARED | {"BC": 64}),
+        ("sum_backward", 4, SHARED | GRADIENTS | {"FORM": 0, "BC": 64}),
+        ("sum_backward", 4, SHARED | GRADIENTS | {"FORM": 2, "BC": 64}),
+        ("sum_backward", 2, SHARED | GRADIENTS | {"FORM": 2, "BC": 16, "WITH_EDGES": True}),
+        ("join_softmax", 2, {"BC": 64}),
+    ],
+)
+def test_kernels_compile_for_hopper_within_their_registers(name, num_warps, constants, tmp_path):
+    number = constants.get("NUMBER", "fp32")
+    constants = {key: value for key, value in constants.items() if key != "NUMBER"}
+    kernel = getattr(cuda_kernels, name)
+    signature = {}
+    for argument in kernel.arg_names:
+        read = f"*{number}" if argument in ("x", "attr") else "*fp32"
+        signature[argument] = "constexpr" if argument in constants else {**POINTERS, **NUMBERS}.get(argument, read)
+    source = ASTSource(kernel, signature, constants)
+    compiled = triton.compile(source, target=HOPPER, options={"num_warps": num_warps, "enable_fp_fusion": True})
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run([_cuobjdump(), "--dump-resource-usage", cubin], capture_output=True, text=True, check=True)
+    stack = re.search(r"STACK:(\d+)", usage.stdout)
+    assert stack is not None, usage.stdout
+    assert int(stack[1]) == 0, usage.stdout
+
+
+def _cuobjdump() -> Path:
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -1,0 +1,105 @@
+"""Run by test_triton.py in a process of its own, where Triton interprets its kernels on the CPU."""
+
+import pytest
+import torch
+
+from tests.ops.cases import AGGREGATIONS, assert_close, forward, make_case, run
+from zoo.ops.backend import backend_for, use_backend
+from zoo.ops.csr import CSR
+from zoo.ops.gen_aggregate import cuda
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(cuda, "MAX_PIECE_EDGES", 18)
+    torch.set_num_threads(1)
+
+
+def equals_reference(case, aggr, **options):
+    expected = run(case.to(torch.float64), "reference", aggr, **options)
+    assert_close(run(case, "triton", aggr, **options), expected, 3e-5)
+
+
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+@pytest.mark.parametrize(("edges", "C"), [("projected", 18), ("embedded", 7), ("none", 1)])
+def test_equals_reference(aggr, edges, C):
+    equals_reference(make_case(8, 45, C=C, D=3, edges=edges), aggr)
+
+
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+def test_equals_reference_without_edges(aggr):
+    equals_reference(make_case(5, 0, C=7), aggr)
+
+
+def test_equals_reference_with_ties():
+    equals_reference(make_case(8, 45, C=18, D=8, ties=True), "max")
+
+
+def test_equals_reference_with_detached_weights():
+    equals_reference(make_case(8, 30, C=7), "softmax", detach_weights=True)
+
+
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+def test_float64_is_exact(aggr):
+    case = make_case(8, 30, C=7).to(torch.float64)
+    assert_close(run(case, "triton", aggr), run(case, "reference", aggr), 1e-11)
+
+
+@pytest.mark.parametrize("aggr", ["max", "sum", "softmax"])
+def test_no_output_depends_on_gradients_or_on_what_memory_held(aggr, monkeypatch):
+    case = make_case(8, 30, C=7)
+    with use_backend("triton"), torch.no_grad():
+        inferred = forward(case, aggr)
+    clean = run(case, "triton", aggr)
+    assert torch.equal(inferred, clean["output"])
+    real_empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = real_empty(*args, **kwargs)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else -77)
+
+    monkeypatch.setattr(cuda.torch, "empty", poisoned)
+    dirty = run(case, "triton", aggr)
+    assert all(torch.equal(clean[name], dirty[name]) for name in clean)
+
+
+@pytest.mark.parametrize("aggr", ["max", "softmax"])
+def test_nan_comes_through(aggr):
+    case = make_case(8, 40, C=7)
+    case.x[3, 2] = torch.nan
+    with use_backend("reference"):
+        expected = forward(case, aggr).isnan()
+    with use_backend("triton"):
+        assert torch.equal(forward(case, aggr).isnan(), expected)
+
+
+def test_half_precision_strides_and_long_indices_are_read_in_place():
+    case = make_case(8, 40, C=7)
+    wide = torch.full((8, 20), torch.nan, dtype=torch.bfloat16)
+    wide[:, 5:12] = case.x
+    rows = cuda._Call(_messages(case._replace(x=wide[:, 5:12])))
+    assert rows.inputs[1].data_ptr() == wide[:, 5:12].data_ptr()
+    out, _ = cuda.max_forward(_messages(case._replace(x=wide[:, 5:12])), with_arg=False)
+    rounded = case._replace(x=wide[:, 5:12].float(), csr=CSR(case.csr.rowptr, case.csr.col.int()))
+    assert_close({"output": out}, {"output": run(rounded, "reference", "max")["output"]}, 3e-5)
+
+
+def test_deterministic_mode_keeps_to_what_pytorch_promises():
+    case = make_case(6, 20, C=3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        equals_reference(case, "max")
+        equals_reference(case, "softmax")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_interpreter_serves_the_cpu():
+    with use_backend("triton"):
+        assert backend_for("cpu") == ("triton", "named by the user")
+
+
+def _messages(case):
+    from zoo.ops.gen_aggregate.interface import Messages
+
+    return Messages(case.x, case.csr, case.edge_attr, case.weight, case.bias, 1e-7)
