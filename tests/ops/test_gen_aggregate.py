@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.cases import AGGREGATIONS, Case, assert_close, forward, graph, make_case, run
 from zoo.errors import BackendError
@@ -221,6 +222,63 @@ def _poison_new_tensors(monkeypatch):
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes the size of the largest tensor that PyTorch makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+def test_no_tensor_of_all_messages_is_ever_made(backend, aggr):
+    num_edges, C = 5000, 40
+    case = make_case(40, num_edges, C=C)
+    case = case._replace(x=case.x.requires_grad_(), weight=case.weight.requires_grad_())
+    with use_backend(backend), _Sizes() as sizes:
+        forward(case, aggr).backward(case.grad)
+    assert 0 < sizes.largest < num_edges * C // 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+def test_only_the_gradients_asked_for_are_given(backend, aggr):
+    case = make_case()
+    full = run(case, backend, aggr)
+    for name in ("x", "weight", "bias"):
+        leaf = getattr(case, name).clone().requires_grad_()
+        with use_backend(backend):
+            forward(case._replace(**{name: leaf}), aggr).backward(case.grad)
+        assert_close({name: leaf.grad}, {name: full[f"gradient of {name}"]}, 1e-6)
+
+
+@pytest.mark.parametrize("num_features", [1, 16, 40])
+def test_any_number_of_edge_features_fits(num_features):
+    case = make_case(D=num_features)
+    assert_close(run(case, "numba", "max"), run(case.to(torch.float64), "reference", "max"), F32)
+
+
+def test_kernels_need_no_place_to_be_kept(monkeypatch):
+    real_njit = cpu.cpu_kernels.njit
+
+    def njit(form, *, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real_njit(form, **options)
+
+    monkeypatch.setattr(cpu.cpu_kernels, "njit", njit)
+    cpu.cpu_kernels.max_forward.cache_clear()
+    case = make_case()
+    assert_close(run(case, "numba", "max"), run(case.to(torch.float64), "reference", "max"), F32)
+    cpu.cpu_kernels.max_forward.cache_clear()
 
 
 def test_rows_with_equal_messages_give_the_gradient_to_their_first_edge():

@@ -28,7 +28,7 @@ MAX_PIECE_EDGES = 16384
 # Work is handed to threads in chunks of at least so many edges.
 CHUNK_EDGES = 1 << 15
 # Reading this many edges ahead hides the latency of memory; tables of x below a size stay in the cache anyway.
-PREFETCH_EDGES = 24
+PREFETCH_EDGES = 32
 PREFETCH_BYTES = 4 << 20
 # Rows whose gradients with respect to the weights are summed in the tensors' own precision, then in float64.
 ROWS_PER_SUM = 4096

@@ -14,13 +14,16 @@ Channels come in multiples of eight; ``out``, ``arg`` and the like are [pieces, 
 
 from __future__ import annotations
 
+import inspect
 import math
+import zlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from numba import float32, float64, int32, int64, njit, void
 
+from zoo.ops.gen_aggregate import reference, vector_math, vectors
 from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN
 from zoo.ops.gen_aggregate.vector_math import exp, log
 from zoo.ops.gen_aggregate.vectors import (
@@ -51,16 +54,21 @@ BLOCK = 32
 TILE = 8 * BLOCK
 
 
+# Numba renews what it keeps on disk when this file changes; what is compiled in from others goes into the names.
+_PARTS = zlib.crc32("".join(inspect.getsource(module) for module in (vectors, vector_math, reference)).encode())
+
+
 def _compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Kernel]:
     """Compile for integers followed by so many floats; kept on disk where some folder can be written."""
     number = float32 if kind == "f32" else float64
 
     def compile_(function: Callable[..., None]) -> Kernel:
         form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[number] * num_floats)
+        function.__qualname__ += f".{_PARTS:08x}"
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
         try:
             kernel: Kernel = njit(form, cache=True, **options)(function)
-        except RuntimeError:
+        except (RuntimeError, OSError):
             # Neither the package's folder nor the user's cache can be written.
             kernel = njit(form, **options)(function)
         return kernel
