@@ -405,6 +405,26 @@ def test_modes_and_saved_tensor_hooks() -> None:
     torch.testing.assert_close(state.grad, expected["x"])
 
 
+# The compiler itself looks at .grad of what it hands over at the break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_torch_compile_goes_around_the_stack() -> None:
+    stack, (x, inputs) = gen_stack().double(), stack_inputs()
+
+    def step(state: torch.Tensor) -> torch.Tensor:
+        return stack(state * 2, inputs) * 3
+
+    def gradient(function) -> tuple[torch.Tensor, torch.Tensor]:
+        state = x.clone().requires_grad_()
+        out = function(state)
+        out.square().sum().backward()
+        return out.detach(), state.grad
+
+    torch._dynamo.reset()
+    compiled = gradient(torch.compile(step, backend="eager"))
+    for actual, expected in zip(compiled, gradient(step), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         ReversibleStack([[nn.Identity()]])

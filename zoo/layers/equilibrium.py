@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from zoo.layers.compiling import uncompiled
 from zoo.layers.equilibrium_block import frozen_parametrizations
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import Slot, collect, modes, replaced
@@ -149,7 +150,7 @@ class EquilibriumLayer(nn.Module):
         self.warming_up = False
         self.forward_log, self.backward_log = SolveLog("forward"), SolveLog("backward")
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] injected input to [N, C] states.
 

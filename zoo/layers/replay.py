@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -37,8 +37,8 @@ def collect(modules: Iterable[nn.Module], kind: str) -> tuple[list[Tensor], list
 
 
 @contextmanager
-def replaced(slots: Sequence[Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put other tensors in the modules' places for a while."""
+def replaced(slots: Sequence[Slot], tensors: Sequence[Tensor] | Mapping[int, Tensor]) -> Iterator[None]:
+    """Put other tensors, ``tensors[slot.which]``, in the modules' places for a while."""
     present = [slot.holder[slot.name] for slot in slots]
     try:
         for slot in slots:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from zoo.layers.compiling import uncompiled
 from zoo.layers.coupling import couple, join_groups, split_groups, sum_groups
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import Slot, collect, modes, replaced
@@ -63,7 +64,7 @@ class ReversibleStack(nn.Module):
         self.slice_edges = slice_edges
         self.reversible = reversible
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to [N, C].
 
@@ -85,7 +86,7 @@ class ReversibleStack(nn.Module):
         if not self.reversible or torch._C._are_functorch_transforms_active():
             return self._run_plain(x, inputs)
         leaves, tree = tree_flatten(inputs)
-        parameters, slots = collect(self._blocks(), "_parameters")
+        parameters, slots = _parameters(self._blocks())
         call = _Call(self, tree, len(leaves), slots)
         return cast(Tensor, _Reverse.apply(call, x, *leaves, *parameters))  # type: ignore[no-untyped-call]
 
@@ -123,12 +124,19 @@ class ReversibleStack(nn.Module):
 
 
 class _Call(NamedTuple):
-    """What the Function needs to know besides tensors."""
+    """What the Function needs to know besides tensors.
+
+    Attributes:
+        stack: the stack.
+        tree: how the leaves make up the blocks' inputs.
+        num_leaves: how many tensors, or None, come before the parameters.
+        slots: by the id of a block, where it keeps which of the parameters.
+    """
 
     stack: ReversibleStack
     tree: TreeSpec
     num_leaves: int
-    parameter_slots: list[Slot]
+    slots: dict[int, list[Slot]]
 
 
 @dataclass
@@ -189,12 +197,14 @@ class _Reverse(torch.autograd.Function):
         stream = [state.clone() for state in saved[:num_groups]]
         tensors = saved[num_groups : num_groups + call.num_leaves + record.num_parameters]
         buffers = [buffer.clone() for buffer in saved[num_groups + len(tensors) :]]
-        # Aliases: the tape must end here, and hooks of the real tensors must fire once, not once per layer.
-        aliases = [_alias(tensor, want) for tensor, want in zip(tensors, ctx.needs_input_grad[2:], strict=True)]
-        leaves, parameters = aliases[: call.num_leaves], aliases[call.num_leaves :]
+        leaves = [
+            _alias(leaf, want) for leaf, want in zip(tensors[: call.num_leaves], ctx.needs_input_grad[2:], strict=False)
+        ]
+        parameters = tensors[call.num_leaves :]
+        wanted = ctx.needs_input_grad[2 + call.num_leaves :]
+        grads = _Grads([*leaves, *(p for p, want in zip(parameters, wanted, strict=True) if want)])
         enabled, dtype = record.autocast
         with ExitStack() as state:
-            state.enter_context(replaced(call.parameter_slots, cast("list[Tensor]", parameters)))
             state.enter_context(replaced(record.buffer_slots, buffers))
             state.enter_context(modes(record.modules, record.training))
             state.enter_context(record.rng.replay())
@@ -202,10 +212,9 @@ class _Reverse(torch.autograd.Function):
             state.enter_context(torch.enable_grad())
             # The slices that the groups read are cut once; what flows into them is carried to the leaves at the end.
             inputs = call.stack._group_inputs(cast(BlockInputs, tree_unflatten(leaves, call.tree)))
-            grads = _Grads(aliases)
-            grad_x = _walk_back(record, stream, inputs, grad, grads)
+            grad_x = _walk_back(record, stream, inputs, parameters, wanted, grad, grads)
             grads.carry(inputs, leaves)
-        return (None, grad_x if ctx.needs_input_grad[1] else None, *(grads.of(alias) for alias in aliases))
+        return (None, grad_x if ctx.needs_input_grad[1] else None, *(grads.of(t) for t in (*leaves, *parameters)))
 
 
 class _Grads:
@@ -217,7 +226,7 @@ class _Grads:
     """
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
-        self._room = {id(t): torch.empty_like(t) for t in tensors if t is not None and t.requires_grad}
+        self._room = {id(t): torch.empty_like(t.detach()) for t in tensors if t is not None and t.requires_grad}
         self._total: dict[int, Tensor] = {}
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
@@ -247,40 +256,61 @@ class _Grads:
 
 
 def _walk_back(
-    record: _Record, stream: list[Tensor], inputs: Sequence[BlockInputs], grad: Tensor, grads: _Grads
+    record: _Record,
+    stream: list[Tensor],
+    inputs: Sequence[BlockInputs],
+    parameters: Sequence[Tensor],
+    wanted: Sequence[bool],
+    grad: Tensor,
+    grads: _Grads,
 ) -> Tensor:
     """From the last layer to the first: restore the states in place and collect gradients.
 
     Returns:
         [N, C] gradient of the stack's input; those of everything the blocks read are added to ``grads``.
     """
-    stack = record.call.stack
-    flow = [group.to(record.dtype, copy=True) for group in grad.chunk(stack.num_groups, dim=1)]
+    call = record.call
+    flow = [group.to(record.dtype, copy=True) for group in grad.chunk(call.stack.num_groups, dim=1)]
     cut = [_cut(group) for group in inputs]
     shared = [(_differentiable(there), _differentiable(here)) for there, here in zip(inputs, cut, strict=True)]
-    own: dict[int, list[Tensor]] = {}
-    for blocks, block_inputs in reversed(stack._steps(cut)):
+    for blocks, block_inputs in reversed(call.stack._steps(cut)):
         for index in range(len(blocks) - 1, -1, -1):
-            block = blocks[index]
-            if id(block) not in own:
-                own[id(block)] = [p for p in collect([block], "_parameters")[0] if p.requires_grad]
+            slots = call.slots[id(blocks[index])]
+            # Aliases: the tape ends here, and hooks of the real parameters fire once, not once per layer.
+            own = {slot.which: _alias(parameters[slot.which], wanted[slot.which]) for slot in slots}
             source = stream[index - 1] if index else sum_groups(stream[1:])
             state = source.detach().to(record.dtype, copy=True).requires_grad_()
             record.rng.rewind()
-            value = block(state, block_inputs[index])
-            stream[index].sub_(value.detach())
-            if not value.requires_grad:
-                continue
-            originals, aliases = shared[index]
-            wanted = [state, *aliases, *own[id(block)]]
-            found = torch.autograd.grad(value, wanted, flow[index].to(value.dtype), allow_unused=True)
-            del value, state  # else this block's activations would live beside the next one's
+            with replaced(slots, own):
+                value = blocks[index](state, block_inputs[index])
+                stream[index].sub_(value.detach())
+                if not value.requires_grad:
+                    continue
+                originals, aliases = shared[index]
+                learned = [which for which in own if wanted[which]]
+                sources = [state, *aliases, *(own[which] for which in learned)]
+                found = torch.autograd.grad(value, sources, flow[index].to(value.dtype), allow_unused=True)
+            del value, state, sources  # else this block's activations would live beside the next one's
             if found[0] is not None:
                 for target in flow[index - 1 : index] if index else flow[1:]:
                     target.add_(found[0])
-            grads.add([*originals, *own[id(block)]], found[1:])
+            grads.add([*originals, *(parameters[which] for which in learned)], found[1:])
             del found
     return torch.cat(flow, dim=1)
+
+
+def _parameters(blocks: Iterator[nn.Module]) -> tuple[list[Tensor], dict[int, list[Slot]]]:
+    """The distinct parameters of all blocks, and where each block, by its id, keeps which of them."""
+    parameters: list[Tensor] = []
+    slots: dict[int, list[Slot]] = {}
+    known: dict[int, int] = {}
+    for block in blocks:
+        own, places = collect([block], "_parameters")
+        for parameter in own:
+            if known.setdefault(id(parameter), len(parameters)) == len(parameters):
+                parameters.append(parameter)
+        slots[id(block)] = [place._replace(which=known[id(own[place.which])]) for place in places]
+    return parameters, slots
 
 
 def _differentiable(inputs: BlockInputs) -> list[Tensor]:
@@ -294,7 +324,7 @@ def _cut(inputs: BlockInputs) -> BlockInputs:
     return cast(BlockInputs, tree_unflatten(aliases, tree))
 
 
-def _alias(tensor: Tensor | None, requires_grad: bool) -> Tensor | None:
+def _alias(tensor: Any, requires_grad: bool) -> Any:
     # What cannot carry a gradient stays the same object, so that what is remembered of a graph is found again.
     if tensor is None or not tensor.requires_grad:
         return tensor
