@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 
 import pytest
@@ -425,12 +426,75 @@ def test_torch_compile_goes_around_the_stack() -> None:
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_block_may_write_to_its_input(dtype: torch.dtype) -> None:
+    class Inplace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+            return self.linear(x.relu_())
+
+    class Outplace(Inplace):
+        def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+            return self.linear(x.relu())
+
+    x, inputs = stack_inputs(dtype=dtype)
+    results = []
+    for block in (Inplace, Outplace):
+        torch.manual_seed(0)
+        stack = ReversibleStack([[block(), block()] for _ in range(3)]).to(dtype)
+        results += [run(stack, x, inputs), run(plain(stack), x, inputs)]
+    for found in results[1:]:
+        assert_same(found, results[0], rtol=1e-5)
+
+
+def test_inverse_restores_the_input() -> None:
+    stack, (x, inputs) = gen_stack(num_layers=12), stack_inputs(dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(stack.inverse(stack(x, inputs), inputs), x, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_share_a_stack() -> None:
+    stack, (x, inputs) = gen_stack(num_layers=8).double(), stack_inputs()
+    parameters = list(stack.parameters())
+    expected = torch.autograd.grad(stack(x, inputs).square().mean(), parameters)
+    wrong: list[str] = []
+
+    def work() -> None:
+        for _ in range(10):
+            found = torch.autograd.grad(stack(x, inputs).square().mean(), parameters, allow_unused=True)
+            same = (a is not None and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            if not all(same):
+                wrong.append("a gradient differs")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_cached_parametrizations_are_seen_through() -> None:
+    stack, (x, inputs) = mix_stack(), stack_inputs()
+    for block in stack._blocks():
+        nn.utils.parametrizations.weight_norm(block.conv.linear)
+    expected = run(stack, x, inputs)
+    with nn.utils.parametrize.cached():
+        assert_same(run(stack, x, inputs), expected)
+
+
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         ReversibleStack([[nn.Identity()]])
     stack, (x, inputs) = gen_stack(channels=8), stack_inputs()
-    with pytest.raises(ValueError, match=r"channels \(7\) must be divisible by num_groups \(2\)"):
-        stack(x[:, :7], inputs)
+    for wrong in (x[:, :7], x[0]):
+        with pytest.raises(ValueError, match=r"divisible by num_groups \(2\), got \["):
+            stack(wrong, inputs)
+    with pytest.raises(ValueError, match=r"float32 or float64 states, got torch\.int64$"):
+        stack(x.long(), inputs)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -5,7 +5,8 @@ Inverse: x_i = y_i - f_i(y_{i-1}) for i = G..2; x_1 = y_1 - f_1(x_2 + ... + x_G)
 
 The residual stream x is kept in float64 while the blocks f compute in their own precision. What a block adds has 24
 bits or fewer, a sum in float64 holds 53: additions and their undoing are exact but for rare last bits, so the inverse
-gives the blocks the very inputs they had, at any depth, without stored states.
+gives the blocks the very inputs they had, at any depth, without stored states. (Blocks in float64 leave no spare bits:
+there the inverse drifts by float64 rounding, as it would in any implementation.)
 
 Source: arXiv 2106.07476, equations 4 to 6; the float64 stream is this project's own.
 """
@@ -41,7 +42,7 @@ def couple(
     out = list(stream)
     source = sum_groups(stream[1:])
     for index, block in enumerate(blocks):
-        out[index] = source = stream[index] + block(source.to(dtype), inputs[index])
+        out[index] = source = stream[index] + block(source.to(dtype, copy=True), inputs[index])
     return out
 
 
@@ -52,7 +53,7 @@ def uncouple(
     out = list(stream)
     for index in range(len(blocks) - 1, -1, -1):
         source = out[index - 1] if index else sum_groups(out[1:])
-        out[index] = stream[index] - blocks[index](source.to(dtype), inputs[index])
+        out[index] = stream[index] - blocks[index](source.to(dtype, copy=True), inputs[index])
     return out
 
 

@@ -27,7 +27,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from zoo.layers.compiling import uncompiled
 from zoo.layers.equilibrium_block import frozen_parametrizations
 from zoo.layers.inputs import BlockInputs
-from zoo.layers.replay import Slot, collect, modes, replaced
+from zoo.layers.replay import Slot, collect, exclusive, modes, replaced
 from zoo.layers.reversible_solver import DampedState, as_fraction, solve_reversibly
 from zoo.layers.solvers import Method, Solution, StateFn, solve
 
@@ -164,7 +164,7 @@ class EquilibriumLayer(nn.Module):
                     f"an equilibrium layer needs float32 or float64 states, got {x.dtype}; for speed use torch.autocast"
                 )
             x = x.float()
-        with frozen_parametrizations(self.block):
+        with exclusive(self), frozen_parametrizations(self.block):
             if self.training and self.warming_up:
                 return self._unroll(x, inputs)
             if not torch.is_grad_enabled():
@@ -297,6 +297,7 @@ class _Equilibrium(torch.autograd.Function):
         inputs = cast(BlockInputs, tree_unflatten(leaves, call.tree))
         enabled, dtype = record.autocast
         with ExitStack() as state:
+            state.enter_context(exclusive(call.layer))
             state.enter_context(replaced(call.parameter_slots, parameters))
             state.enter_context(replaced(record.buffer_slots, buffers))
             state.enter_context(modes(record.modules, record.training))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+# Not attributes of the modules: a lock can neither be copied nor pickled.
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 class Slot(NamedTuple):
@@ -60,3 +67,17 @@ def modes(modules: Sequence[nn.Module], training: Sequence[bool]) -> Iterator[No
     finally:
         for module, mode in zip(modules, present, strict=True):
             module.training = mode
+
+
+@contextmanager
+def exclusive(module: nn.Module) -> Iterator[None]:
+    """Keep other threads out of a module while tensors in it may be replaced, and caches of weights out of sight."""
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(module, threading.RLock())
+    with lock:
+        # A weight that parametrize.cached() keeps was computed without the tape of here.
+        cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
+        try:
+            yield
+        finally:
+            parametrize._cache_enabled = cached

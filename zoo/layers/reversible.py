@@ -24,9 +24,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from zoo.layers.compiling import uncompiled
-from zoo.layers.coupling import couple, join_groups, split_groups, sum_groups
+from zoo.layers.coupling import couple, join_groups, split_groups, sum_groups, uncouple
 from zoo.layers.inputs import BlockInputs
-from zoo.layers.replay import Slot, collect, modes, replaced
+from zoo.layers.replay import Slot, collect, exclusive, modes, replaced
 from zoo.layers.rng import RngTape
 
 
@@ -40,7 +40,8 @@ class ReversibleStack(nn.Module):
         reversible: False runs the same arithmetic under plain autograd, storing every activation.
 
     Blocks may hold dropout (the random numbers are replayed) and batch norm (statistics are counted once). A block must
-    be a function of its arguments, its parameters and its buffers.
+    be a function of its arguments, its parameters, its buffers and the global random number generators: what else it
+    holds, such as a generator of its own or a plain tensor attribute that changes, backward cannot bring back.
 
     Raises:
         ValueError: if there are no layers, or their numbers of groups differ or are less than two.
@@ -72,14 +73,35 @@ class ReversibleStack(nn.Module):
             ValueError: if C is not divisible by the number of groups, or x is of half precision outside autocast: the
                 residual stream of a deep network drowns in its rounding.
         """
-        if x.size(1) % self.num_groups:
-            raise ValueError(f"channels ({x.size(1)}) must be divisible by num_groups ({self.num_groups})")
-        if x.dtype not in (torch.float32, torch.float64):
-            if not torch.is_autocast_enabled(x.device.type):
-                raise ValueError(
-                    f"a reversible stack needs float32 or float64 states, got {x.dtype}; for speed use torch.autocast"
-                )
-            x = x.float()
+        x = self._checked(x)
+        with exclusive(self):
+            return self._forward(x, inputs)
+
+    def inverse(self, y: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] output of the stack to the [N, C] input that gave it, under plain autograd.
+
+        Raises:
+            ValueError: as in forward.
+        """
+        y = self._checked(y)
+        stream = split_groups(y, self.num_groups)
+        for blocks, block_inputs in reversed(self._steps(self._group_inputs(inputs))):
+            stream = uncouple(blocks, stream, block_inputs, y.dtype)
+        return join_groups(stream, y.dtype)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.dim() != 2 or x.size(1) % self.num_groups:
+            raise ValueError(
+                f"states: expected [N, C], C divisible by num_groups ({self.num_groups}), got {list(x.shape)}"
+            )
+        if x.dtype in (torch.float32, torch.float64):
+            return x
+        if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+            return x.float()
+        hint = "; for speed use torch.autocast" if x.is_floating_point() else ""
+        raise ValueError(f"a reversible stack needs float32 or float64 states, got {x.dtype}{hint}")
+
+    def _forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         if not torch.is_grad_enabled():
             return join_groups(self._advance(x, inputs, None), x.dtype)
         # Transforms such as torch.func.grad do not see through an autograd.Function: they get the plain path.
@@ -114,7 +136,7 @@ class ReversibleStack(nn.Module):
         for blocks, block_inputs in self._steps(self._group_inputs(inputs)):
             source = sum_groups(stream[1:])
             for index, block in enumerate(blocks):
-                value = block(source.to(x.dtype), block_inputs[index])
+                value = block(source.to(x.dtype, copy=True), block_inputs[index])
                 if rng is not None:
                     rng.record()
                 stream[index].add_(value)
@@ -190,31 +212,36 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        record: _Record = ctx.record
-        call = record.call
-        num_groups = call.stack.num_groups
-        saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
-        stream = [state.clone() for state in saved[:num_groups]]
-        tensors = saved[num_groups : num_groups + call.num_leaves + record.num_parameters]
-        buffers = [buffer.clone() for buffer in saved[num_groups + len(tensors) :]]
-        leaves = [
-            _alias(leaf, want) for leaf, want in zip(tensors[: call.num_leaves], ctx.needs_input_grad[2:], strict=False)
-        ]
-        parameters = tensors[call.num_leaves :]
-        wanted = ctx.needs_input_grad[2 + call.num_leaves :]
-        grads = _Grads([*leaves, *(p for p, want in zip(parameters, wanted, strict=True) if want)])
-        enabled, dtype = record.autocast
-        with ExitStack() as state:
-            state.enter_context(replaced(record.buffer_slots, buffers))
-            state.enter_context(modes(record.modules, record.training))
-            state.enter_context(record.rng.replay())
-            state.enter_context(torch.autocast(grad.device.type, dtype=dtype, enabled=enabled, cache_enabled=False))
-            state.enter_context(torch.enable_grad())
-            # The slices that the groups read are cut once; what flows into them is carried to the leaves at the end.
-            inputs = call.stack._group_inputs(cast(BlockInputs, tree_unflatten(leaves, call.tree)))
-            grad_x = _walk_back(record, stream, inputs, parameters, wanted, grad, grads)
-            grads.carry(inputs, leaves)
-        return (None, grad_x if ctx.needs_input_grad[1] else None, *(grads.of(t) for t in (*leaves, *parameters)))
+        with exclusive(ctx.record.call.stack):
+            return _backward(ctx, grad)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    record: _Record = ctx.record
+    call = record.call
+    num_groups = call.stack.num_groups
+    saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
+    stream = [state.clone() for state in saved[:num_groups]]
+    tensors = saved[num_groups : num_groups + call.num_leaves + record.num_parameters]
+    buffers = [buffer.clone() for buffer in saved[num_groups + len(tensors) :]]
+    leaves = [
+        _alias(leaf, want) for leaf, want in zip(tensors[: call.num_leaves], ctx.needs_input_grad[2:], strict=False)
+    ]
+    parameters = tensors[call.num_leaves :]
+    wanted = ctx.needs_input_grad[2 + call.num_leaves :]
+    grads = _Grads([*leaves, *(p for p, want in zip(parameters, wanted, strict=True) if want)])
+    enabled, dtype = record.autocast
+    with ExitStack() as state:
+        state.enter_context(replaced(record.buffer_slots, buffers))
+        state.enter_context(modes(record.modules, record.training))
+        state.enter_context(record.rng.replay())
+        state.enter_context(torch.autocast(grad.device.type, dtype=dtype, enabled=enabled, cache_enabled=False))
+        state.enter_context(torch.enable_grad())
+        # The slices that the groups read are cut once; what flows into them is carried to the leaves at the end.
+        inputs = call.stack._group_inputs(cast(BlockInputs, tree_unflatten(leaves, call.tree)))
+        grad_x = _walk_back(record, stream, inputs, parameters, wanted, grad, grads)
+        grads.carry(inputs, leaves)
+    return (None, grad_x if ctx.needs_input_grad[1] else None, *(grads.of(t) for t in (*leaves, *parameters)))
 
 
 class _Grads:
@@ -279,10 +306,10 @@ def _walk_back(
             # Aliases: the tape ends here, and hooks of the real parameters fire once, not once per layer.
             own = {slot.which: _alias(parameters[slot.which], wanted[slot.which]) for slot in slots}
             source = stream[index - 1] if index else sum_groups(stream[1:])
-            state = source.detach().to(record.dtype, copy=True).requires_grad_()
+            state = source.detach().to(record.dtype).requires_grad_()
             record.rng.rewind()
             with replaced(slots, own):
-                value = blocks[index](state, block_inputs[index])
+                value = blocks[index](state.clone(), block_inputs[index])  # which may be written to
                 stream[index].sub_(value.detach())
                 if not value.requires_grad:
                     continue
