@@ -138,6 +138,84 @@ def test_all_faults_come_in_one_report(tmp_path: Path) -> None:
         assert sum(place in line for line in lines) == 1
 
 
+# A change that breaks one key, and a rule that other keys break meanwhile.
+RULES = {
+    "groups_beside_layers": (
+        changed(GOOD, model__num_layers=0, model__hidden_channels=65, train__optimizer__lr=0),
+        "model: hidden_channels (65) must be divisible by num_groups (2)",
+        3,
+    ),
+    "groups_beside_an_unknown_key": (
+        changed(GOOD, model__num_layer=3, model__hidden_channels=65),
+        "model: hidden_channels (65) must be divisible by num_groups (2)",
+        2,
+    ),
+    "groups_of_a_wrong_number_elsewhere": (
+        changed(GOOD, model__hidden_channels=65, train__optimizer__lr=0),
+        "model: hidden_channels (65) must be divisible by num_groups (2)",
+        2,
+    ),
+    "distinct_layers": (
+        changed(GOOD, model__dropout=2.0, model__num_layers=3, model__num_distinct_layers=4),
+        "model: num_distinct_layers (4) must be at most num_layers (3)",
+        2,
+    ),
+    "path": (
+        changed(GOOD, data={"dataset": "digits", "path": "x", "split": -1}),
+        "data: path goes with dataset 'file', and only with it",
+        2,
+    ),
+    "size": (
+        changed(GOOD, model__num_layers=100_000, model__hidden_channels=65_536, train__seed=-1),
+        "parameters",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_rules_between_keys_are_judged_beside_other_faults(case: str) -> None:
+    data, expected, num_faults = RULES[case]
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(data, where="here")
+    lines = str(error.value).splitlines()
+    assert len(lines) == num_faults
+    assert sum(expected in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__num_groups": "x", "model__hidden_channels": 65},
+        {"model__num_groups": 1, "model__hidden_channels": 65},
+        {"model__hidden_channels": None},
+        {"data": {"dataset": "file", "path": 5}},
+        {"data": {"dataset": "fil", "path": "x"}},
+        {"model": {"type": "rev_gnn", "hidden_channels": 65}},
+        {"model": 5},
+    ],
+)
+def test_a_rule_about_a_key_at_fault_is_not_judged(changes: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(changed(GOOD, **changes), where="here")
+    assert "\n" not in str(error.value)
+    assert "divisible" not in str(error.value)
+    assert "path goes" not in str(error.value)
+
+
+def test_a_wrong_item_does_not_make_a_list_too_short() -> None:
+    with pytest.raises(RecipeError, match=r"^here: data\.node_features\[0\]: expected one of node, .*, got \"bogus\"$"):
+        parse_recipe(GOOD, where="here", overrides=['data.node_features=["bogus"]'])
+    with pytest.raises(RecipeError, match=r"^here: data\.node_features: expected at least 1 item, got \[\]$"):
+        parse_recipe(GOOD, where="here", overrides=["data.node_features=[]"])
+
+
+def test_a_wrong_name_is_answered_in_words() -> None:
+    message = '^here: name: expected 1 to 64 lower-case letters, digits and underscores, .*, got "Rev-GNN"$'
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(GOOD, where="here", overrides=["name=Rev-GNN"])
+
+
 def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps(GOOD))
     recipe = read_recipe(

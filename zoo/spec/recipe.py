@@ -8,8 +8,9 @@ import math
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -24,7 +25,10 @@ from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
 
 SCHEMA_VERSION = 1
 MAX_RECIPE_BYTES = 1 << 20
+MAX_WIDTH = 1_000_000
+MAX_EDGE_FEATURES = 65_536
 _NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
+_IN_WORDS = {_NAME: "1 to 64 lower-case letters, digits and underscores, the first no underscore"}
 
 
 class GraphShape(Spec):
@@ -37,10 +41,10 @@ class GraphShape(Spec):
         num_tasks: outputs per node.
     """
 
-    num_node_features: int = Field(ge=1, le=1_000_000)
-    num_node_categories: int = Field(default=0, ge=0, le=1_000_000)
-    num_edge_features: int = Field(default=0, ge=0, le=65_536)
-    num_tasks: int = Field(ge=1, le=1_000_000)
+    num_node_features: int = Field(ge=1, le=MAX_WIDTH)
+    num_node_categories: int = Field(default=0, ge=0, le=MAX_WIDTH)
+    num_edge_features: int = Field(default=0, ge=0, le=MAX_EDGE_FEATURES)
+    num_tasks: int = Field(ge=1, le=MAX_WIDTH)
 
     @model_validator(mode="after")
     def _categories(self) -> Self:
@@ -274,14 +278,59 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str) -> Spec
         # JSON mode, so that a list may stand for a tuple while every other type stays exact.
         return cls.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        faults = [_fault(cls, data, detail) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        # A list of which an item is wrong counts as too short as well.
+        inner = {detail["loc"][:-1] for detail in details if detail["loc"]}
+        details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
+        places = {_place(cls, data, detail)[0] for detail in details}
+        faults = [*(_fault(cls, data, detail) for detail in details), *_rule_faults(cls, data, places)]
         raise RecipeError("\n".join(f"{where}: {fault}" for fault in dict.fromkeys(faults))) from None
+
+
+def _rule_faults(cls: type[Spec], data: Any, places: Collection[str], place: str = "") -> typing.Iterator[str]:
+    """Faults against rules that join several keys, in objects where some other key is at fault.
+
+    Pydantic judges such a rule only where every key is right by itself. Here a rule sees the keys that are.
+
+    Args:
+        cls: what ``data`` should be.
+        data: the object that stands at ``place``.
+        places: of the faults that pydantic found.
+        place: of ``data`` in the file.
+    """
+    prefix = f"{place}." if place else ""
+    if not isinstance(data, dict) or place in places or not any(fault.startswith(prefix) for fault in places):
+        return
+    right: dict[str, Any] = {}
+    for key, field in cls.model_fields.items():
+        here = prefix + key
+        child = _class_at(cls, key, data.get(key))
+        if any(fault == here or fault.startswith((f"{here}.", f"{here}[")) for fault in places):
+            if child is not None:
+                yield from _rule_faults(child, data[key], places, here)
+        elif key not in data:
+            right[key] = field.get_default(call_default_factory=True)
+        elif child is not None and isinstance(data[key], dict):
+            right[key] = child.model_validate_json(json.dumps(data[key]))
+        else:
+            right[key] = data[key]
+    for rule in cls.__pydantic_decorators__.model_validators:
+        try:
+            getattr(cls, rule)(SimpleNamespace(**right))
+        except AttributeError:
+            continue  # it needs a key that is at fault
+        except ValueError as error:
+            yield f"{place}: {error}" if place else str(error)
+
+
+def _place(cls: type[Spec], data: Any, detail: ErrorDetails) -> tuple[str, list[str]]:
+    return _locate(cls, data, detail["loc"], ends_in_key=detail["type"] in ("missing", "extra_forbidden"))
 
 
 def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
     """One line about one fault: its place, what is wrong, what would be right."""
     kind, context = detail["type"], detail.get("ctx", {})
-    place, siblings = _locate(cls, data, detail["loc"], ends_in_key=kind in ("missing", "extra_forbidden"))
+    place, siblings = _place(cls, data, detail)
     prefix = f"{place}: " if place else ""
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(detail["loc"][-1]), siblings, n=1)
@@ -314,6 +363,12 @@ def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
     }
     if kind in wanted:
         return prefix + f"expected {wanted[kind]}, got {_show(detail['input'])}"
+    if kind == "too_short":
+        least = context["min_length"]
+        return prefix + f"expected at least {least} item{'' if least == 1 else 's'}, got {_show(detail['input'])}"
+    if kind == "string_pattern_mismatch":
+        pattern = context["pattern"]
+        return prefix + f"expected {_IN_WORDS.get(pattern, f'text like {pattern}')}, got {_show(detail['input'])}"
     message = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return prefix + f"{message}, got {_show(detail['input'])}"
 
