@@ -30,6 +30,18 @@ def test_the_one_hot_code_comes_last(small: Graph) -> None:
     assert built.num_categories == built.shape.num_node_categories == 3
 
 
+def test_a_one_hot_code_beyond_memory_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = small_graph(categories=torch.tensor([0, 0, 0, 0, 0, 999_998]))
+    monkeypatch.setattr(features, "MAX_ONE_HOT_BYTES", 4 * 6 * 999_999 - 1)
+    with pytest.raises(DataError, match=r"6 nodes in 999,999 categories would need 0\.0 GB"):
+        build_features(graph, ["constant", "species_one_hot"])
+    monkeypatch.setattr(features, "MAX_ONE_HOT_BYTES", 4 * 6 * 999_999)
+    built = build_features(graph, ["constant", "species_one_hot"])
+    assert built.shape.num_node_features == 1_000_000
+    with pytest.raises(DataError, match="constant, degree, species_one_hot have 1,000,001 columns, over 1,000,000"):
+        build_features(graph, ["constant", "degree", "species_one_hot"])
+
+
 def test_no_names_keep_the_features_of_the_data_set(small: Graph) -> None:
     assert build_features(small, []).x is small.x
 

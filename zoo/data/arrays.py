@@ -87,7 +87,7 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Gra
     task = _task(arrays, where)
     if task == "multilabel":
         # Whole-number labels have no NaN, so -1 stands for unlabelled there too.
-        labels = np.where(y < 0, np.nan, y).astype(np.float32) if y.dtype.kind in "iu" else y.astype(np.float32)
+        labels = np.where(y < 0, np.nan, y).astype(np.float32) if y.dtype.kind in "iu" else _float32(y)
         num_tasks = y.shape[1]
     else:
         if y.dtype.kind not in "iub":
@@ -184,7 +184,13 @@ def _floats(arrays: Mapping[str, Array], key: str, where: str) -> Tensor | None:
         raise DataError(f"{where}: {key} must hold numbers, not {array.dtype}")
     if array.ndim != 2:
         raise DataError(f"{where}: {key} must have two dimensions, not {list(array.shape)}")
-    return torch.from_numpy(np.require(array, dtype=np.float32, requirements=["C", "W"]))
+    return torch.from_numpy(_float32(array))
+
+
+def _float32(array: Array) -> Array:
+    """The same numbers in a writable float32 array, infinite where float32 ends, which ``validate`` reports."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.require(array, dtype=np.float32, requirements=["C", "W"])
 
 
 def _splits(arrays: Mapping[str, Array], num_nodes: int, where: str) -> tuple[Split, ...]:

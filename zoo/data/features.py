@@ -14,9 +14,11 @@ from torch import Tensor
 
 from zoo.data.graph import EDGE_CHUNK, Graph
 from zoo.errors import DataError
+from zoo.spec.recipe import MAX_WIDTH
 
 NUM_EIGENVECTORS = 32
 ONE_HOT = "species_one_hot"
+MAX_ONE_HOT_BYTES = 16 << 30
 
 
 def node(graph: Graph) -> Tensor:
@@ -57,11 +59,18 @@ def species_one_hot(graph: Graph) -> Tensor:
     """[N, K] one-hot code of the category of each node.
 
     Raises:
-        DataError: if the nodes have no categories.
+        DataError: if the nodes have no categories, or so many that the code would not fit into memory.
     """
     if graph.categories is None:
         raise DataError(f"{graph.name}: the feature '{ONE_HOT}' needs categories of the nodes, the data set has none")
-    return torch.nn.functional.one_hot(graph.categories).float()
+    n, k = graph.num_nodes, int(graph.categories.max()) + 1
+    if 4 * n * k > MAX_ONE_HOT_BYTES:
+        raise DataError(
+            f"{graph.name}: '{ONE_HOT}' of {n:,} nodes in {k:,} categories would need {4 * n * k / 1e9:,.1f} GB, "
+            f"more than {MAX_ONE_HOT_BYTES / 1e9:,.1f}; merge categories or leave it out"
+        )
+    # torch's one_hot would need three times the memory: it holds the code as int64 first.
+    return torch.zeros(n, k, device=graph.categories.device).scatter_(1, graph.categories.unsqueeze(1), 1.0)
 
 
 def degree(graph: Graph) -> Tensor:
@@ -138,7 +147,8 @@ def build_features(graph: Graph, names: Sequence[str]) -> Graph:
         The graph with ``x`` [N, F] and the number of one-hot columns in ``num_categories``.
 
     Raises:
-        DataError: if a name is unknown or repeated, or the graph lacks what a feature is built from.
+        DataError: if a name is unknown or repeated, the graph lacks what a feature is built from, or the columns
+            are too many.
     """
     if unknown := [name for name in names if name not in FEATURES]:
         raise DataError(f"{graph.name}: unknown node feature {unknown[0]!r}; there are {', '.join(FEATURES)}")
@@ -153,5 +163,9 @@ def build_features(graph: Graph, names: Sequence[str]) -> Graph:
         )
     ordered = sorted(names, key=lambda name: name == ONE_HOT)
     columns = [FEATURES[name](graph) for name in ordered]
+    if (width := sum(part.shape[1] for part in columns)) > MAX_WIDTH:
+        raise DataError(
+            f"{graph.name}: the node features {', '.join(names)} have {width:,} columns, over {MAX_WIDTH:,}"
+        )
     num_categories = columns[-1].shape[1] if ordered[-1] == ONE_HOT else 0
     return replace(graph, x=torch.cat(columns, dim=1), num_categories=num_categories)

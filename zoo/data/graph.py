@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.errors import DataError
 from zoo.ops.csr import CSR
-from zoo.spec.recipe import GraphShape
+from zoo.spec.recipe import MAX_EDGE_FEATURES, MAX_WIDTH, GraphShape
 
 Task = Literal["multilabel", "multiclass", "binary"]
 
@@ -190,8 +190,12 @@ def _edge_faults(graph: Graph) -> Iterator[str]:
         yield f"edge_attr must be [E, D] with E = {edge_index.shape[1]:,}, not {list(edge_attr.shape)}"
     elif edge_attr.dtype != torch.float32:
         yield f"edge_attr must be float32, not {edge_attr.dtype}"
+    elif not edge_attr.shape[1]:
+        yield "edge_attr has no columns; leave it out"
+    elif edge_attr.shape[1] > MAX_EDGE_FEATURES:
+        yield f"edge_attr has {edge_attr.shape[1]:,} columns, more than {MAX_EDGE_FEATURES:,}"
     elif bad := _count(edge_attr, _is_not_finite):
-        yield f"edge_attr holds {bad:,} values that are NaN or infinite"
+        yield f"edge_attr holds {bad:,} values that are NaN or infinite in float32"
 
 
 def _node_faults(graph: Graph) -> Iterator[str]:
@@ -203,8 +207,12 @@ def _node_faults(graph: Graph) -> Iterator[str]:
             yield f"x must be [N, F] with N = {n:,}, not {list(graph.x.shape)}"
         elif graph.x.dtype != torch.float32:
             yield f"x must be float32, not {graph.x.dtype}"
+        elif not graph.x.shape[1]:
+            yield "x has no columns; leave it out"
+        elif graph.x.shape[1] > MAX_WIDTH:
+            yield f"x has {graph.x.shape[1]:,} columns, more than {MAX_WIDTH:,}"
         elif bad := _count(graph.x, _is_not_finite):
-            yield f"x holds {bad:,} values that are NaN or infinite"
+            yield f"x holds {bad:,} values that are NaN or infinite in float32"
         elif graph.num_categories > graph.x.shape[1]:
             yield f"num_categories is {graph.num_categories}, but x has only {graph.x.shape[1]} columns"
     if graph.categories is not None:
@@ -213,6 +221,8 @@ def _node_faults(graph: Graph) -> Iterator[str]:
             yield f"categories must be int64 [N] with N = {n:,}, not {found}"
         elif negative := int((graph.categories < 0).sum()):
             yield f"categories holds {negative:,} negative values"
+        elif large := int((graph.categories >= MAX_WIDTH).sum()):
+            yield f"categories holds {large:,} values above {MAX_WIDTH - 1:,}; number them from 0"
 
 
 def _label_faults(graph: Graph) -> Iterator[str]:
@@ -221,6 +231,8 @@ def _label_faults(graph: Graph) -> Iterator[str]:
         if y.shape != (n, graph.num_tasks) or y.dtype != torch.float32:
             expected = f"float32 [N, T] = [{n:,}, {graph.num_tasks}]"
             yield f"y must be {expected} for a multilabel task, not {y.dtype} {list(y.shape)}"
+        elif y.shape[1] > MAX_WIDTH:
+            yield f"y has {y.shape[1]:,} columns, more than {MAX_WIDTH:,}"
         elif bad := int(((y != 0) & (y != 1) & ~torch.isnan(y)).sum()):
             yield f"y holds {bad:,} labels other than 0, 1 and NaN (unlabelled)"
         return
@@ -229,6 +241,8 @@ def _label_faults(graph: Graph) -> Iterator[str]:
         yield f"a binary task has 1 output per node, not {graph.num_tasks}"
     if y.shape != (n,) or y.dtype != torch.int64:
         yield f"y must be int64 [N] with N = {n:,} for a {graph.task} task, not {y.dtype} {list(y.shape)}"
+    elif graph.task == "multiclass" and (large := int((y >= MAX_WIDTH).sum())):
+        yield f"y holds {large:,} labels above {MAX_WIDTH - 1:,}; number the classes from 0"
     elif bad := int(((y < -1) | (y >= num_classes)).sum()):
         yield f"y holds {bad:,} labels outside 0 .. {num_classes - 1} and other than -1 (unlabelled)"
 
