@@ -17,7 +17,7 @@ from zoo.ops.gen_aggregate.interface import Gradients, Messages
 from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN
 
 # Numbers in the [edges, C] tensors of one chunk: a few of them fit into the caches of a processor.
-CHUNK_NUMBERS = 1 << 19
+CHUNK_NUMBERS = 1 << 20
 
 
 def _dtype(x: Tensor) -> torch.dtype:

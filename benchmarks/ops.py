@@ -1,0 +1,191 @@
+"""The fused aggregation against what it replaces, on one random graph of the size of a part of ogbn-proteins.
+
+    python benchmarks/ops.py --out benchmarks/results/ops.json
+
+Contenders run in turn within one process, so that each pair of times met the same machine; the ratio is the median over
+these pairs. Contenders are: the backend chosen for the device (or named by ZOO_BACKEND), the bounded-memory PyTorch
+form, plain PyTorch (gather, linear, ReLU, scatter_reduce; only max, mean and sum), and the aggregation inside
+torch_geometric's GENConv. Measured are the forward pass without gradients, and forward and backward together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch_geometric.nn import GENConv
+
+from zoo.ops.backend import backend_for, use_backend
+from zoo.ops.csr import CSR, csr_from_edge_index
+from zoo.ops.gen_aggregate import AGGREGATIONS, gen_aggregate
+from zoo.workflows.session import environment
+
+SCATTER = {"max": "amax", "mean": "mean", "sum": "sum"}
+PYG_NAMES = {"sum": "add"}
+
+
+class Inputs(NamedTuple):
+    """One problem: N nodes, E edges, C channels, D edge features."""
+
+    csr: CSR
+    target: Tensor  # [E] int64
+    x: Tensor  # [N, C]
+    edge_attr: Tensor  # [E, D]
+    weight: Tensor  # [C, D]
+    bias: Tensor  # [C]
+    grad: Tensor  # [N, C]
+
+
+def random_inputs(num_nodes: int, num_edges: int, C: int, D: int, device: torch.device) -> Inputs:
+    """Degrees as uneven as those of protein networks; one node in twenty has none."""
+    generator = torch.Generator().manual_seed(0)
+    popularity = torch.randn(num_nodes, generator=generator).mul(1.2).exp()
+    popularity[torch.rand(num_nodes, generator=generator) < 0.05] = 0
+    ends = torch.multinomial(popularity, 2 * num_edges, replacement=True, generator=generator).view(2, -1)
+    csr, _ = csr_from_edge_index(ends.to(torch.int32), num_nodes)
+    # Multiples of 1/1000, most of them zero, as in ogbn-proteins.
+    features = torch.randint(1, 1000, (num_edges, D), generator=generator) / 1000
+    features *= torch.rand(num_edges, D, generator=generator) > 0.6
+    x, weight, bias, grad = (
+        torch.randn(shape, generator=generator).to(device) for shape in ((num_nodes, C), (C, D), (C,), (num_nodes, C))
+    )
+    for leaf in (x, weight, bias):
+        leaf.requires_grad_()
+    target = torch.repeat_interleave(csr.rowptr.diff())
+    return Inputs(csr.to(device), target.to(device), x, features.to(device), weight, bias, grad)
+
+
+def contenders(inputs: Inputs, aggr: str) -> dict[str, Callable[[], Tensor]]:
+    """Name and forward pass of each."""
+    csr, target, x, edge_attr, weight, bias, _ = inputs
+    num_nodes, C = x.shape
+    source = csr.col.long()
+    edge_index = torch.stack([source, target])
+    conv = GENConv(C, C, aggr=PYG_NAMES.get(aggr, aggr), edge_dim=edge_attr.shape[1], bias=True).to(x.device)
+    with torch.no_grad():
+        conv.lin_edge.weight.copy_(weight)
+        conv.lin_edge.bias.copy_(bias)
+
+    def ours(backend: str | None) -> Tensor:
+        with use_backend(backend):
+            return gen_aggregate(x, csr, edge_attr, weight, bias, aggr=aggr)
+
+    def plain() -> Tensor:
+        message = F.relu(x[source] + F.linear(edge_attr, weight, bias)) + 1e-7
+        out = x.new_zeros(num_nodes, C)
+        index = target[:, None].expand(-1, C)
+        return out.scatter_reduce(0, index, message, SCATTER[aggr], include_self=False)
+
+    name = backend_for(x.device)[0]
+    found = {name: lambda: ours(name), "chunked": lambda: ours("chunked")}
+    if aggr in SCATTER:
+        found["plain PyTorch"] = plain
+    found["torch_geometric"] = lambda: conv.propagate(edge_index, x=(x, x), edge_attr=edge_attr, size=None)
+    return found
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Wall time, and processor time of all threads of this process."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
+    """One row per direction and contender; each has its times and its ratio to the first contender."""
+    runs = contenders(inputs, aggr)
+    fastest = next(iter(runs))
+
+    def infer(forward: Callable[[], Tensor]) -> None:
+        with torch.no_grad():
+            forward()
+
+    def train(forward: Callable[[], Tensor]) -> None:
+        for leaf in (inputs.x, inputs.weight, inputs.bias):
+            leaf.grad = None
+        forward().backward(inputs.grad)
+
+    rows: list[dict[str, object]] = []
+    for direction, step in (("forward", infer), ("forward and backward", train)):
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for repeat in range(repeats + 1):
+            for name, forward in runs.items():
+                spent = seconds(lambda step=step, forward=forward: step(forward), inputs.x.device)
+                # The first round compiles and warms caches.
+                if repeat:
+                    times[name].append(spent)
+        for name, spent_on in times.items():
+            walls, cpus = zip(*spent_on, strict=True)
+            against = times[fastest]
+            rows.append(
+                {
+                    "aggr": aggr,
+                    "channels": inputs.x.shape[1],
+                    "direction": direction,
+                    "contender": name,
+                    "wall_s": [round(t, 5) for t in walls],
+                    "cpu_s": [round(t, 5) for t in cpus],
+                    "wall_ns_per_edge": round(statistics.median(walls) / max(inputs.csr.num_edges, 1) * 1e9, 2),
+                    f"times_{fastest}_wall": round(_median_ratio(spent_on, against, 0), 2),
+                    f"times_{fastest}_cpu": round(_median_ratio(spent_on, against, 1), 2),
+                }
+            )
+            print(
+                f"{aggr:<10} C={inputs.x.shape[1]:<4} {direction:<21} {name:<16} "
+                f"{statistics.median(walls) * 1e3:10.1f} ms wall {statistics.median(cpus) * 1e3:10.1f} ms cpu   "
+                f"{_median_ratio(spent_on, against, 0):7.1f}x wall {_median_ratio(spent_on, against, 1):7.1f}x cpu",
+                flush=True,
+            )
+    return rows
+
+
+def _median_ratio(slow: list[tuple[float, float]], fast: list[tuple[float, float]], which: int) -> float:
+    return statistics.median(a[which] / max(b[which], 1e-9) for a, b in zip(slow, fast, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--num-nodes", type=int, default=13_253)
+    parser.add_argument("--num-edges", type=int, default=791_000, help="directed edges")
+    parser.add_argument("--edge-features", type=int, default=8)
+    parser.add_argument("--channels", type=int, nargs="+", default=[40, 112])
+    parser.add_argument("--aggr", nargs="+", choices=AGGREGATIONS, default=["max"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="default: what PyTorch takes")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    rows: list[dict[str, object]] = []
+    for C in arguments.channels:
+        inputs = random_inputs(arguments.num_nodes, arguments.num_edges, C, arguments.edge_features, device)
+        for aggr in arguments.aggr:
+            rows += measure(inputs, aggr, arguments.repeats)
+    report = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "environment": environment(device),
+        "graph": {"num_nodes": arguments.num_nodes, "num_edges": arguments.num_edges},
+        "edge_features": arguments.edge_features,
+        "rows": rows,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
