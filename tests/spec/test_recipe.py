@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,32 @@ def test_a_rule_about_a_key_at_fault_is_not_judged(changes: dict[str, Any]) -> N
     assert "\n" not in str(error.value)
     assert "divisible" not in str(error.value)
     assert "path goes" not in str(error.value)
+
+
+def places_of(data: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in data.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from places_of(value, (*above, key))
+
+
+@pytest.mark.parametrize("place", list(places_of(parse_recipe(GOOD, where="good").to_json())), ids=".".join)
+def test_any_damage_to_a_key_gives_a_recipe_or_a_report(place: tuple[str, ...]) -> None:
+    *keys, last = place
+    for damage in ("gone", None, [], [None], {}, {"type": []}, "x", 5, -0.5, True):
+        data = parse_recipe(GOOD, where="good").to_json()
+        node = data
+        for key in keys:
+            node = node[key]
+        del node[last]
+        if damage != "gone":
+            node[last] = damage
+        report = ""
+        try:
+            assert isinstance(parse_recipe(data, where="here"), Recipe)
+        except RecipeError as error:
+            report = str(error)
+        assert all(line.startswith("here: ") for line in report.splitlines())
 
 
 def test_a_wrong_item_does_not_make_a_list_too_short() -> None:

@@ -307,7 +307,7 @@ def _rule_faults(cls: type[Spec], data: Any, places: Collection[str], place: str
         child = _class_at(cls, key, data.get(key))
         if any(fault == here or fault.startswith((f"{here}.", f"{here}[")) for fault in places):
             if child is not None:
-                yield from _rule_faults(child, data[key], places, here)
+                yield from _rule_faults(child, data.get(key), places, here)
         elif key not in data:
             right[key] = field.get_default(call_default_factory=True)
         elif child is not None and isinstance(data[key], dict):
