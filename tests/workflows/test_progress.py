@@ -87,6 +87,9 @@ def test_with_tensorboard_every_figure_is_written(tmp_path: Path, monkeypatch: p
             written.append("closed")
 
     monkeypatch.setattr("zoo.workflows.progress._writer_class", Writer)
+    Board(tmp_path, 7).close()
+    # The writer makes a folder at once, which a run that fails before its first epoch must not leave behind.
+    assert written == []
     board = Board(tmp_path, 7)
     board.add({"loss": 0.5, "lr": 0.1}, 8)
     board.close()

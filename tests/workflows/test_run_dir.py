@@ -1,12 +1,18 @@
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.workflows.small import small_recipe
 from zoo.errors import RunError, ZooError
+from zoo.workflows.describe import describe_folder
+from zoo.workflows.export import export
+from zoo.workflows.plot import plot
 from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
 from zoo.workflows.train import train
 
@@ -150,6 +156,62 @@ def test_a_damaged_recipe_or_log_is_an_error(damage: str, finished_run: Path, tm
     if damage:
         with pytest.raises(RunError, match=r"metrics\.jsonl:1"):
             RunDir(tmp_path / "run").metrics()
+
+
+RESULTS: dict[str, tuple[Any, str]] = {
+    "nothing": ({}, "name: missing"),
+    "no_figures": (lambda d: d.pop("results"), "results: missing"),
+    "a_figure_without_a_value": (lambda d: d["results"][0].pop("value"), "results[0].value: missing"),
+    "a_figure_above_one": (lambda d: d["results"][0].update(value=2.0), "results[0].value"),
+    "figures_as_text": (lambda d: d.update(results="good"), "results: expected a list"),
+    "no_epochs": (lambda d: d.pop("num_epochs"), "num_epochs: missing"),
+    "no_environment": (lambda d: d.pop("environment"), "environment: missing"),
+    "a_nameless_device": (lambda d: d["environment"].pop("device"), "environment.device: missing"),
+    "a_baseline_of_text": (lambda d: d.update(baseline={"test": "good"}), "baseline.test"),
+    "an_unknown_key": (lambda d: d.update(result=1), "result: unknown key"),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_malformed_results_are_an_error(case: str, finished_run: Path, tmp_path: Path) -> None:
+    change, expected = RESULTS[case]
+    shutil.copytree(finished_run, tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    data = json.loads(path.read_text()) if callable(change) else change
+    if callable(change):
+        change(data)
+    path.write_text(json.dumps(data))
+    recipe = RunDir(finished_run).recipe()
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: RunDir(tmp_path / "run").results(),
+        lambda: export(tmp_path / "run"),
+        lambda: describe_folder(tmp_path / "run"),
+        lambda: train(recipe, tmp_path / "run", device="cpu", quiet=True),
+    )
+    for read in readers:
+        with pytest.raises(RunError) as error:
+            read()
+        assert f"{path}: {expected}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{}", "epoch: missing"),
+        ('{"epoch": 1}', "train_loss: missing"),
+        ('{"epoch": "1", "train_loss": 0.5}', "epoch: expected an integer"),
+        ('{"epoch": 1, "train_loss": 0.5, "valid_accuracy": "good"}', "valid_accuracy: expected a number"),
+        ('{"epoch": 1, "train_loss": null}', "train_loss"),
+    ],
+)
+def test_a_malformed_line_of_the_log_is_an_error(line: str, expected: str, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    for read in (RunDir.metrics, plot):
+        with pytest.raises(RunError) as error:
+            read(RunDir(tmp_path / "run"))
+        assert f"{path}:5: {expected}" in str(error.value)
 
 
 def test_a_shortened_log_is_noticed(finished_run: Path, tmp_path: Path) -> None:

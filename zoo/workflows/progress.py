@@ -111,10 +111,14 @@ class Board:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self._writer = None if _writer_class is None else _writer_class(str(folder), purge_step=step)
+        self._folder, self._step = folder, step
+        self._writer: Any = None
 
     def add(self, record: Mapping[str, float], step: int) -> None:
         """Add the figures of an epoch."""
+        if self._writer is None and _writer_class is not None:
+            # Not before there is something to write: a run that fails at once leaves no folder behind.
+            self._writer = _writer_class(str(self._folder), purge_step=self._step)
         if self._writer is not None:
             for name, value in record.items():
                 self._writer.add_scalar(name, value, step)

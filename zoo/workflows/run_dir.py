@@ -32,7 +32,7 @@ from zoo.errors import RecipeError, RunError
 from zoo.hub.files import atomic_write
 from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
 from zoo.spec.recipe import Recipe, parse_json_object, parse_recipe, parse_spec, read_json_object
-from zoo.spec.results import Measured
+from zoo.spec.results import EpochRecord, Measured, RunResults
 
 STATE_FORMAT = 1
 _NUM_STATES = 2
@@ -108,13 +108,20 @@ class RunDir:
         return parse_recipe(read_json_object(path), where=str(path))
 
     def results(self) -> dict[str, Any] | None:
-        """What the finished run measured; None if it is not finished.
+        """What the finished run measured; None if it is not finished. The content is that of a RunResults.
 
         Raises:
-            RecipeError: if the file was damaged.
+            RunError: if the file was damaged.
         """
         path = self.path / "results.json"
-        return read_json_object(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            data = read_json_object(path)
+            parse_spec(RunResults, data, where=str(path))
+        except RecipeError as error:
+            raise RunError(str(error)) from error
+        return data
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Mark the run as finished.
@@ -181,17 +188,21 @@ class RunDir:
         return path
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``.
+        """The lines of ``metrics.jsonl``, each with the content of an EpochRecord.
 
         Raises:
             RunError: if a line is damaged.
         """
         path = self.path / "metrics.jsonl"
         lines = path.read_bytes().splitlines() if path.is_file() else []
+        records = []
         try:
-            return [parse_json_object(line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+            for number, line in enumerate(lines, start=1):
+                records.append(parse_json_object(line, where=f"{path}:{number}"))
+                parse_spec(EpochRecord, records[-1], where=f"{path}:{number}")
         except RecipeError as error:
             raise RunError(str(error)) from error
+        return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> int:
         """Add a line to ``metrics.jsonl``.
@@ -219,6 +230,9 @@ class RunDir:
             RunError: if the file is shorter than that, or cannot be written.
         """
         path = self.path / "metrics.jsonl"
+        if num_bytes == 0 and not path.exists():
+            # A run that fails before it has anything to keep must leave nothing behind.
+            return
         try:
             with path.open("ab") as file:
                 if file.tell() < num_bytes:
