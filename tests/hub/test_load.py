@@ -170,8 +170,29 @@ def test_eval_of_a_hub_model_stands_beside_the_published_figures(
     full_hub.put_raw(REPO, with_weights(content(bundle), weights))
     assert main([*arguments, "--json"]) == 1
     told_apart = capfd.readouterr()
-    assert all(figure["published"] is not None for figure in json.loads(told_apart.out))
-    assert "further from the published figure than the tolerance" in told_apart.err
+    assert all(figure["published_in"] == "config.json" for figure in json.loads(told_apart.out))
+    assert "further from the figure in config.json than the tolerance" in told_apart.err
+
+
+def test_a_figure_of_the_paper_is_shown_and_decides_nothing(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    data = json.loads((folder / "recipe.json").read_text())
+    figure = {
+        "split": "test",
+        "metric": "accuracy",
+        "mean": 0.01,
+        "protocol": "3 views of 2 parts",
+        "source": "a paper",
+    }
+    data["source"] = {"paper": "https://example.org", "reported": [figure]}
+    (folder / "recipe.json").write_text(json.dumps(data))
+    assert main(["eval", str(folder), "--split", "test", "--json", "-q"]) == 0
+    (told,) = json.loads(capfd.readouterr().out)
+    assert (told["published"], told["published_in"]) == (0.01, "a paper")
+    assert told["value"] - told["published"] > told["tolerance"]
 
 
 def test_published_figures_count_only_under_the_same_protocol() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from zoo.cli.common import (
@@ -14,6 +16,9 @@ from zoo.cli.common import (
     say_json,
 )
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from zoo.workflows.compare import Comparison
 
 
 @click.command(
@@ -40,10 +45,11 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Evaluate a model on its data set, beside what was published of it; fail if that is not met.
+    """Evaluate a model on its data set, beside what was published of it.
 
     MODEL is a run directory, a bundle, the name of a shipped model, or OWNER/NAME[@REVISION] on the Hub. The partitions
-    are the same every time.
+    are the same every time. If a figure is not the one that the bundle's config.json records, the command fails; the
+    figures of a paper, which belong to other weights, are only shown.
     """
     from zoo.workflows.evaluate import SPLITS, evaluate_and_compare
 
@@ -58,10 +64,18 @@ def command(
         quiet=quiet,
     )
     if as_json:
-        say_json([{**c.figure.model_dump(), "published": c.published, "tolerance": c.tolerance} for c in compared])
+        say_json([{**c.figure.model_dump(), **_published(c)} for c in compared])
     else:
         say_compared(compared)
-    missed = [c for c in compared if not c.is_within]
+    missed = [c for c in compared if c.is_missed]
     if missed:
         names = ", ".join(f"{c.figure.split} {c.figure.metric}" for c in missed)
-        raise ZooError(f"{model}: {names}: further from the published figure than the tolerance")
+        raise ZooError(f"{model}: {names}: further from the figure in config.json than the tolerance")
+
+
+def _published(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "published": comparison.published,
+        "tolerance": comparison.tolerance,
+        "published_in": comparison.origin,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from zoo.hub.config import CONFIG_FILE
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 
@@ -37,6 +38,14 @@ class Comparison:
         """Whether the figure is close enough to the published one, or none was published."""
         return self.published is None or abs(self.figure.value - self.published) <= self.tolerance
 
+    @property
+    def is_missed(self) -> bool:
+        """Whether the figure is not what was recorded with these very weights.
+
+        A source speaks of other weights, perhaps trained for longer: its figures are shown and decide nothing.
+        """
+        return self.origin == CONFIG_FILE and not self.is_within
+
 
 def compare(
     figures: Sequence[Measured], recorded: Sequence[Measured], recipe: Recipe, sizes: Mapping[str, int]
@@ -44,7 +53,7 @@ def compare(
     """Find what was published for each figure, under the same protocol.
 
     What is recorded with the weights comes first: the same weights on the same partitions must give it again, but for
-    rounding and two nodes of the split. Else the recipe's source counts, which reports the mean of several runs: its
+    rounding and two nodes of the split. Else the recipe's source is quoted, which reports the mean of several runs: its
     figure may be two standard deviations off.
 
     Args:
@@ -61,7 +70,7 @@ def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num
     for other in recorded:
         if (other.split, other.metric, other.num_views, other.num_parts) == protocol:
             tolerance = max(_ROUNDING, _NUM_FLIPS / max(num_nodes, 1))
-            return Comparison(figure, other.value, tolerance, "config.json")
+            return Comparison(figure, other.value, tolerance, CONFIG_FILE)
     for reported in recipe.source.reported if recipe.source else ():
         # What follows a comma, such as the number of runs, is no part of how one figure is measured.
         protocol_in_source = reported.protocol.partition(",")[0]
