@@ -45,6 +45,11 @@ def test_a_bundle_holds_the_whole_recipe(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("path", ["/home/me/graph.npz", "~/graph.npz", "studies/of/mine/graph.npz", "graph.npz"])
+def test_of_a_path_only_the_last_part_is_written(path: str, tmp_path: Path) -> None:
+    assert read_config(make_bundle(tmp_path, data__path=path)).recipe.data.path == "graph.npz"
+
+
 def test_the_card_states_the_figures_of_the_config(tmp_path: Path) -> None:
     card = (make_bundle(tmp_path) / "README.md").read_text()
     assert "| test | accuracy | 0.5000 | whole graph |" in card
@@ -64,6 +69,8 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "many_tasks": (lambda d: d["shape"].update(num_tasks=10**6), "cannot hold the recipe's"),
     "negative_width": (lambda d: d["shape"].update(num_edge_features=-1), "shape.num_edge_features"),
     "width_as_text": (lambda d: d["shape"].update(num_tasks="3"), 'expected an integer, got "3"'),
+    "result_above_one": (lambda d: d["results"][0].update(value=2.0), "results[0].value"),
+    "result_below_zero": (lambda d: d["results"][0].update(value=-0.1), "results[0].value"),
     "nan_result": (lambda d: d["results"][0].update(value=float("nan")), "NaN is not a JSON number"),
     "path_for_a_digest": (lambda d: d["weights"].update(sha256="../../etc/passwd"), "weights.sha256"),
     "other_digest": (lambda d: d["weights"].update(sha256="0" * 64), "its SHA-256 is"),

@@ -95,6 +95,30 @@ def test_recipe_changed_from_the_shipped_one_gets_no_words_that_describe_another
     assert "An edge carries five features" not in render_card(config.model_copy(update={"recipe": deeper}))
 
 
+def test_weights_from_synthetic_data_boast_no_figure_on_the_real_ones(bundle: Path) -> None:
+    real = read_config(bundle)
+    data = real.recipe.data.model_copy(update={"dataset": "ogbn-arxiv", "path": ""})
+    real = real.model_copy(update={"recipe": real.recipe.model_copy(update={"data": data})})
+    provenance = real.provenance.model_copy(update={"data_is_synthetic": True})
+    synthetic = real.model_copy(update={"provenance": provenance})
+    told, honest = ModelCard(render_card(real)).data, ModelCard(render_card(synthetic)).data
+    assert (told.datasets, {result.dataset_type for result in told.eval_results}) == (["ogbn-arxiv"], {"ogbn-arxiv"})
+    assert (honest.datasets, honest.eval_results) == (None, None)
+    assert "synthetic-data" in honest.tags
+    assert "| data set | a synthetic stand-in for `ogbn-arxiv`, split 0 |" in render_card(synthetic)
+    assert card_faults(render_card(synthetic), synthetic) == []
+    # A card that somebody edited may have kept the claim.
+    faults = card_faults(render_card(real), synthetic)
+    assert "model-index states a figure on ogbn-arxiv, but the data were synthetic" in faults
+
+
+def test_a_written_card_is_not_given_to_weights_from_synthetic_data() -> None:
+    config = read_config(shipped_dir("bundles") / "quickstart")
+    provenance = config.provenance.model_copy(update={"data_is_synthetic": True})
+    assert "An edge carries five features" in render_card(config)
+    assert "An edge carries five features" not in render_card(config.model_copy(update={"provenance": provenance}))
+
+
 def test_card_states_no_number_that_the_configuration_lacks(bundle: Path) -> None:
     config = read_config(bundle)
     text = render_card(config)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,28 @@ from tests.workflows.small import NUM_NODES, small_recipe
 from tests.workflows.test_load import make_bundle
 from zoo.data.graph import directed_edges
 from zoo.data.partition import random_parts
+from zoo.data.synthetic import write_synthetic_proteins
 from zoo.errors import RecipeError, RunError, ZooError
 from zoo.models.factory import build_model
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shipped import recipe_path
+from zoo.workflows import evaluate as module
 from zoo.workflows import session
-from zoo.workflows.evaluate import Protocol, eval_protocol, evaluate, measure, predict, test_protocol, views
+from zoo.workflows.evaluate import (
+    Protocol,
+    eval_protocol,
+    evaluate,
+    evaluate_and_compare,
+    measure,
+    predict,
+    test_protocol,
+    views,
+)
 from zoo.workflows.export import export
-from zoo.workflows.graphs import recipe_graph
+from zoo.workflows.graphs import is_synthetic, recipe_graph
 from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.run_dir import RunDir, measured
+from zoo.workflows.train import train
 
 # Not a test.
 test_protocol.__test__ = False  # type: ignore[attr-defined]
@@ -116,6 +131,47 @@ def test_the_export_gives_the_same_bits(finished_run: Path, bundle: Path) -> Non
     protocol = test_protocol(loaded[0].recipe)
     logits = [predict(one.model, graph, protocol, device=CPU, precision="fp32") for one in loaded]
     assert torch.equal(logits[0], logits[1])
+
+
+def test_too_little_memory_is_one_line(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "predict", lambda *arguments, **options: torch.empty(1 << 60, dtype=torch.uint8))
+    with pytest.raises(RunError, match=r"run: this machine is out of memory; raise --parts$"):
+        evaluate(finished_run, device="cpu", quiet=True)
+
+
+def test_a_stand_in_is_told_from_the_data_set_it_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    recipe = small_recipe(tmp_path)
+    graph, _ = recipe_graph(recipe)
+    assert not is_synthetic(recipe, graph)
+    proteins = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": "ogbn-proteins"})})
+    assert is_synthetic(proteins, graph)
+    full = dataclasses.replace(graph, num_nodes=132_534)
+    assert not is_synthetic(proteins, full)
+    # A stand-in of the true size says what it is.
+    (tmp_path / "ogbn_proteins").mkdir()
+    (tmp_path / "ogbn_proteins" / "SYNTHETIC.txt").write_text("random draws")
+    assert is_synthetic(proteins, full)
+
+
+def test_a_run_on_synthetic_data_claims_nothing_of_the_real_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
+    write_synthetic_proteins(tmp_path / "data", 200, mean_degree=10)
+    small = ["model.num_layers=2", "model.hidden_channels=8", "train.num_epochs=1", "test.num_views=1"]
+    recipe = read_recipe(recipe_path("rev_deep"), [*small, "test.partition.num_parts=5"])
+    assert recipe.source is not None
+    assert train(recipe, tmp_path / "run", device="cpu", quiet=True)["data_is_synthetic"]
+    # The source reports a figure under this very protocol, of the real data.
+    assert {one.published for one in evaluate_and_compare(tmp_path / "run", device="cpu", quiet=True)} == {None}
+    path, config = export(tmp_path / "run")
+    assert config.provenance.data_is_synthetic
+    assert config.recipe.source is None
+    assert config.recipe.summary == "rev_deep, trained on synthetic data in place of ogbn-proteins"
+    card = (path / "README.md").read_text()
+    assert "model-index" not in card
+    assert "They say nothing about the real `ogbn-proteins`." in card
 
 
 def test_views_and_parts_can_be_chosen(finished_run: Path) -> None:

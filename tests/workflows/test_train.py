@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,68 @@ def test_a_baseline_stands_beside_the_results(tmp_path: Path) -> None:
     assert 0.5 < results["baseline"]["test"] <= 1
 
 
+def test_a_baseline_is_added_to_a_finished_run(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    recipe, before = RunDir(finished_run).recipe(), RunDir(finished_run).results()
+    assert before is not None
+    assert "baseline" not in before
+    results = run(recipe, tmp_path / "run", baseline=True)
+    assert results == {**before, "baseline": results["baseline"]} == RunDir(tmp_path / "run").results()
+    assert results["baseline"] == run(recipe, tmp_path / "fresh", baseline=True)["baseline"]
+
+
+def test_a_baseline_on_other_data_is_refused(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, train__num_epochs=1)
+    run(recipe, tmp_path / "run")
+    write_graph(Path(recipe.data.path), x=np.ones((NUM_NODES, 6), dtype=np.float32))
+    with pytest.raises(RunError, match="the data changed since the run"):
+        run(recipe, tmp_path / "run", baseline=True)
+
+
+def too_much() -> None:
+    """What PyTorch itself says if there is not enough memory."""
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def numpy_too_much() -> None:
+    np.empty(1 << 60, dtype=np.uint8)
+
+
+def gpu_too_much() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("place", "fault", "expected"),
+    [
+        ("recipe_graph", numpy_too_much, "run: this machine is out of memory; lower model.num_layers"),
+        ("build_model", too_much, "run: this machine is out of memory; lower model.num_layers"),
+        ("training_step", too_much, "epoch 1, part 1: this machine is out of memory; raise train.partition.num_parts"),
+        ("training_step", gpu_too_much, "epoch 1, part 1: the GPU is out of memory; raise train.partition.num_parts"),
+        ("predict", too_much, "epoch 1, evaluation: this machine is out of memory; raise eval.partition.num_parts"),
+    ],
+)
+def test_too_little_memory_is_one_line_and_leaves_no_folder(
+    place: str, fault: Callable[[], None], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(tmp_path)
+    monkeypatch.setattr(module, place, lambda *arguments, **options: fault())
+    with pytest.raises(RunError) as error:
+        run(recipe, tmp_path / "run")
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_error_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(module, "build_model", wrong)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(small_recipe(tmp_path), tmp_path / "run")
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, at_step: int, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Replace the loss of one step."""
     original, calls = Labels.__init__, iter(range(1, 1000))
@@ -204,7 +267,9 @@ def test_predictions_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatc
 MISFITS = {
     "loss": ({"train__loss": "bce_with_logits"}, "train.loss: 'bce_with_logits' does not fit a multiclass task"),
     "metric": ({"eval__metric": "rocauc"}, "eval.metric: the metric 'rocauc' does not fit a multiclass task"),
-    "split": ({"data__split": 1}, "data.split: 1 is too large"),
+    "split": ({"data__split": 1}, "data.split: 1 is too large; multiclass has 1 split"),
+    "eval_parts": ({"eval__partition__num_parts": 91}, "eval.partition.num_parts: 91 parts of 90 nodes"),
+    "test_parts": ({"test__partition__num_parts": 91}, "test.partition.num_parts: 91 parts of 90 nodes"),
     "parts": ({"train__partition__num_parts": 91}, "train.partition.num_parts: 91 parts of 90 nodes"),
     "edges": ({"model__conv__edge_encoder": "per_layer", "data__path": "plain"}, "has no edge features"),
 }

@@ -1,13 +1,15 @@
 """The bundle: config.json, model.safetensors and README.md, in which a trained model is kept and shared.
 
-``config.json`` holds everything that loading needs, with every default spelled out; nothing in it is ever a path or the
-name of a Python object. A bundle may come from anywhere, so it is read step by step: sizes before contents, the
-configuration before the weights, the names and shapes of the weights before their values, and the digest last.
+``config.json`` holds everything that loading needs, with every default spelled out; nothing in it is the name of a
+Python object, and of the path to a graph of one's own only the last part is written. A bundle may come from anywhere,
+so it is read step by step: sizes before contents, the configuration before the weights, the names and shapes of the
+weights before their values, and the digest last.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,19 +113,28 @@ def read_weights(folder: Path, config: BundleConfig, expected: Mapping[str, Tens
 
 def _write_files(folder: Path, contents: Contents) -> BundleConfig:
     weights = folder / WEIGHTS_FILE
+    recipe = _portable(contents.recipe)
     sha256 = write_tensors(weights, contents.state, {"format": "pt"})
     config = BundleConfig(
         format_version=FORMAT_VERSION,
-        recipe=contents.recipe,
+        recipe=recipe,
         shape=contents.shape,
         results=contents.results,
         provenance=contents.provenance,
         weights=Weights(sha256=sha256, num_bytes=weights.stat().st_size),
     )
-    data = {**config.model_dump(mode="json", exclude_none=True), "recipe": contents.recipe.to_json()}
+    data = {**config.model_dump(mode="json", exclude_none=True), "recipe": recipe.to_json()}
     atomic_write(folder / CONFIG_FILE, [json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"])
     atomic_write(folder / CARD_FILE, [render_card(config).encode()])
     return config
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """The recipe without the folders of this machine."""
+    if not recipe.data.path:
+        return recipe
+    name = os.path.basename(os.path.abspath(recipe.data.path))
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": name})})
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -35,11 +35,11 @@ _GENERIC = """\
 
 ## Intended use
 
-Prediction of node labels on `{dataset}` and on graphs of the same kind: nodes with {features} input features.
+Prediction of node labels on {dataset} and on graphs of the same kind: nodes with {features} input features.
 
 ## Limits
 
-The figures below hold for this data set, split and protocol alone. No other data were looked at.
+The figures below hold for this data set, split and protocol alone. No other data were looked at.{warning}
 
 ## Use
 
@@ -62,16 +62,23 @@ def render_card(config: BundleConfig, *, repo_id: str = "", has_curves: bool = F
         has_curves: the bundle holds a picture of the learning curves.
     """
     recipe = config.recipe
-    body = _written_card(recipe) or _GENERIC.format(
+    is_synthetic = config.provenance.data_is_synthetic
+    body = (not is_synthetic and _written_card(recipe)) or _GENERIC.format(
         name=recipe.name,
         summary=recipe.summary,
-        dataset=recipe.data.dataset,
+        dataset=_data_in_words(config),
+        warning=f"\nThey say nothing about the real `{recipe.data.dataset}`." if is_synthetic else "",
         features=config.shape.num_node_features,
     )
     body = body.replace(f"owner/{recipe.name}", repo_id or f"owner/{recipe.name}")
     parts = [f"---\n{_metadata(config, repo_id)}\n---", body.strip(), _these_weights(config, has_curves=has_curves)]
     text = "\n\n".join(parts)
     return f"{text}\n\n<!-- rendered by revgnn-zoo {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def _data_in_words(config: BundleConfig) -> str:
+    name = f"`{config.recipe.data.dataset}`"
+    return f"a synthetic stand-in for {name}" if config.provenance.data_is_synthetic else name
 
 
 def is_generated(text: str) -> bool:
@@ -97,6 +104,8 @@ def card_faults(text: str, config: BundleConfig) -> list[str]:
     recorded = {round(figure.value, 6) for figure in config.results}
     for result in getattr(card.data, "eval_results", None) or ():
         value = result.metric_value
+        if config.provenance.data_is_synthetic and result.dataset_type == config.recipe.data.dataset:
+            faults.append(f"model-index states a figure on {result.dataset_type}, but the data were synthetic")
         if not isinstance(value, int | float) or round(value, 6) not in recorded:
             faults.append(f"model-index states {result.metric_type} {value}, which config.json does not record")
     return faults
@@ -158,6 +167,7 @@ def _described(recipe: Recipe) -> dict[str, Any]:
 def _metadata(config: BundleConfig, repo_id: str) -> str:
     recipe = config.recipe
     dataset, metric = recipe.data.dataset, recipe.eval.metric
+    is_synthetic = config.provenance.data_is_synthetic
     results = [
         EvalResult(
             task_type=_TASK[0],
@@ -170,14 +180,15 @@ def _metadata(config: BundleConfig, repo_id: str) -> str:
             metric_value=figure.value,
         )
         for figure in config.results
-        if figure.split != "train"
+        if figure.split != "train" and not is_synthetic
     ]
+    tags = ["graph-neural-network", "node-classification", f"revgnn-zoo-{recipe.model.type.replace('_', '-')}"]
     data = ModelCardData(
         library_name=LIBRARY,
         license="mit",
         pipeline_tag=_TASK[0],
-        tags=["graph-neural-network", "node-classification", f"revgnn-zoo-{recipe.model.type.replace('_', '-')}"],
-        datasets=None if dataset == "file" else [dataset],
+        tags=[*tags, "synthetic-data"] if is_synthetic else tags,
+        datasets=None if dataset == "file" or is_synthetic else [dataset],
         metrics=[_METRICS[metric]],
         model_name=repo_id.rpartition("/")[2] or recipe.name,
         eval_results=results or None,
@@ -198,7 +209,7 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
     facts = {
         "recipe": f"`{recipe.name}`, family `{recipe.model.type}`",
         "parameters": f"{count_parameters(recipe.model, config.shape):,}",
-        "data set": f"`{recipe.data.dataset}`, split {recipe.data.split}",
+        "data set": f"{_data_in_words(config)}, split {recipe.data.split}",
         "features": ", ".join(recipe.data.node_features),
         "training": f"{provenance.num_epochs} epochs, best at {provenance.epoch}, seed {recipe.train.seed}, "
         f"{recipe.train.optimizer.type}, {recipe.train.precision}",

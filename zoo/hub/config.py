@@ -30,6 +30,8 @@ class Provenance(Spec):
     device: str = ""
     epoch: int = Field(default=0, ge=0, description="the epoch that was selected")
     num_epochs: int = Field(default=0, ge=0, description="epochs trained")
+    data_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="the graph, features and split")
+    data_is_synthetic: bool = Field(default=False, description="a stand-in took the place of the named data set")
     converted_from_sha256: str = Field(default="", description="the checkpoint of another implementation")
 
 

@@ -31,8 +31,9 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
     if results is None or best is None:
         raise RunError(f"{folder}: the run is not finished; continue it with: revgnn-zoo train ... --resume")
     environment = results["environment"]
+    data_is_synthetic = results.get("data_is_synthetic", False)
     contents = Contents(
-        recipe=_portable(run.recipe()),
+        recipe=_honest(run.recipe(), data_is_synthetic=data_is_synthetic),
         shape=saved_shape(run, best.tree),
         results=measured(results, where=str(folder)),
         provenance=Provenance(
@@ -41,6 +42,8 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
             device=environment["device"],
             epoch=best.tree["epoch"],
             num_epochs=results["num_epochs"],
+            data_sha256=results["data_sha256"],
+            data_is_synthetic=data_is_synthetic,
         ),
         state=best.tensors,
     )
@@ -48,10 +51,9 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
     return path, write_bundle(path, contents)
 
 
-def _portable(recipe: Recipe) -> Recipe:
-    """The recipe without the folders of this machine."""
-    path = Path(recipe.data.path)
-    if not path.expanduser().is_absolute():
+def _honest(recipe: Recipe, *, data_is_synthetic: bool) -> Recipe:
+    """The recipe without what its source found on the real data, if the run saw a stand-in for them."""
+    if not data_is_synthetic:
         return recipe
-    data = recipe.data.model_copy(update={"path": path.name})
-    return recipe.model_copy(update={"data": data})
+    summary = f"{recipe.name}, trained on synthetic data in place of {recipe.data.dataset}"
+    return recipe.model_copy(update={"source": None, "summary": summary})

@@ -14,6 +14,7 @@ from zoo.data.features import build_features
 from zoo.data.files import data_root
 from zoo.data.graph import EDGE_CHUNK, Graph, Split
 from zoo.data.metrics import check_metric
+from zoo.data.ogb import ogb_info
 from zoo.errors import DataError, RecipeError
 from zoo.spec.recipe import Recipe
 from zoo.spec.shapes import reads_edges
@@ -21,6 +22,8 @@ from zoo.spec.shapes import reads_edges
 _LOSS_OF_TASK = {"multilabel": "bce_with_logits", "binary": "bce_with_logits", "multiclass": "cross_entropy"}
 # A graph is kept on the GPU if it takes no more than this share of the free memory.
 _GPU_SHARE = 0.25
+# A smaller graph under the name of one of these is a stand-in. Source: the pages of OGB.
+_NUM_NODES = {"ogbn-proteins": 132_534, "ogbn-arxiv": 169_343, "ogbn-products": 2_449_029}
 
 
 def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
@@ -43,8 +46,10 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
     graph = load_graph(recipe.data.dataset, path=path, undirected=recipe.data.undirected)
     _check_task(recipe, graph.task)
     if recipe.data.split >= len(graph.splits):
-        raise RecipeError(f"data.split: {recipe.data.split} is too large; {graph.name} has {len(graph.splits)} splits")
-    for key, partition in (("train", recipe.train.partition), ("eval", recipe.eval.partition)):
+        count = f"{len(graph.splits)} split{'' if len(graph.splits) == 1 else 's'}"
+        raise RecipeError(f"data.split: {recipe.data.split} is too large; {graph.name} has {count}")
+    for key, spec in (("train", recipe.train), ("eval", recipe.eval), ("test", recipe.test)):
+        partition = spec.partition
         if partition.type == "random" and partition.num_parts > graph.num_nodes:
             raise RecipeError(
                 f"{key}.partition.num_parts: {partition.num_parts:,} parts of {graph.num_nodes:,} nodes; "
@@ -55,6 +60,14 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
         # Nobody gathers what nobody reads.
         graph = replace(graph, edge_attr=None)
     return graph, graph.splits[recipe.data.split]
+
+
+def is_synthetic(recipe: Recipe, graph: Graph) -> bool:
+    """Whether a graph only stands in for the OGB data set that the recipe names, so that no figure counts for that."""
+    name = recipe.data.dataset
+    if name not in _NUM_NODES:
+        return False
+    return graph.num_nodes != _NUM_NODES[name] or (data_root() / ogb_info(name).folder / "SYNTHETIC.txt").exists()
 
 
 def place_graph(graph: Graph, device: torch.device) -> Graph:

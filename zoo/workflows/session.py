@@ -104,6 +104,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+@contextmanager
+def memory_explained(place: str, remedy: str) -> Iterator[None]:
+    """Within: running out of memory, of the machine or of a GPU, is an error of one line.
+
+    Args:
+        place: where that was; begins the line.
+        remedy: what helps; ends it.
+
+    Raises:
+        RunError: in place of the many errors that say so.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            what = "the GPU"
+        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            what = "this machine"
+        else:
+            raise
+        raise RunError(f"{place}: {what} is out of memory; {remedy}") from error
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: of the process on the CPU, of PyTorch's tensors on a GPU."""
     if device.type == "cuda":

@@ -40,7 +40,7 @@ from zoo.workflows.evaluate import (
     predict,
     test_protocol,
 )
-from zoo.workflows.graphs import graph_digest, place_graph, recipe_graph
+from zoo.workflows.graphs import graph_digest, is_synthetic, place_graph, recipe_graph
 from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress
 from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
@@ -78,7 +78,7 @@ def train(
         quiet: show no progress.
 
     Returns:
-        The content of ``results.json``. A run that is finished already is not touched.
+        The content of ``results.json``. Of a run that is finished already, nothing but a missing baseline is computed.
 
     Raises:
         RunError: if the run directory cannot be used, or a loss or gradient is not finite.
@@ -86,12 +86,23 @@ def train(
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
     place = session.start(device, num_threads)
-    with open_run(out, recipe, resume=resume) as run, stop_requests() as stop:
+    remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
+    with (
+        open_run(out, recipe, resume=resume) as run,
+        stop_requests() as stop,
+        session.memory_explained(str(out), remedy),
+    ):
         results = run.results()
         if results is None:
-            results = _train(recipe, run, place, stop, resume=resume, baseline=baseline, quiet=quiet)
-        elif not quiet:
+            return _train(recipe, run, place, stop, resume=resume, baseline=baseline, quiet=quiet)
+        if not quiet:
             Progress(0, unit="step").line(f"{out}: already done")
+        if baseline and "baseline" not in results:
+            graph, split = recipe_graph(recipe)
+            if graph_digest(graph, split) != results["data_sha256"]:
+                raise RunError(f"{out}: the data changed since the run; a baseline on them would not compare")
+            results["baseline"] = logistic_regression(graph, split, recipe.eval.metric)
+            run.write_results(results)
         return results
 
 
@@ -138,7 +149,7 @@ def _train(
             set_learning_rate(optimizer, spec, cursor.epoch)
             start_epoch(model, cursor.epoch)
             for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
-                with _explained(run, cursor.epoch, cursor.part + 1):
+                with _explained(run, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
                     session.seed_global(spec.seed, "dropout", cursor.step)
                     loss = training_step(model, optimizer, part.to(device), labels, spec)
                 cursor.next_part(loss)
@@ -151,7 +162,7 @@ def _train(
             record |= take_solve_metrics(model)
             if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
                 progress.stage(f"{label} evaluating")
-                with _explained(run, cursor.epoch, None):
+                with _explained(run, f"epoch {cursor.epoch}, evaluation", "eval"):
                     measured = _measure(model, graph, split, recipe, eval_protocol(recipe), device, pause_if_asked)
                 values = figures_by_split(measured)
                 record |= {f"{name}_{recipe.eval.metric}": value for name, value in values.items()}
@@ -338,7 +349,8 @@ def _finish(
             pause_if_asked()
 
         for protocol in protocols:
-            with _explained(run, best.tree["epoch"], None):
+            key = "test" if protocol is protocols[0] else "eval"
+            with _explained(run, f"epoch {best.tree['epoch']}, evaluation", key):
                 figures += _measure(model, graph, split, recipe, protocol, device, on_part)
     return {
         "name": recipe.name,
@@ -350,6 +362,7 @@ def _finish(
         "train_s": round(state.cursor.train_s, 3),
         "peak_memory_bytes": session.peak_memory_bytes(device),
         "data_sha256": state.identity["data"],
+        "data_is_synthetic": is_synthetic(recipe, graph),
         "environment": state.environment,
     }
 
@@ -364,17 +377,15 @@ def _board(state: RunState) -> Iterator[Board]:
 
 
 @contextmanager
-def _explained(run: RunDir, epoch: int, part: int | None) -> Iterator[None]:
+def _explained(run: RunDir, place: str, key: str) -> Iterator[None]:
     """Turn what numbers and memory can do to a run into a message that says where it was and what helps."""
-    place = f"{run.path}: epoch {epoch}, " + ("evaluation" if part is None else f"part {part}")
+    where = f"{run.path}: {place}"
     try:
-        yield
+        with session.memory_explained(where, f"raise {key}.partition.num_parts"):
+            yield
     except FloatingPointError as error:
         kept = run.states()
         last = f"the last good state is {kept[0].name}" if kept else "no state was saved yet"
         raise RunError(
-            f"{place}: {error}; {last}; lower train.optimizer.lr or set train.max_grad_norm in another --out"
+            f"{where}: {error}; {last}; lower train.optimizer.lr or set train.max_grad_norm in another --out"
         ) from error
-    except torch.OutOfMemoryError as error:
-        key = "eval" if part is None else "train"
-        raise RunError(f"{place}: the GPU is out of memory; raise {key}.partition.num_parts") from error
