@@ -79,6 +79,18 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def without_key(key: str) -> Callable[[Path], None]:
+    """The run's results lack a key."""
+
+    def change(folder: Path) -> None:
+        path = folder / "results.json"
+        data = json.loads(path.read_text())
+        del data[key]
+        path.write_text(json.dumps(data))
+
+    return change
+
+
 NAN_FEATURES = np.zeros((NUM_NODES, 6), dtype=np.float32)
 NAN_FEATURES[3, 2] = np.nan
 TOO_HIGH = np.array([[0, 1], [1, NUM_NODES]])
@@ -141,7 +153,10 @@ CASES = {
     "nan_features": Case(TRAIN, "x holds 1 values that are NaN or infinite", 1, graph(x=NAN_FEATURES)),
     "metric_misfits": Case(TRAIN, "eval.metric: the metric 'rocauc' does not fit", 1, recipe(eval__metric="rocauc")),
     "loss_misfits": Case(TRAIN, "train.loss: 'bce_with_logits' does not fit", 1, recipe(train__loss="bce_with_logits")),
-    "no_such_split": Case(TRAIN, "data.split: 3 is too large", 1, recipe(data__split=3)),
+    "no_such_split": Case(TRAIN, "data.split: 3 is too large; multiclass has 1 split", 1, recipe(data__split=3)),
+    "more_test_parts_than_nodes": Case(
+        TRAIN + " --set test.partition.num_parts=91", "test.partition.num_parts: 91 parts of 90 nodes", 1, GOOD
+    ),
     "more_parts_than_nodes": Case(TRAIN + " --set train.partition.num_parts=91", "91 parts of 90 nodes", 1, GOOD),
     # Devices.
     "no_gpu": Case(TRAIN + " --device cuda", "--device cuda: PyTorch finds no GPU", 1, GOOD, {"NO_GPU": "1"}),
@@ -167,7 +182,9 @@ CASES = {
     "out_with_a_long_name": Case(f"train small.json --out {'a' * 300}", "File name too long", 1, GOOD),
     # Runs and bundles.
     "eval_of_nothing": Case("eval ./nothing", "nothing: no such folder", 5),
-    "eval_of_no_model": Case("eval nothing", "no model of that name is shipped", 3),
+    "eval_of_no_model": Case(
+        "eval nothing", "nothing: no model of that name is shipped and there is no such folder; shipped: quickstart", 3
+    ),
     "eval_of_an_empty_folder": Case("eval it", "not a bundle: it has no config.json", 5, lambda f: (f / "it").mkdir()),
     "eval_of_cut_weights": Case(
         "eval it", "bytes, but config.json says", 5, copy_of("run/bundle", cut("model.safetensors"))
@@ -193,6 +210,18 @@ CASES = {
     "plot_of_nothing": Case("plot nothing", "nothing: no such run directory", 1),
     "plot_of_a_damaged_log": Case(
         "plot it", "metrics.jsonl:1", 1, copy_of("run", lambda f: (f / "metrics.jsonl").write_text("x\n") and None)
+    ),
+    "plot_of_a_malformed_log": Case(
+        "plot it",
+        "metrics.jsonl:1: epoch: expected an integer",
+        1,
+        copy_of("run", lambda f: (f / "metrics.jsonl").write_text('{"epoch": "x", "train_loss": 1}') and None),
+    ),
+    "export_of_malformed_results": Case(
+        "export it", "results.json: num_epochs: missing", 1, copy_of("run", without_key("num_epochs"))
+    ),
+    "info_of_malformed_results": Case(
+        "info it", "results.json: results: missing", 1, copy_of("run", without_key("results"))
     ),
     "convert_of_nothing": Case("convert x.pth --recipe rev_deep", "x.pth: no such file", 5),
     "convert_of_text": Case(

@@ -8,7 +8,9 @@ import pytest
 from tests.cli.conftest import Result
 from tests.workflows.small import write_recipe
 from zoo.cli import COMMANDS
-from zoo.spec.shipped import list_recipes
+from zoo.cli.common import chosen_recipe
+from zoo.spec.recipe import parse_recipe, read_recipe
+from zoo.spec.shipped import list_recipes, recipe_path
 
 Command = Callable[..., Result]
 
@@ -101,6 +103,49 @@ def test_train_prints_a_table_and_the_baseline_beside_it(tmp_path: Path, zoo_com
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["train"]["num_epochs"] == 2
 
 
+def test_a_baseline_is_added_to_a_finished_run(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    result = zoo_command("train", finished / "small.json", "--out", "run", "--baseline")
+    assert result.code == 0
+    assert "logistic regression" in result.out
+    assert "baseline" in json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["model.num_layers=7"], "changed: model.num_layers=7"),
+        (["model.num_layers=1001", "model.num_layers=7"], "changed: model.num_layers=7"),
+        (["model.norm=batch", 'data.node_features=["degree"]'], 'data.node_features=["degree"], model.norm=batch'),
+        (['model.conv={"type": "gcn"}'], "model.conv.aggr.type left out"),
+        (['data={"dataset": "file", "path": "/home/me/graph.npz"}'], "data.path=graph.npz, data.node_features left"),
+        (["train.num_epochs=5", "test.num_views=1", "model.num_layers=1001"], None),
+        ([], None),
+    ],
+)
+def test_with_another_model_or_other_data_a_recipe_has_no_source(assignments: list[str], expected: str | None) -> None:
+    recipe = chosen_recipe("rev_deep", assignments)
+    shipped = read_recipe(recipe_path("rev_deep"))
+    if expected is None:
+        assert (recipe.source, recipe.summary) == (shipped.source, shipped.summary)
+    else:
+        assert recipe.source is None
+        assert recipe.summary.startswith("rev_deep, changed: ")
+        assert expected in recipe.summary
+        assert "/home" not in recipe.summary
+
+
+def test_where_the_file_lies_changes_no_recipe(tmp_path: Path) -> None:
+    assert chosen_recipe("ppi_n2v", ["data.path=/data/ppi_n2v.npz"]).summary == chosen_recipe("ppi_n2v", ()).summary
+    assert "changed: data.path=other.npz" in chosen_recipe("ppi_n2v", ["data.path=/data/other.npz"]).summary
+
+
+def test_many_changes_fit_into_the_summary(tmp_path: Path) -> None:
+    recipe = chosen_recipe("ppi_n2v", [f"data.path={'a' * 250}.npz", "model.num_layers=3", "model.dropout=0.25"])
+    assert len(recipe.summary) == 300
+    assert parse_recipe(recipe.to_json(), where="x").summary == recipe.summary
+
+
 def test_train_as_json_and_quiet(tmp_path: Path, zoo_command: Command) -> None:
     result = zoo_command("train", write_recipe(tmp_path), "--set", "train.num_epochs=1", "--out", "run", "--json", "-q")
     assert result.code == 0
@@ -163,6 +208,9 @@ def test_synth_writes_data_that_train_reads(
     result = zoo_command("train", "rev_deep", *options, "--out", "run", "--json", "-q", "--device", "cpu")
     assert result.code == 0, result.err
     assert {row["metric"] for row in json.loads(result.out)["results"]} == {"rocauc"}
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert recipe["summary"] == "rev_deep, changed: model.num_layers=2"
+    assert "source" not in recipe
 
 
 def test_convert_names_its_bundle(tmp_path: Path, zoo_command: Command) -> None:
@@ -172,4 +220,6 @@ def test_convert_names_its_bundle(tmp_path: Path, zoo_command: Command) -> None:
     result = zoo_command("convert", "official.pth", "--recipe", "rev_deep", *changes)
     assert result.code == 0
     assert result.out.startswith("bundle: official (")
-    assert (tmp_path / "official" / "config.json").is_file()
+    recipe = json.loads((tmp_path / "official" / "config.json").read_text())["recipe"]
+    assert recipe["summary"] == "rev_deep, changed: model.num_layers=7, model.hidden_channels=16"
+    assert "source" not in recipe

@@ -81,6 +81,9 @@ def changed_checkpoint(folder: Path, case: str) -> Path:
     state = torch.load(OFFICIAL, weights_only=True)["model_state_dict"]
     if case == "truncated":
         path.write_bytes(whole[: len(whole) // 2])
+    elif case == "old_format_truncated":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-100])
     elif case == "empty":
         path.write_bytes(b"")
     elif case == "text":
@@ -109,8 +112,9 @@ def changed_checkpoint(folder: Path, case: str) -> Path:
 
 
 REFUSED = {
-    "truncated": "not a checkpoint that can be read safely",
-    "empty": "not a checkpoint that can be read safely",
+    "truncated": "not a checkpoint that can be read safely: it is damaged or cut short",
+    "old_format_truncated": "not a checkpoint that can be read safely: it is damaged or cut short",
+    "empty": "not a checkpoint that can be read safely: it is damaged or cut short",
     "text": "not a checkpoint that can be read safely",
     "code": "it holds more than tensors",
     "old_format_code": "it holds more than tensors",

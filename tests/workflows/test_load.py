@@ -78,12 +78,16 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
         ("/etc", "for a folder pass Path('/etc')"),
         ("~/folder", "for a folder pass Path"),
         ("..", "for a folder pass Path"),
-        ("no_such_model", "no model of that name is shipped"),
+        ("no_such_model", "no model of that name is shipped and there is no such folder; shipped: quickstart"),
+        ("quickstrat", "no model of that name is shipped and there is no such folder; did you mean 'quickstart'?"),
+        ("zoo", "no model of that name is shipped; for a folder pass Path('zoo')"),
         ("", "no model of that name is shipped"),
         ("a\0b", "no model of that name is shipped"),
     ],
 )
-def test_text_is_a_name(reference: str, expected: str) -> None:
+def test_text_is_a_name(reference: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zoo").mkdir()
     with pytest.raises(NotFoundError) as error:
         zoo.load(reference)
     assert expected in str(error.value)
@@ -126,6 +130,8 @@ def test_export_writes_what_the_run_found(finished_run: Path, tmp_path: Path) ->
     assert best is not None
     assert [figure.model_dump() for figure in config.results] == results["results"]
     assert config.provenance.epoch == results["best_epoch"]
+    assert config.provenance.data_sha256 == results["data_sha256"]
+    assert not config.provenance.data_is_synthetic
     assert config.recipe.train == run.recipe().train
     model = zoo.load(path)
     assert all(torch.equal(tensor, best.tensors[name]) for name, tensor in model.state_dict().items())

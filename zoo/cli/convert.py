@@ -6,9 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, example, json_option, say, say_json, set_option
-from zoo.spec.recipe import read_recipe
-from zoo.spec.shipped import recipe_path
+from zoo.cli.common import chosen_recipe, common_options, example, json_option, say, say_json, set_option
 
 EXAMPLE = example(
     "revgnn-zoo convert official.pth --recipe rev_deep --out ./rev_deep",
@@ -30,7 +28,7 @@ def command(
 
     Only tensors are read from it; a file that holds anything else is refused.
     """
-    spec = read_recipe(recipe_path(recipe), assignments)
+    spec = chosen_recipe(recipe, assignments)
     from zoo.workflows.convert import convert
 
     out = out or checkpoint.with_suffix("")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from zoo.cli.common import (
+    chosen_recipe,
     common_options,
     device_options,
     example,
@@ -18,8 +19,6 @@ from zoo.cli.common import (
     say_json,
     set_option,
 )
-from zoo.spec.recipe import read_recipe
-from zoo.spec.shipped import recipe_path
 
 EXAMPLE = example(
     "revgnn-zoo train quickstart",
@@ -54,7 +53,7 @@ def command(
     """
     if resume and out is None:
         raise click.UsageError("--resume needs --out, the directory of the run to continue")
-    spec = read_recipe(recipe_path(recipe), assignments)
+    spec = chosen_recipe(recipe, assignments)
     out = out or _fresh_folder(spec.name)
     from zoo.workflows.run_dir import measured
     from zoo.workflows.train import train

@@ -76,7 +76,7 @@ def _load(path: Path) -> dict[str, Tensor]:
         data: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     # The unpickler of a damaged or hostile file can fail in any way.
     except Exception as error:
-        reason = "it holds more than tensors" if "weights" in str(error).lower() else str(error).split("\n")[0][:200]
+        reason = "it holds more than tensors" if "weights" in str(error).lower() else "it is damaged or cut short"
         raise BundleError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
     state = data.get("model_state_dict") if isinstance(data, Mapping) else None
     if not isinstance(state, Mapping):

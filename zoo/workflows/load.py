@@ -146,7 +146,10 @@ def locate(reference: str | Path) -> Located:
         return Located(bundles / reference)
     near = difflib.get_close_matches(reference, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(names) or 'none'}"
-    raise NotFoundError(f"{reference}: no model of that name is shipped; {hint} A folder is given as a Path")
+    if reference and Path(reference).is_dir():
+        hint = f"for a folder pass Path({reference!r})"
+        raise NotFoundError(f"{reference}: no model of that name is shipped; {hint}")
+    raise NotFoundError(f"{reference}: no model of that name is shipped and there is no such folder; {hint}")
 
 
 def _from_hub(reference: str) -> Located:
