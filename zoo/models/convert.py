@@ -95,4 +95,3 @@ def _attention(name: str) -> str:
     for pattern, replacement in _ATTENTION:
         name = re.sub(pattern, replacement, name)
     return name
-
