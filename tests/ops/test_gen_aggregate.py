@@ -1,16 +1,21 @@
 """Every backend that runs here computes the definition: values and gradients."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.cases import AGGREGATIONS, Case, assert_close, forward, graph, make_case, run
 from zoo.errors import BackendError
 from zoo.ops.backend import use_backend
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, csr_from_edge_index
 from zoo.ops.gen_aggregate import chunked, cpu, gen_aggregate
 
+PARITY = Path(__file__).parents[1] / "parity"
 BACKENDS = ("chunked", "numba")
 F32, F64 = 3e-5, 1e-11
 # PyTorch's own forward-mode rules call what newer PyTorch warns about.
@@ -290,6 +295,24 @@ def test_rows_with_equal_messages_give_the_gradient_to_their_first_edge():
         out.backward(torch.tensor([[1.0], [10.0], [100.0]]))
         assert out.tolist() == [[2.0], [0.0], [2.0]]
         assert leaf.grad.tolist() == [[0.0], [1.0], [100.0]]
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize("digits", ["f32", "f64"])
+def test_ties_give_the_numbers_recorded_from_the_authors_code(backend, digits):
+    record = load_file(PARITY / f"genconv_ties_max_{digits}.safetensors")
+    x, embedding = (record[f"in/{name}"].clone().requires_grad_() for name in ("x", "edge_emb"))
+    csr, perm = csr_from_edge_index(record["in/edge_index"], len(x))
+    with use_backend(backend):
+        hidden = x + gen_aggregate(x, csr, embedding[perm])
+    hidden = F.linear(hidden, record["state/mlp.0.weight"], record["state/mlp.0.bias"])
+    hidden = F.layer_norm(hidden, hidden.shape[1:], record["state/mlp.1.weight"], record["state/mlp.1.bias"]).relu()
+    out = F.linear(hidden, record["state/mlp.3.weight"], record["state/mlp.3.bias"])
+    (out * record["in/w"]).sum().backward()
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if digits == "f32" else {"rtol": 1e-12, "atol": 1e-13}
+    torch.testing.assert_close(out, record["out/out"], **tolerance)
+    torch.testing.assert_close(x.grad, record["first/grad_in/x"], **tolerance)
+    torch.testing.assert_close(embedding.grad, record["first/grad_in/edge_emb"], **tolerance)
 
 
 def test_reference_can_be_differentiated_twice():
