@@ -14,7 +14,7 @@ from zoo.spec.recipe import GraphShape
 
 
 class PyGBlock(nn.Module):
-    """norm, ReLU, shared dropout mask, GENConv. Edge features go in raw: PyG's cheapest way to write the edge path."""
+    """norm, ReLU, shared dropout mask, GENConv with its defaults; edge features go in raw, the cheapest way in PyG."""
 
     def __init__(self, channels: int, edge_channels: int) -> None:
         super().__init__()
