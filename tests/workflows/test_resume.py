@@ -96,17 +96,22 @@ def test_ctrl_c_saves_too_and_a_second_one_leaves_at_once(tmp_path: Path, monkey
         monkeypatch.setattr(module, "training_step", patched)
 
     recipe = small_recipe(tmp_path)
-    with monkeypatch.context():
-        interrupt(1)
-        with pytest.raises(StoppedError) as error:
-            run(recipe, tmp_path / "once")
-    assert error.value.exit_code == 130
-    assert RunDir(tmp_path / "once").latest_state() is not None
-    with monkeypatch.context():
-        interrupt(2)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, tmp_path / "twice")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A shell without job control starts its background processes with SIGINT ignored, and runs respect that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context():
+            interrupt(1)
+            with pytest.raises(StoppedError) as error:
+                run(recipe, tmp_path / "once")
+        assert error.value.exit_code == 130
+        assert RunDir(tmp_path / "once").latest_state() is not None
+        with monkeypatch.context():
+            interrupt(2)
+            with pytest.raises(KeyboardInterrupt):
+                run(recipe, tmp_path / "twice")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 KILLED = """
