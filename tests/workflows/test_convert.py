@@ -60,7 +60,8 @@ def test_a_converted_model_evaluates_on_its_data_set(tmp_path: Path, monkeypatch
         full["model_state_dict"][f"node_pred_linear.{name}"] = head.repeat(13, *[1] * (head.dim() - 1))[:112]
     torch.save(full, tmp_path / "full.pth")
     convert(tmp_path / "full.pth", recipe, tmp_path / "bundle")
-    figures = evaluate(tmp_path / "bundle", num_views=2, num_parts=3, device="cpu", quiet=True)
+    compared = evaluate(tmp_path / "bundle", num_views=2, num_parts=3, device="cpu", quiet=True)
+    figures = [comparison.figure for comparison in compared]
     assert [figure.split for figure in figures] == ["train", "valid", "test"]
     assert all(0 < figure.value < 1 for figure in figures)
 

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from zoo.data.synthetic import write_synthetic_proteins
 from zoo.errors import RecipeError, RunError, ZooError
 from zoo.models.factory import build_model
 from zoo.spec.recipe import read_recipe
+from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import evaluate as module
 from zoo.workflows import session
@@ -20,7 +22,6 @@ from zoo.workflows.evaluate import (
     Protocol,
     eval_protocol,
     evaluate,
-    evaluate_and_compare,
     measure,
     predict,
     test_protocol,
@@ -35,6 +36,11 @@ from zoo.workflows.train import train
 # Not a test.
 test_protocol.__test__ = False  # type: ignore[attr-defined]
 CPU = torch.device("cpu")
+
+
+def figures_of(reference: Path, **options: Any) -> list[Measured]:
+    """What ``evaluate`` measures, without what it is compared with."""
+    return [comparison.figure for comparison in evaluate(reference, **options)]
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +121,14 @@ def test_a_run_evaluates_to_its_own_results(finished_run: Path) -> None:
     results = RunDir(finished_run).results()
     assert results is not None
     expected = measured(results, where="run")[:3]
-    assert tuple(evaluate(finished_run, device="cpu", quiet=True)) == expected
+    assert tuple(figures_of(finished_run, device="cpu", quiet=True)) == expected
 
 
 def test_a_bundle_evaluates_like_its_run(finished_run: Path, bundle: Path) -> None:
     graph = finished_run.parent / "multiclass.npz"
     for options in ({}, {"num_views": 2, "num_parts": 5}, {"num_parts": 1}):
-        of_run = evaluate(finished_run, device="cpu", quiet=True, **options)
-        assert evaluate(bundle, device="cpu", quiet=True, data_path=str(graph), **options) == of_run
+        of_run = figures_of(finished_run, device="cpu", quiet=True, **options)
+        assert figures_of(bundle, device="cpu", quiet=True, data_path=str(graph), **options) == of_run
 
 
 def test_the_export_gives_the_same_bits(finished_run: Path, bundle: Path) -> None:
@@ -136,7 +142,7 @@ def test_the_export_gives_the_same_bits(finished_run: Path, bundle: Path) -> Non
 def test_too_little_memory_is_one_line(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "predict", lambda *arguments, **options: torch.empty(1 << 60, dtype=torch.uint8))
     with pytest.raises(RunError, match=r"run: this machine is out of memory; raise --parts$"):
-        evaluate(finished_run, device="cpu", quiet=True)
+        figures_of(finished_run, device="cpu", quiet=True)
 
 
 def test_a_stand_in_is_told_from_the_data_set_it_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +170,7 @@ def test_a_run_on_synthetic_data_claims_nothing_of_the_real_ones(
     assert recipe.source is not None
     assert train(recipe, tmp_path / "run", device="cpu", quiet=True)["data_is_synthetic"]
     # The source reports a figure under this very protocol, of the real data.
-    assert {one.published for one in evaluate_and_compare(tmp_path / "run", device="cpu", quiet=True)} == {None}
+    assert {one.published for one in evaluate(tmp_path / "run", device="cpu", quiet=True)} == {None}
     path, config = export(tmp_path / "run")
     assert config.provenance.data_is_synthetic
     assert config.recipe.source is None
@@ -175,21 +181,21 @@ def test_a_run_on_synthetic_data_claims_nothing_of_the_real_ones(
 
 
 def test_views_and_parts_can_be_chosen(finished_run: Path) -> None:
-    figure = evaluate(finished_run, splits=("test",), num_views=5, num_parts=3, device="cpu", quiet=True)[0]
+    figure = figures_of(finished_run, splits=("test",), num_views=5, num_parts=3, device="cpu", quiet=True)[0]
     assert (figure.split, figure.protocol) == ("test", "5 views of 3 parts")
-    figure = evaluate(finished_run, splits=("test",), num_views=5, num_parts=1, device="cpu", quiet=True)[0]
+    figure = figures_of(finished_run, splits=("test",), num_views=5, num_parts=1, device="cpu", quiet=True)[0]
     assert figure.protocol == "whole graph"
 
 
 def test_more_parts_than_nodes_are_refused(finished_run: Path) -> None:
     with pytest.raises(RunError, match="--parts 91: multiclass has only 90 nodes"):
-        evaluate(finished_run, num_parts=91, device="cpu", quiet=True)
+        figures_of(finished_run, num_parts=91, device="cpu", quiet=True)
 
 
 def test_a_path_for_a_named_data_set_is_refused(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path, data={"dataset": "digits"})
     with pytest.raises(RecipeError, match="--data goes with the data set 'file' only; this model's is 'digits'"):
-        evaluate(folder, data_path="x", device="cpu", quiet=True)
+        figures_of(folder, data_path="x", device="cpu", quiet=True)
 
 
 def test_a_graph_of_another_shape_is_refused(bundle: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -197,7 +203,7 @@ def test_a_graph_of_another_shape_is_refused(bundle: Path, finished_run: Path, t
     arrays["x"] = arrays["x"][:, :5]
     np.savez(tmp_path / "narrow.npz", **arrays)
     with pytest.raises(RunError, match=r"the graph has .*num_node_features=5.*, the model was made for .*=6"):
-        evaluate(bundle, data_path=str(tmp_path / "narrow.npz"), device="cpu", quiet=True)
+        figures_of(bundle, data_path=str(tmp_path / "narrow.npz"), device="cpu", quiet=True)
 
 
 def test_a_relative_path_is_also_looked_for_among_the_data(
@@ -206,6 +212,6 @@ def test_a_relative_path_is_also_looked_for_among_the_data(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "nothing"))
     with pytest.raises(ZooError, match=r"data\.path: no such file or folder: multiclass\.npz nor .*nothing"):
-        evaluate(bundle, device="cpu", quiet=True)
+        figures_of(bundle, device="cpu", quiet=True)
     monkeypatch.setenv("ZOO_DATA", str(finished_run.parent))
-    assert len(evaluate(bundle, device="cpu", quiet=True)) == 3
+    assert len(figures_of(bundle, device="cpu", quiet=True)) == 3

@@ -51,9 +51,9 @@ def command(
     are the same every time. If a figure is not the one that the bundle's config.json records, the command fails; the
     figures of a paper, which belong to other weights, are only shown.
     """
-    from zoo.workflows.evaluate import SPLITS, evaluate_and_compare
+    from zoo.workflows.evaluate import SPLITS, evaluate
 
-    compared = evaluate_and_compare(
+    compared = evaluate(
         reference(model),
         splits=(split,) if split else SPLITS,
         num_views=views,

@@ -160,31 +160,6 @@ def evaluate(
     device: str | None = None,
     num_threads: int | None = None,
     quiet: bool = False,
-) -> list[Measured]:
-    """Evaluate the model of a run directory or a bundle on its own data set, see :func:`evaluate_and_compare`."""
-    compared = evaluate_and_compare(
-        reference,
-        splits=splits,
-        num_views=num_views,
-        num_parts=num_parts,
-        data_path=data_path,
-        device=device,
-        num_threads=num_threads,
-        quiet=quiet,
-    )
-    return [comparison.figure for comparison in compared]
-
-
-def evaluate_and_compare(
-    reference: str | Path,
-    *,
-    splits: tuple[str, ...] = SPLITS,
-    num_views: int | None = None,
-    num_parts: int | None = None,
-    data_path: str | None = None,
-    device: str | None = None,
-    num_threads: int | None = None,
-    quiet: bool = False,
 ) -> list[Comparison]:
     """Evaluate the model of a run directory or a bundle on its own data set.
 
