@@ -15,7 +15,7 @@ from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path
 
 if TYPE_CHECKING:
-    from zoo.workflows.compare import Comparison
+    from zoo.workflows.published import Comparison
 
 _MAX_SUMMARY = 300
 

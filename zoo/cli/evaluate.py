@@ -18,7 +18,7 @@ from zoo.cli.common import (
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
-    from zoo.workflows.compare import Comparison
+    from zoo.workflows.published import Comparison
 
 
 @click.command(

@@ -17,10 +17,10 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, protocol_in_words
 from zoo.spec.train import Partition
 from zoo.workflows import session
-from zoo.workflows.compare import Comparison, compare
 from zoo.workflows.graphs import is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import LoadedModel, load_for_evaluation, locate
 from zoo.workflows.progress import Progress
+from zoo.workflows.published import Comparison, beside_published
 
 SPLITS = ("train", "valid", "test")
 
@@ -212,7 +212,7 @@ def evaluate(
     if is_synthetic(recipe, graph):
         # What the source found, it found on the real data.
         recipe = recipe.model_copy(update={"source": None})
-    return compare(figures, loaded.results, recipe, sizes)
+    return beside_published(figures, loaded.results, recipe, sizes)
 
 
 def figures_by_split(figures: list[Measured]) -> Mapping[str, float]:

@@ -47,7 +47,7 @@ class Comparison:
         return self.origin == CONFIG_FILE and not self.is_within
 
 
-def compare(
+def beside_published(
     figures: Sequence[Measured], recorded: Sequence[Measured], recipe: Recipe, sizes: Mapping[str, int]
 ) -> list[Comparison]:
     """Find what was published for each figure, under the same protocol.
