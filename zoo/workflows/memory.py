@@ -1,0 +1,119 @@
+"""What a training step costs: its time, and the memory it needs beyond what stays from step to step."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_CLEAR_PEAK = "5"
+# Parameters of glibc's mallopt. Source: mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_PROMPT_BYTES = 1 << 16
+# The highest that glibc would raise them to by itself.
+_LAZY_MMAP_BYTES, _LAZY_TRIM_BYTES = 1 << 25, 1 << 26
+
+
+def measure_steps(
+    step: Callable[[], None], model: nn.Module, *, device: torch.device, num_steps: int
+) -> dict[str, float | list[float]]:
+    """Time training steps and the memory they need beyond parameters, gradients, optimizer state and the graph.
+
+    One step goes before, not counted.
+
+    Args:
+        step: forward, backward and the optimizer; leaves no gradients behind.
+        model: that it trains.
+        device: where.
+        num_steps: how many are counted.
+
+    Returns:
+        ``step_s`` of every step, their ``median_step_s``, ``num_parameters``, and ``peak_bytes``: the most memory
+        during the steps, less what was there before them and the bytes of the gradients.
+    """
+    step()
+    before = reset_peak(device)
+    times = []
+    for _ in range(num_steps):
+        finish(device)
+        start = time.perf_counter()
+        step()
+        finish(device)
+        times.append(time.perf_counter() - start)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    gradient_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return {
+        "step_s": times,
+        "median_step_s": statistics.median(times),
+        "num_parameters": num_parameters,
+        "peak_bytes": max(peak(device) - before - gradient_bytes, 0),
+    }
+
+
+@contextmanager
+def prompt_release() -> Iterator[None]:
+    """Within: the C library hands large tensors back as they die, so that the process's size is what is in use.
+
+    That costs time. Afterwards the library is as it becomes in a long run. Only glibc can be told so.
+    """
+    _mallopt(_PROMPT_BYTES, _PROMPT_BYTES)
+    try:
+        yield
+    finally:
+        _mallopt(_LAZY_MMAP_BYTES, _LAZY_TRIM_BYTES)
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what was asked of a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> int:
+    """Start to watch the peak; the bytes in use now."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if platform.system() == "Linux":
+        _c_library().malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+        return _status("VmRSS")
+    return peak(device)
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes in use since :func:`reset_peak`: of the process on the CPU, of PyTorch's tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if platform.system() == "Linux":
+        return _status("VmHWM")
+    # macOS counts in bytes; there the peak cannot be reset, so what came before hides small steps.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _mallopt(mmap_bytes: int, trim_bytes: int) -> None:
+    if platform.libc_ver()[0] == "glibc":
+        _c_library().mallopt(_MMAP_THRESHOLD, mmap_bytes)
+        _c_library().mallopt(_TRIM_THRESHOLD, trim_bytes)
+
+
+def _c_library() -> Any:
+    return ctypes.CDLL(None)
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
