@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from zoo.errors import DataError
-from zoo.ops.csr import CSR, check_csr, csr_from_edge_index, remembered
+from zoo.ops.csr import CSR, check_csr, csr_from_edge_index, empty_csr, overwrite, remembered
 
 
 def test_rows_hold_the_edges_of_each_target_in_the_given_order():
@@ -77,3 +77,51 @@ def test_a_graph_made_in_inference_mode_can_be_checked():
     with torch.inference_mode():
         csr, _ = csr_from_edge_index(torch.tensor([[0, 1], [1, 0]]), 2)
         check_csr(csr)
+
+
+def test_a_csr_written_into_a_larger_one_keeps_its_rows_and_the_rest_is_nobodys_business():
+    room = empty_csr(8, 20, random_rows(1, 1))
+    place = room.rowptr.data_ptr(), room.col.data_ptr()
+    for num_nodes, num_edges in ((7, 20), (3, 5), (5, 0), (6, 11)):
+        csr = random_rows(num_nodes, num_edges)
+        overwrite(room, csr)
+        assert torch.equal(room.rowptr[: num_nodes + 1], csr.rowptr)
+        assert torch.equal(room.col[:num_edges], csr.col)
+        # What is left of the edges belongs to the last row, and comes from many nodes.
+        assert room.rowptr[num_nodes:].tolist() == [num_edges] * (8 - num_nodes) + [20]
+        assert room.col[num_edges:].tolist() == [k % 8 for k in range(20 - num_edges)]
+        check_csr(CSR(room.rowptr.clone(), room.col.clone()))
+    assert place == (room.rowptr.data_ptr(), room.col.data_ptr())
+
+
+def test_what_is_remembered_of_an_overwritten_csr_follows_it_or_is_forgotten():
+    class Degrees:
+        def __init__(self, csr):
+            self.values = csr.rowptr.diff()
+
+        def refill(self, csr):
+            self.values.copy_(csr.rowptr.diff())
+
+    room = empty_csr(6, 10, random_rows(1, 1))
+    overwrite(room, random_rows(4, 9))
+    degrees, count = remembered(room, "degrees", Degrees), remembered(room, "count", lambda csr: object())
+    values = degrees.values
+    overwrite(room, random_rows(5, 3))
+    assert remembered(room, "degrees", Degrees) is degrees
+    assert degrees.values is values
+    assert torch.equal(values, room.rowptr.diff())
+    assert remembered(room, "count", lambda csr: object()) is not count
+
+
+def test_a_csr_that_does_not_fit_or_is_damaged_is_not_written():
+    room = empty_csr(4, 10, random_rows(1, 1))
+    for csr in (random_rows(4, 5), random_rows(2, 11)):
+        with pytest.raises(DataError, match="do not fit into a CSR of 4 nodes and 10 edges"):
+            overwrite(room, csr)
+    with pytest.raises(DataError, match="node 9 does not exist"):
+        overwrite(room, CSR(torch.tensor([0, 1]), torch.tensor([9])))
+
+
+def random_rows(num_nodes: int, num_edges: int) -> CSR:
+    edge_index = torch.randint(num_nodes, (2, num_edges), generator=torch.Generator().manual_seed(num_edges))
+    return csr_from_edge_index(edge_index, num_nodes)[0]

@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 from zoo.ops.gen_aggregate import cuda_kernels
 
 HOPPER = GPUTarget("cuda", 90, 32)
-POINTERS = dict.fromkeys(("start", "end", "target", "rows", "tail_ptr"), "*i64") | {"col": "*i32", "arg": "*i32"}
+POINTERS = dict.fromkeys(("start", "end", "target", "tail_ptr"), "*i64") | {"col": "*i32", "arg": "*i32"}
 NUMBERS = dict.fromkeys(("x_stride", "attr_stride", "C", "N", "num_rows"), "i32") | {
     "eps": "fp32",
     "attached": "fp32",
@@ -40,7 +40,11 @@ def test_interpreted_kernels_equal_the_reference():
         ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64}),
         ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64, "NUMBER": "bf16"}),
         ("max_forward", 1, EMBEDDED | {"WITH_ARG": True, "BC": 32}),
+        ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64, "FEATURE": "fp16"}),
+        ("join_max", 2, {"WITH_ARG": True, "BC": 64}),
+        ("join_softmax", 2, {"BC": 64}),
         ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64}),
+        ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64, "FEATURE": "fp16"}),
         ("softmax_forward", 2, SHARED | {"BC": 64}),
         ("sum_backward", 4, SHARED | GRADIENTS | {"FORM": 2, "BC": 64}),
         ("sum_backward", 2, SHARED | GRADIENTS | {"FORM": 2, "BC": 16, "WITH_EDGES": True}),
@@ -48,12 +52,13 @@ def test_interpreted_kernels_equal_the_reference():
 )
 def test_kernels_compile_for_hopper_within_their_registers(name, num_warps, constants, tmp_path):
     number = constants.get("NUMBER", "fp32")
-    constants = {key: value for key, value in constants.items() if key != "NUMBER"}
+    reads = {"x": f"*{number}", "attr": f"*{constants.get('FEATURE', number)}"}
+    constants = {key: value for key, value in constants.items() if key not in ("NUMBER", "FEATURE")}
     kernel = getattr(cuda_kernels, name)
     signature = {}
     for argument in kernel.arg_names:
-        read = f"*{number}" if argument in ("x", "attr") else "*fp32"
-        signature[argument] = "constexpr" if argument in constants else {**POINTERS, **NUMBERS}.get(argument, read)
+        read = {**POINTERS, **NUMBERS, **reads}.get(argument, "*fp32")
+        signature[argument] = "constexpr" if argument in constants else read
     source = ASTSource(kernel, signature, constants)
     compiled = triton.compile(source, target=HOPPER, options={"num_warps": num_warps, "enable_fp_fusion": True})
     cubin = tmp_path / "kernel.cubin"

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.ops.cases import AGGREGATIONS, assert_close, forward, make_case, run
 from zoo.ops.backend import backend_for, use_backend
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, empty_csr, overwrite, remembered
 from zoo.ops.gen_aggregate import cuda
 
 
@@ -103,3 +104,37 @@ def _messages(case):
     from zoo.ops.gen_aggregate.interface import Messages
 
     return Messages(case.x, case.csr, case.edge_attr, case.weight, case.bias, 1e-7)
+
+
+def test_a_plan_covers_every_edge_once_and_has_a_shape_that_edges_do_not_decide():
+    one, other = make_case(8, 60, C=7).csr, make_case(8, 60, C=7, seed=5).csr
+    assert not torch.equal(one.rowptr, other.rowptr)
+    for csr in (one, other):
+        plan = cuda._make_plan(csr)
+        assert [len(tensor) for tensor in plan] == [8 + 60 // 18, 8 + 60 // 18, 60 // 18, 9]
+        covered = [edge for start, end in zip(plan.start, plan.end, strict=True) for edge in range(start, end)]
+        assert sorted(covered) == list(range(60))
+        assert int((plan.end - plan.start).max()) <= 18
+        for piece, row in enumerate(plan.target.tolist()):
+            for edge in range(plan.start[8 + piece], plan.end[8 + piece]):
+                assert csr.rowptr[row] <= edge < csr.rowptr[row + 1]
+
+
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+def test_an_overwritten_csr_gives_the_same_and_its_plan_stays_where_it_is(aggr):
+    room = empty_csr(10, 70, make_case(8, 45, C=7).csr)
+    overwrite(room, make_case(9, 70, C=7).csr)
+    plan = remembered(room, "triton", cuda._make_plan)
+    case = make_case(8, 45, C=7, D=3, seed=3)
+    overwrite(room, case.csr)
+    padded = case._replace(
+        csr=room,
+        x=functional.pad(case.x, (0, 0, 0, 2)),
+        edge_attr=functional.pad(case.edge_attr, (0, 0, 0, 25)),
+        grad=functional.pad(case.grad, (0, 0, 0, 2)),
+    )
+    found = run(padded, "triton", aggr)
+    assert remembered(room, "triton", cuda._make_plan) is plan
+    lengths = {"output": 8, "gradient of x": 8, "gradient of edge_attr": 45}
+    own = {name: value[: lengths[name]] if name in lengths else value for name, value in found.items()}
+    assert_close(own, run(case.to(torch.float64), "reference", aggr), 3e-5)

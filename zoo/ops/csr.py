@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -89,6 +89,53 @@ def _check(csr: CSR) -> bool:
     return True
 
 
+@runtime_checkable
+class Refillable(Protocol):
+    """What is remembered of a CSR and can follow it when it is overwritten, in tensors that stay where they are."""
+
+    def refill(self, csr: CSR) -> None:
+        """Become what would be built of ``csr``, which has as many rows and edges as before."""
+
+
+def empty_csr(num_nodes: int, num_edges: int, like: CSR) -> CSR:
+    """Room for CSRs of fewer nodes and no more edges, on the device of ``like``; to be filled by :func:`overwrite`."""
+    rowptr = torch.zeros(num_nodes + 1, dtype=like.rowptr.dtype, device=like.rowptr.device)
+    rowptr[-1:].fill_(num_edges)
+    return CSR(rowptr, torch.zeros(num_edges, dtype=like.col.dtype, device=like.col.device))
+
+
+def overwrite(room: CSR, csr: CSR) -> None:
+    """Write a CSR into a larger one, whose tensors stay where they are.
+
+    The rows beyond are empty, but for the last, which owns the edges beyond: from every node in turn, so that not all
+    that flows back along them meets in one place. What is remembered of ``room`` and can follow does so, the rest is
+    forgotten.
+
+    Args:
+        room: more nodes than ``csr``, as many edges or more.
+        csr: any.
+
+    Raises:
+        DataError: if ``csr`` is damaged or does not fit.
+    """
+    check_csr(csr)
+    n, num_edges = csr.num_nodes, csr.num_edges
+    if n >= room.num_nodes or num_edges > room.num_edges:
+        size = f"{n} nodes and {num_edges} edges"
+        raise DataError(f"{size} do not fit into a CSR of {room.num_nodes} nodes and {room.num_edges} edges")
+    room.rowptr[: n + 1].copy_(csr.rowptr)
+    room.rowptr[n + 1 : -1].fill_(num_edges)
+    room.col[:num_edges].copy_(csr.col)
+    beyond = room.col[num_edges:]
+    torch.arange(beyond.numel(), dtype=beyond.dtype, device=beyond.device, out=beyond).remainder_(room.num_nodes)
+    memory = _memory(room)
+    kept = {} if memory is None or memory.col() is not room.col else memory.values
+    kept = {key: value for key, value in kept.items() if isinstance(value, Refillable)}
+    for value in kept.values():
+        value.refill(room)
+    _MEMORIES[room.rowptr] = _Memory(weakref.ref(room.col), _versions(room), {"checked": True, **kept})
+
+
 class _Memory(NamedTuple):
     col: weakref.ref[Tensor]
     versions: tuple[int, int]
@@ -104,14 +151,22 @@ def remembered(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:
 
     The value must not hold the CSR's own tensors or views of them.
     """
-    memory: _Memory | None = _MEMORIES[csr.rowptr] if csr.rowptr in _MEMORIES else None  # noqa: SIM401
-    versions = (_version(csr.rowptr), _version(csr.col))
+    memory = _memory(csr)
+    versions = _versions(csr)
     if memory is None or memory.col() is not csr.col or memory.versions != versions:
         memory = _MEMORIES[csr.rowptr] = _Memory(weakref.ref(csr.col), versions, {})
     if key not in memory.values:
         memory.values[key] = build(csr)
     value: Value = memory.values[key]
     return value
+
+
+def _memory(csr: CSR) -> _Memory | None:
+    return _MEMORIES[csr.rowptr] if csr.rowptr in _MEMORIES else None  # noqa: SIM401
+
+
+def _versions(csr: CSR) -> tuple[int, int]:
+    return _version(csr.rowptr), _version(csr.col)
 
 
 def _version(tensor: Tensor) -> int:

@@ -19,7 +19,6 @@ from zoo.ops.csr import CSR, remembered
 from zoo.ops.gen_aggregate import chunked, cuda_kernels
 from zoo.ops.gen_aggregate.chunked import max_edge_gradient
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
-from zoo.ops.gen_aggregate.pieces import cut_rows
 
 # Longer rows are shared by several programs.
 MAX_PIECE_EDGES = 256
@@ -33,21 +32,41 @@ PRECISION = "tf32x3"
 
 
 class _Plan(NamedTuple):
+    """Rows cut into pieces of at most MAX_PIECE_EDGES edges; shapes depend on N and E alone.
+
+    Piece i < N begins row i. Room for what is left of long rows follows, row by row; what is not needed of it is empty.
+    """
+
     start: Tensor  # [P] first edge of each piece
     end: Tensor  # [P]
-    target: Tensor  # [P - N] rows of the pieces from N on
-    cut_rows: Tensor  # [S] rows of several pieces
-    tail_ptr: Tensor  # [S + 1] where their further pieces begin, counted from N
+    target: Tensor  # [P - N] rows of the pieces from N on; N of those that no row needs
+    tail_ptr: Tensor  # [N + 1] where the further pieces of each row begin, counted from N
+
+    def refill(self, csr: CSR) -> None:
+        """See ``csr.Refillable``."""
+        for old, new in zip(self, _make_plan(csr), strict=True):
+            old.copy_(new)
 
 
 def _make_plan(csr: CSR) -> _Plan:
     if csr.num_edges >= 2**31:
         raise BackendError(f"triton: {csr.num_edges} edges are too many for 32-bit edge ids; use_backend('chunked')")
-    pieces = cut_rows(csr, MAX_PIECE_EDGES)
-    rows, counts = torch.unique_consecutive(pieces.target, return_counts=True)
-    tail_ptr = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(counts, 0, out=tail_ptr[1:])
-    return _Plan(pieces.start, pieces.end, pieces.target, rows, tail_ptr)
+    # Nothing here is read back from the GPU.
+    first, last = csr.rowptr[:-1], csr.rowptr[1:]
+    extra = (last - first - 1).div(MAX_PIECE_EDGES, rounding_mode="floor").clamp(min=0)  # [N] pieces after the first
+    tail_ptr = torch.zeros_like(csr.rowptr)
+    torch.cumsum(extra, 0, out=tail_ptr[1:])
+    room = csr.num_edges // MAX_PIECE_EDGES
+    unused = room - tail_ptr[-1:]
+    target = torch.repeat_interleave(torch.cat([extra, unused]), output_size=room)
+    # A row beyond the last has no edges, whatever piece of it is asked for.
+    after = csr.rowptr[-1:]
+    nth = torch.arange(1, room + 1, device=target.device) - tail_ptr[target]
+    tail_end = torch.cat([last, after])[target]
+    tail_start = torch.minimum(torch.cat([first, after])[target] + nth * MAX_PIECE_EDGES, tail_end)
+    start = torch.cat([first, tail_start])
+    end = torch.minimum(start + MAX_PIECE_EDGES, torch.cat([last, tail_end]))
+    return _Plan(start, end, target, tail_ptr)
 
 
 def _launch(kernel: Any, grid: tuple[int, int], device: torch.device, *args: Any, **options: Any) -> None:
@@ -98,10 +117,12 @@ class _Call:
 
     def join(self, kernel: Any, *results: Tensor, **flags: bool) -> None:
         """Join the pieces of cut rows in place."""
-        rows, tail_ptr = self.plan.cut_rows, self.plan.tail_ptr
-        if rows.numel():
-            grid = (rows.numel(), self.grid[1])
-            _launch(kernel, grid, self.device, rows, tail_ptr, self.num_rows, self.C, *results, **flags, **self.joining)
+        target, tail_ptr = self.plan.target, self.plan.tail_ptr
+        if target.numel():
+            grid = (target.numel(), self.grid[1])
+            _launch(
+                kernel, grid, self.device, target, tail_ptr, self.num_rows, self.C, *results, **flags, **self.joining
+            )
 
     def rows(self, results: Tensor) -> Tensor:
         """[P, C] to [N, C], a fresh tensor."""

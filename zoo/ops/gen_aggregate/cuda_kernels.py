@@ -98,16 +98,32 @@ def max_forward(
 
 
 @triton.jit
-def join_max(rows, tail_ptr, num_rows, C, out, arg, WITH_ARG: tl.constexpr, BC: tl.constexpr):
-    """Join the pieces of each cut row in the order of its edges: the first of equals stays, and a NaN."""
-    which = tl.program_id(0)
+def _cut_row(target, tail_ptr, num_rows, C, BC: tl.constexpr):
+    """The further pieces of the row whose second piece is the program's, and where its results stand.
+
+    No pieces, and no channel inside, for any other program.
+    """
+    piece = tl.program_id(0)
     channels = tl.program_id(1) * BC + tl.arange(0, BC)
-    inside = channels < C
-    row = tl.load(rows + which) * C + channels
+    row = tl.load(target + piece)
+    # Pieces that no row needs name a row beyond the last.
+    known = tl.minimum(row, num_rows - 1)
+    first = tl.load(tail_ptr + known)
+    stop = tl.load(tail_ptr + known + 1)
+    # For the first of a row's further pieces; nothing is done for the others.
+    width = tl.where(first == piece, C, 0)
+    width = tl.where(row < num_rows, width, 0)
+    return first, tl.where(width > 0, stop, first), known * C + channels, channels, channels < width
+
+
+@triton.jit
+def join_max(target, tail_ptr, num_rows, C, out, arg, WITH_ARG: tl.constexpr, BC: tl.constexpr):
+    """Join the pieces of each cut row in the order of its edges: the first of equals stays, and a NaN."""
+    first, stop, row, channels, inside = _cut_row(target, tail_ptr, num_rows, C, BC)
     best = tl.load(out + row, mask=inside)
     if WITH_ARG:
         winner = tl.load(arg + row, mask=inside)
-    for tail in range(tl.load(tail_ptr + which), tl.load(tail_ptr + which + 1)):
+    for tail in range(first, stop):
         place = (num_rows + tail) * C + channels
         value = tl.load(out + place, mask=inside)
         better = (~(value <= best)) & (best == best)
@@ -175,14 +191,11 @@ def sum_forward(
 
 
 @triton.jit
-def join_sum(rows, tail_ptr, num_rows, C, out, BC: tl.constexpr):
+def join_sum(target, tail_ptr, num_rows, C, out, BC: tl.constexpr):
     """Add up the pieces of each cut row in the order of its edges."""
-    which = tl.program_id(0)
-    channels = tl.program_id(1) * BC + tl.arange(0, BC)
-    inside = channels < C
-    row = tl.load(rows + which) * C + channels
+    first, stop, row, channels, inside = _cut_row(target, tail_ptr, num_rows, C, BC)
     total = tl.load(out + row, mask=inside)
-    for tail in range(tl.load(tail_ptr + which), tl.load(tail_ptr + which + 1)):
+    for tail in range(first, stop):
         total += tl.load(out + (num_rows + tail) * C + channels, mask=inside)
     tl.store(out + row, total, mask=inside)
 
@@ -229,15 +242,12 @@ def softmax_forward(
 
 
 @triton.jit
-def join_softmax(rows, tail_ptr, num_rows, C, out, logsum, BC: tl.constexpr):
+def join_softmax(target, tail_ptr, num_rows, C, out, logsum, BC: tl.constexpr):
     """Join the pieces of each cut row in the order of its edges."""
-    which = tl.program_id(0)
-    channels = tl.program_id(1) * BC + tl.arange(0, BC)
-    inside = channels < C
-    row = tl.load(rows + which) * C + channels
+    first, stop, row, channels, inside = _cut_row(target, tail_ptr, num_rows, C, BC)
     mean = tl.load(out + row, mask=inside)
     log = tl.load(logsum + row, mask=inside)
-    for tail in range(tl.load(tail_ptr + which), tl.load(tail_ptr + which + 1)):
+    for tail in range(first, stop):
         place = (num_rows + tail) * C + channels
         other = tl.load(logsum + place, mask=inside)
         top = tl.maximum(log, other)
@@ -265,7 +275,8 @@ def sum_backward(
     first, stop = tl.load(start + piece), tl.load(end + piece)
     row = piece
     if piece >= num_rows:
-        row = tl.load(target + piece - num_rows)
+        # Pieces that no row needs have no edges, and no row.
+        row = tl.minimum(tl.load(target + piece - num_rows), num_rows - 1)
     place = row * C + channels
     g = tl.load(grad + place, mask=inside, other=0.0)
     tile = _weight_tile(weight, channels, inside, D, DP) if D > 0 else 0.0
