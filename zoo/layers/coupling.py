@@ -57,6 +57,61 @@ def uncouple(
     return out
 
 
+def couple_in_place(
+    blocks: Sequence[BlockFn],
+    stream: Sequence[Tensor],
+    inputs: Sequence[BlockInputs],
+    dtype: torch.dtype,
+    *,
+    after_block: Callable[[], None] | None = None,
+) -> None:
+    """:func:`couple` without a tape, written over the stream; ``after_block`` is called once for each block."""
+    source = sum_groups(stream[1:])
+    for index, block in enumerate(blocks):
+        value = block(source.to(dtype, copy=True), inputs[index])
+        if after_block is not None:
+            after_block()
+        stream[index].add_(value)
+        source = stream[index]
+        del value
+
+
+def uncouple_with_gradients(
+    block: BlockFn,
+    index: int,
+    stream: Sequence[Tensor],
+    flow: Sequence[Tensor],
+    inputs: BlockInputs,
+    sources: Sequence[Tensor],
+) -> Sequence[Tensor | None]:
+    """Undo one block of a layer in place, and carry the gradient through it, from one evaluation.
+
+    To be called with the tape on, for the groups of a layer from the last to the first.
+
+    Args:
+        block: f_i.
+        index: i, counted from zero.
+        stream: the G groups after block i, [N, C/G] each, float64; then those before it.
+        flow: the gradients of the groups, [N, C/G] each, in the precision of the blocks' input; likewise.
+        inputs: what the block reads.
+        sources: tensors the block reads, whose gradients are wanted.
+
+    Returns:
+        The gradient of each source; None of one that the block did not use.
+    """
+    source = stream[index - 1] if index else sum_groups(stream[1:])
+    state = source.detach().to(flow[index].dtype).requires_grad_()
+    value = block(state.clone(), inputs)  # which may be written to
+    stream[index].sub_(value.detach())
+    if not value.requires_grad:
+        return [None] * len(sources)
+    found = torch.autograd.grad(value, [state, *sources], flow[index].to(value.dtype), allow_unused=True)
+    if found[0] is not None:
+        for target in flow[index - 1 : index] if index else flow[1:]:
+            target.add_(found[0])
+    return found[1:]
+
+
 def sum_groups(groups: Sequence[Tensor]) -> Tensor:
     """The sum of the groups, added in order, so that forward and inverse agree to the last bit."""
     total = groups[0]

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,14 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from zoo.layers.compiling import uncompiled
-from zoo.layers.coupling import couple, join_groups, split_groups, sum_groups, uncouple
+from zoo.layers.coupling import (
+    couple,
+    couple_in_place,
+    join_groups,
+    split_groups,
+    uncouple,
+    uncouple_with_gradients,
+)
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import Slot, collect, exclusive, modes, replaced
 from zoo.layers.rng import RngTape
@@ -102,6 +110,10 @@ class ReversibleStack(nn.Module):
         raise ValueError(f"a reversible stack needs float32 or float64 states, got {x.dtype}{hint}")
 
     def _forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        runner = runner_of(self)
+        out = None if runner is None else runner(self, x, inputs)
+        if out is not None:
+            return out
         if not torch.is_grad_enabled():
             return join_groups(self._advance(x, inputs, None), x.dtype)
         # Transforms such as torch.func.grad do not see through an autograd.Function: they get the plain path.
@@ -134,15 +146,29 @@ class ReversibleStack(nn.Module):
         """The stream after the last layer, computed in place in a copy of x."""
         stream = split_groups(x, self.num_groups)
         for blocks, block_inputs in self._steps(self._group_inputs(inputs)):
-            source = sum_groups(stream[1:])
-            for index, block in enumerate(blocks):
-                value = block(source.to(x.dtype, copy=True), block_inputs[index])
-                if rng is not None:
-                    rng.record()
-                stream[index].add_(value)
-                source = stream[index]
-                del value
+            couple_in_place(blocks, stream, block_inputs, x.dtype, after_block=None if rng is None else rng.record)
         return stream
+
+
+class Runner(Protocol):
+    """Another way to run the layers of a stack."""
+
+    def __call__(self, stack: ReversibleStack, x: Tensor, inputs: BlockInputs) -> Tensor | None:
+        """[N, C] to what ``stack(x, inputs)`` is, gradients included; None leaves it to the stack."""
+
+
+# Not attributes of the stacks: what a runner keeps can neither be copied nor pickled.
+_RUNNERS: WeakKeyDictionary[ReversibleStack, Runner] = WeakKeyDictionary()
+
+
+def run_by(stack: ReversibleStack, runner: Runner) -> None:
+    """From now on ask ``runner`` first; it must hold no reference to the stack."""
+    _RUNNERS[stack] = runner
+
+
+def runner_of(stack: ReversibleStack) -> Runner | None:
+    """Who is asked first, if anybody."""
+    return _RUNNERS.get(stack)
 
 
 class _Call(NamedTuple):
@@ -305,23 +331,13 @@ def _walk_back(
             slots = call.slots[id(blocks[index])]
             # Aliases: the tape ends here, and hooks of the real parameters fire once, not once per layer.
             own = {slot.which: _alias(parameters[slot.which], wanted[slot.which]) for slot in slots}
-            source = stream[index - 1] if index else sum_groups(stream[1:])
-            state = source.detach().to(record.dtype).requires_grad_()
+            originals, aliases = shared[index]
+            learned = [which for which in own if wanted[which]]
+            sources = [*aliases, *(own[which] for which in learned)]
             record.rng.rewind()
             with replaced(slots, own):
-                value = blocks[index](state.clone(), block_inputs[index])  # which may be written to
-                stream[index].sub_(value.detach())
-                if not value.requires_grad:
-                    continue
-                originals, aliases = shared[index]
-                learned = [which for which in own if wanted[which]]
-                sources = [state, *aliases, *(own[which] for which in learned)]
-                found = torch.autograd.grad(value, sources, flow[index].to(value.dtype), allow_unused=True)
-            del value, state, sources  # else this block's activations would live beside the next one's
-            if found[0] is not None:
-                for target in flow[index - 1 : index] if index else flow[1:]:
-                    target.add_(found[0])
-            grads.add([*originals, *(parameters[which] for which in learned)], found[1:])
+                found = uncouple_with_gradients(blocks[index], index, stream, flow, block_inputs[index], sources)
+            grads.add([*originals, *(parameters[which] for which in learned)], found)
             del found
     return torch.cat(flow, dim=1)
 
