@@ -58,7 +58,7 @@ TILE = 8 * BLOCK
 _PARTS = zlib.crc32("".join(inspect.getsource(module) for module in (vectors, vector_math, reference)).encode())
 
 
-def _compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Kernel]:
+def compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Kernel]:
     """Compile for integers followed by so many floats; kept on disk where some folder can be written."""
     number = float32 if kind == "f32" else float64
 
@@ -102,7 +102,7 @@ def max_forward(D: int, embedded: bool, with_arg: bool, kind: str) -> Kernel:
     """The largest message of each piece, and which edge sent it."""
     number = float32 if kind == "f32" else float64
 
-    @_compiled(1, kind)
+    @compiled(1, kind)
     def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, arg, eps):  # type: ignore[no-untyped-def]
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
         xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
@@ -161,7 +161,7 @@ def max_forward(D: int, embedded: bool, with_arg: bool, kind: str) -> Kernel:
 def max_backward(D: int, kind: str) -> Kernel:
     """Gradients of rows ``first`` to ``stop`` and of channels ``low`` to ``high`` from the winning edges."""
 
-    @_compiled(0, kind)
+    @compiled(0, kind)
     def kernel(first, stop, low, high, C, col, grad, arg, a, a_stride, dx, dw, db):  # type: ignore[no-untyped-def]
         cols, grads, args, attrs = pointer(col, "i32"), pointer(grad, kind), pointer(arg, "i32"), pointer(a, kind)
         dxs, dws, dbs = pointer(dx, kind), pointer(dw, kind), pointer(db, kind)
@@ -182,7 +182,7 @@ def sum_forward(D: int, embedded: bool, powered: bool, kind: str) -> Kernel:
     """The sum over each piece of the messages, or of their powers."""
     number = float32 if kind == "f32" else float64
 
-    @_compiled(2, kind)
+    @compiled(2, kind)
     def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, eps, power):  # type: ignore[no-untyped-def]
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
         xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
@@ -221,7 +221,7 @@ def softmax_forward(D: int, embedded: bool, kind: str) -> Kernel:
     """The softmax-weighted mean of the messages of each piece, and the log of the sum of exponentials."""
     number = float32 if kind == "f32" else float64
 
-    @_compiled(2, kind)
+    @compiled(2, kind)
     def kernel(  # type: ignore[no-untyped-def]
         start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, lse, peak, eps, temperature
     ):
@@ -288,7 +288,7 @@ def sum_backward(form: str, D: int, embedded: bool, with_edges: bool, kind: str)
     number = float32 if kind == "f32" else float64
     powered, softmax = form == "power", form == "softmax"
 
-    @_compiled(2, kind)
+    @compiled(2, kind)
     def kernel(  # type: ignore[no-untyped-def]
         start, end, first, stop, target, num_rows, col, last, ahead, x, x_stride, a, a_stride, w, b, C,
         wt, grad, out, lse, dx, da, dw, db, dp, attached, eps, factor
