@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from zoo.layers.block import NORMS, NormName
 from zoo.layers.inputs import BlockInputs
 from zoo.ops.gen_aggregate import gen_aggregate
-from zoo.ops.segment import edge_targets, segment_softmax, segment_sum
+from zoo.ops.segment import edge_targets, out_degrees, segment_softmax, without_loops
+from zoo.ops.weighted_sum import weighted_sum
 
 AggrName = Literal["max", "mean", "sum", "softmax", "powermean"]
 
@@ -117,14 +118,11 @@ class GCNConv(nn.Module):
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
-        csr = inputs.csr
-        target = edge_targets(csr)
         # Self-loops that the graph already has are the one self-loop, not a second.
-        weight = (csr.col != target).to(x.dtype)
-        scale = (segment_sum(weight, csr) + 1).rsqrt()
-        h = self.linear(x) * scale.unsqueeze(1)
-        out = segment_sum(h[csr.col.long()] * weight.unsqueeze(1), csr) + h
-        return cast(Tensor, out * scale.unsqueeze(1) + self.bias)
+        others = without_loops(inputs.csr)
+        scale = (others.rowptr.diff() + 1).to(x.dtype).rsqrt().unsqueeze(1)
+        h = self.linear(x) * scale
+        return cast(Tensor, (weighted_sum(h, others) + h) * scale + self.bias)
 
 
 class SAGEConv(nn.Module):
@@ -142,8 +140,7 @@ class SAGEConv(nn.Module):
         """[N, C] to [N, C]."""
         csr = inputs.csr
         degree = csr.rowptr.diff().clamp(min=1).to(x.dtype).unsqueeze(1)
-        mean = segment_sum(x[csr.col.long()], csr) / degree
-        return cast(Tensor, self.neighbour(mean) + self.root(x))
+        return cast(Tensor, self.neighbour(weighted_sum(x, csr) / degree) + self.root(x))
 
 
 class GATConv(nn.Module):
@@ -167,13 +164,11 @@ class GATConv(nn.Module):
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
         csr = inputs.csr
-        col = csr.col.long()
         h = self.linear(x).view(x.size(0), self.num_heads, -1)  # [N, H, C]
-        source_score = (h * self.attend_source).sum(-1)
-        target_score = (h * self.attend_target).sum(-1)
-        weight = segment_softmax(F.leaky_relu(source_score[col] + target_score[edge_targets(csr)], 0.2), csr)
-        out = segment_sum(h[col] * weight.unsqueeze(2), csr)
-        return out.mean(1) + self.bias
+        source_score = (h * self.attend_source).sum(-1).index_select(0, csr.col)
+        target_score = (h * self.attend_target).sum(-1).index_select(0, edge_targets(csr))
+        weight = segment_softmax(F.leaky_relu(source_score + target_score, 0.2), csr)
+        return weighted_sum(h, csr, weight).mean(1) + self.bias
 
 
 class RevGATConv(nn.Module):
@@ -209,20 +204,18 @@ class RevGATConv(nn.Module):
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C_in] to [N, H * C_out]."""
         csr = inputs.csr
-        col = csr.col.long()
         own = self.linear(x).view(x.size(0), self.num_heads, -1)  # [N, H, C]
         h = own
         if self.symmetric_norm:
-            out_degree = torch.bincount(col, minlength=csr.num_nodes).clamp(min=1)
+            out_degree = out_degrees(csr).clamp(min=1)
             h = own * out_degree.to(x.dtype).rsqrt()[:, None, None]
-        score = (h * self.attend_source).sum(-1)[col]
+        score = (h * self.attend_source).sum(-1).index_select(0, csr.col)
         if self.attend_target is not None:
-            score = score + (own * self.attend_target).sum(-1)[edge_targets(csr)]
+            score = score + (own * self.attend_target).sum(-1).index_select(0, edge_targets(csr))
         score = F.leaky_relu(score, 0.2)
         if inputs.kept is not None:
             score = score.masked_fill(~inputs.kept.unsqueeze(1), -torch.inf)
-        weight = segment_softmax(score, csr)
-        out = segment_sum(h[col] * weight.unsqueeze(2), csr)
+        out = weighted_sum(h, csr, segment_softmax(score, csr))
         if self.symmetric_norm:
             in_degree = csr.rowptr.diff().clamp(min=1).to(x.dtype)
             out = out * in_degree.sqrt()[:, None, None]

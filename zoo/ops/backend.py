@@ -11,6 +11,7 @@ from importlib import metadata
 from types import ModuleType
 
 import torch
+from torch.autograd import forward_ad
 
 from zoo.errors import BackendError
 
@@ -106,6 +107,19 @@ def _choose(kind: str, name: str | None) -> tuple[str, str]:
     except BackendError as error:
         return "chunked", str(error)
     return fastest, f"the fastest on {kind}"
+
+
+def refuse_transforms(op: str, backend: str | None) -> None:
+    """Stop an eager call where kernels would compute without the transform around it, and in silence.
+
+    Raises:
+        BackendError: within torch.func transforms or forward-mode derivatives.
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        raise BackendError(
+            f"{op}: the backend {backend!r} cannot follow torch.func transforms or forward-mode derivatives; "
+            "use_backend('reference') can"
+        )
 
 
 def interpreting_triton() -> bool:

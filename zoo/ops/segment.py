@@ -1,11 +1,17 @@
-"""Sums and softmax over the incoming edges of every node, for messages that exist as a tensor."""
+"""What convolutions ask of a graph, and the softmax over the edges of a node."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, remembered
+
+Value = TypeVar("Value")
 
 
 def edge_targets(csr: CSR) -> Tensor:
@@ -14,10 +20,31 @@ def edge_targets(csr: CSR) -> Tensor:
     return torch.repeat_interleave(nodes, csr.rowptr.diff(), output_size=csr.num_edges)
 
 
-def segment_sum(values: Tensor, csr: CSR) -> Tensor:
-    """Sum the values of each node's incoming edges: [E, ...] to [N, ...]; a node without edges gets zeros."""
-    out = values.new_zeros((csr.num_nodes, *values.shape[1:]))
-    return out.index_add(0, edge_targets(csr), values)
+def out_degrees(csr: CSR) -> Tensor:
+    """[N] int64, the number of edges that leave every node."""
+    return _remembered(csr, "out-degrees", lambda csr: torch.bincount(csr.col, minlength=csr.num_nodes))
+
+
+def without_loops(csr: CSR) -> CSR:
+    """The edges between different nodes."""
+    without = _remembered(csr, "without loops", _without_loops)
+    return csr if without is None else without
+
+
+def _without_loops(csr: CSR) -> CSR | None:
+    kept = csr.col != edge_targets(csr)
+    if bool(kept.all()):
+        return None
+    num_kept_before = F.pad(kept.cumsum(0), (1, 0))  # [E + 1]
+    return CSR(num_kept_before[csr.rowptr], csr.col[kept])
+
+
+def _remembered(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:
+    if torch.compiler.is_compiling():
+        return build(csr)
+    # A tensor made in inference mode would be of no use to a later training pass.
+    with torch.inference_mode(False):
+        return remembered(csr, key, build)
 
 
 def segment_softmax(scores: Tensor, csr: CSR) -> Tensor:
@@ -31,8 +58,7 @@ def segment_softmax(scores: Tensor, csr: CSR) -> Tensor:
         [E, H]; the weights of a node with any finite score sum to one.
     """
     target = edge_targets(csr)
-    top = scores.new_full((csr.num_nodes, scores.size(1)), -torch.inf)
-    top = top.scatter_reduce(0, target.unsqueeze(1).expand_as(scores), scores.detach(), "amax")
-    weights = (scores - top.masked_fill(top.isneginf(), 0)[target]).exp()
-    total = segment_sum(weights, csr)
-    return weights / total.masked_fill(total == 0, 1)[target]
+    top = torch.segment_reduce(scores.detach(), "max", offsets=csr.rowptr, unsafe=True, initial=-torch.inf)
+    weights = (scores - top.masked_fill(top.isneginf(), 0).index_select(0, target)).exp()
+    total = torch.segment_reduce(weights, "sum", offsets=csr.rowptr, unsafe=True, initial=0)
+    return weights / total.masked_fill(total == 0, 1).index_select(0, target)

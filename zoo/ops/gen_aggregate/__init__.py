@@ -6,10 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from zoo.errors import BackendError, DataError
-from zoo.ops.backend import backend_for, named_backend
+from zoo.errors import DataError
+from zoo.ops.backend import backend_for, named_backend, refuse_transforms
 from zoo.ops.csr import CSR, check_csr
 from zoo.ops.gen_aggregate import functions, reference, registered
 from zoo.ops.gen_aggregate.interface import Messages, load_backend
@@ -84,12 +83,8 @@ def _aggregate(messages: Messages, aggr: Aggr, factor: Tensor | None, detach_wei
     name = named_backend() if compiling else backend_for(messages.x.device)[0]
     if name == "reference":
         return reference.gen_aggregate(messages, aggr, factor, detach_weights=detach_weights)
-    if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
-        # Kernels would compute without the transform, and in silence.
-        raise BackendError(
-            f"gen_aggregate: the backend {name!r} cannot follow torch.func transforms or forward-mode derivatives; "
-            "use_backend('reference') can"
-        )
+    if not compiling:
+        refuse_transforms("gen_aggregate", name)
     ops = registered if compiling or name is None else functions.Aggregations(load_backend(name))
     if aggr == "max":
         return ops.max_aggregate(messages)

@@ -29,14 +29,16 @@ def _full(like: Tensor, value: float) -> Tensor:
     return torch.full(like.shape, value, dtype=_dtype(like), device=like.device)
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
+    """Consecutive edges, and the rows they belong to."""
+
     edges: slice
     rows: slice  # the rows that these edges belong to; the first and the last may have further edges elsewhere
     row: Tensor  # [edges] int64, counted from the first of these rows
     col: Tensor  # [edges]
 
     def gather(self, values: Tensor) -> Tensor:
-        """[N, C] to [edges, C]."""
+        """[N, ...] to [edges, ...]."""
         return values[self.rows].index_select(0, self.row)
 
     def scatter(self, values: Tensor, how: str, start: float) -> Tensor:
@@ -45,7 +47,8 @@ class _Chunk(NamedTuple):
         return out.scatter_reduce_(0, self.row[:, None].expand_as(values), values, how)
 
 
-def _chunks(csr: CSR, num_channels: int) -> Iterator[_Chunk]:
+def chunks(csr: CSR, num_channels: int) -> Iterator[Chunk]:
+    """All edges in turn, at most CHUNK_NUMBERS / num_channels at a time."""
     rowptr, col = csr
     num_edges, size = csr.num_edges, max(CHUNK_NUMBERS // max(num_channels, 1), 1)
     if not num_edges:
@@ -58,10 +61,10 @@ def _chunks(csr: CSR, num_channels: int) -> Iterator[_Chunk]:
     for start, stop, first, end in torch.stack([starts, stops, first_rows, stop_rows], 1).tolist():
         within = rowptr[first : end + 1].clamp(start, stop)
         row = torch.repeat_interleave(within.diff(), output_size=stop - start)
-        yield _Chunk(slice(start, stop), slice(first, end), row, col[start:stop])
+        yield Chunk(slice(start, stop), slice(first, end), row, col[start:stop])
 
 
-def _arguments(messages: Messages, chunk: _Chunk) -> Tensor:
+def _arguments(messages: Messages, chunk: Chunk) -> Tensor:
     """[edges, C], what the ReLU is applied to."""
     dtype = _dtype(messages.x)
     value = messages.x.index_select(0, chunk.col).to(dtype)
@@ -81,7 +84,7 @@ def max_forward(messages: Messages, *, with_arg: bool) -> tuple[Tensor, Tensor |
     out = _full(x, -1.0)
     id_dtype = torch.int32 if csr.num_edges < 2**31 else torch.int64
     arg = torch.full(x.shape if with_arg else (0, 0), -1, dtype=id_dtype, device=x.device)
-    for chunk in _chunks(csr, x.shape[1]):
+    for chunk in chunks(csr, x.shape[1]):
         value = _arguments(messages, chunk).relu_()
         best = chunk.scatter(value, "amax", -1.0)
         before = out[chunk.rows]
@@ -135,7 +138,7 @@ def max_edge_gradient(grad: Tensor, arg: Tensor, edge_attr: Tensor, weight: Tens
 def sum_forward(messages: Messages, power: Tensor | None) -> Tensor:
     """See ``interface.Backend``."""
     out = _full(messages.x, 0)
-    for chunk in _chunks(messages.csr, out.shape[1]):
+    for chunk in chunks(messages.csr, out.shape[1]):
         value = _arguments(messages, chunk).relu_().add_(messages.eps)
         if power is not None:
             value.clamp_(POWER_MIN, POWER_MAX).pow_(power)
@@ -147,7 +150,7 @@ def sum_backward(grad: Tensor, messages: Messages, power: Tensor | None, *, with
     """See ``interface.Backend``."""
     sums = _Sums(messages, with_edges=with_edges)
     d_power = None if power is None else torch.zeros_like(power)
-    for chunk in _chunks(messages.csr, grad.shape[1]):
+    for chunk in chunks(messages.csr, grad.shape[1]):
         argument = _arguments(messages, chunk)
         slope = chunk.gather(grad)
         if power is not None and d_power is not None:
@@ -166,7 +169,7 @@ def softmax_forward(messages: Messages, temperature: Tensor) -> tuple[Tensor, Te
     x = messages.x
     peak = _full(x, -torch.inf)
     total, out = _full(x, 0), _full(x, 0)
-    for chunk in _chunks(messages.csr, x.shape[1]):
+    for chunk in chunks(messages.csr, x.shape[1]):
         value = _arguments(messages, chunk).relu_().add_(messages.eps)
         score = value * temperature
         before = peak[chunk.rows]
@@ -195,7 +198,7 @@ def softmax_backward(
     """See ``interface.Backend``."""
     sums = _Sums(messages, with_edges=with_edges)
     d_temperature = torch.zeros_like(temperature)
-    for chunk in _chunks(messages.csr, grad.shape[1]):
+    for chunk in chunks(messages.csr, grad.shape[1]):
         argument = _arguments(messages, chunk)
         value = argument.relu().add_(messages.eps)
         slope = (value * temperature).sub_(chunk.gather(logsum)).exp_().mul_(chunk.gather(grad))
@@ -220,7 +223,7 @@ class _Sums:
         if with_edges and edge_attr is not None:
             self.edges = torch.empty(edge_attr.shape, dtype=self.x.dtype, device=x.device)
 
-    def add(self, chunk: _Chunk, slope: Tensor, argument: Tensor) -> None:
+    def add(self, chunk: Chunk, slope: Tensor, argument: Tensor) -> None:
         """Add what ``slope``, [edges, C] the gradient of the messages, gives rise to through the ReLU."""
         edge_attr, weight = self.messages.edge_attr, self.messages.weight
         slope = torch.ops.aten.threshold_backward(slope, argument, 0)

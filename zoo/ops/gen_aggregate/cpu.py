@@ -34,21 +34,28 @@ PREFETCH_BYTES = 4 << 20
 ROWS_PER_SUM = 4096
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
+    """How the rows of a CSR are shared by threads: pieces, how they are joined, and where chunks of them end."""
+
     pieces: Pieces
     rounds: list[tuple[Tensor, Tensor]]
     bounds: list[int]
     col: Tensor | None  # int32, unless the CSR's own is
 
 
-def _make_plan(csr: CSR) -> _Plan:
+def make_plan(csr: CSR) -> Plan:
+    """To be remembered as "numba".
+
+    Raises:
+        BackendError: if there are too many edges.
+    """
     if csr.num_edges >= 2**31:
         raise BackendError(f"numba: {csr.num_edges} edges are too many for 32-bit edge ids; use_backend('chunked')")
     pieces = cut_rows(csr, MAX_PIECE_EDGES)
     # Bounds do not depend on the number of threads, so that sums over chunks do not either.
     bounds = chunk_bounds(pieces, row_cost=8, chunk_cost=CHUNK_EDGES, max_chunks=256)
     own = csr.col.dtype == torch.int32
-    return _Plan(pieces, joining_rounds(pieces), bounds, None if own else csr.col.to(torch.int32))
+    return Plan(pieces, joining_rounds(pieces), bounds, None if own else csr.col.to(torch.int32))
 
 
 class _Layout:
@@ -57,8 +64,8 @@ class _Layout:
     def __init__(self, messages: Messages) -> None:
         x, csr, edge_attr, weight, bias, self.eps = messages
         self.csr, self.num_channels = csr, x.shape[1]
-        self.plan: _Plan = remembered(csr, "numba", _make_plan)
-        self.kind = _kind(x)
+        self.plan: Plan = remembered(csr, "numba", make_plan)
+        self.kind = kind(x)
         self.C = -(-self.num_channels // LANES) * LANES
         self.D = 0 if weight is None else weight.shape[1]
         self.embedded = edge_attr is not None and weight is None
@@ -66,15 +73,15 @@ class _Layout:
         self.x = self.padded(x)
         self.attr = nothing
         if edge_attr is not None:
-            self.attr = self.padded(edge_attr) if self.embedded else _unit_stride(edge_attr)
+            self.attr = self.padded(edge_attr) if self.embedded else unit_stride(edge_attr)
         self.weight = nothing if weight is None else self.padded(weight.t()).contiguous()  # [D, C]
         self.bias = x.new_zeros(self.C) if bias is None else F.pad(bias, (0, self.C - self.num_channels)).contiguous()
-        self.chunks = _intervals(self.plan.bounds)
+        self.chunks = intervals(self.plan.bounds)
 
     def padded(self, tensor: Tensor) -> Tensor:
         """[n, C], with zeros up to a multiple of eight channels."""
         missing = self.C - tensor.shape[1]
-        return F.pad(tensor, (0, missing)) if missing else _unit_stride(tensor)
+        return F.pad(tensor, (0, missing)) if missing else unit_stride(tensor)
 
     def empty(self, num_rows: int) -> Tensor:
         """[rows, C] for results."""
@@ -82,7 +89,7 @@ class _Layout:
 
     def pieces(self, chunk: tuple[int, int]) -> tuple[int, ...]:
         """The first four arguments of a kernel."""
-        return *_addresses(self.plan.pieces.start, self.plan.pieces.end), *chunk
+        return *addresses(self.plan.pieces.start, self.plan.pieces.end), *chunk
 
     def inputs(self) -> tuple[int, ...]:
         """The next ten: edges, node features, edge features, weight, bias, number of channels."""
@@ -96,7 +103,7 @@ class _Layout:
             ahead,
             *nodes,
             *edges,
-            *_addresses(self.weight, self.bias),
+            *addresses(self.weight, self.bias),
             self.C,
         )
 
@@ -107,19 +114,23 @@ class _Layout:
         return tensor if tensor.shape == shape else tensor[: shape[0], : shape[1]].clone()
 
 
-def _addresses(*tensors: Tensor) -> tuple[int, ...]:
+def addresses(*tensors: Tensor) -> tuple[int, ...]:
+    """Where the tensors' numbers begin; tensors must outlive their use."""
     return tuple(tensor.data_ptr() for tensor in tensors)
 
 
-def _kind(tensor: Tensor) -> str:
+def kind(tensor: Tensor) -> str:
+    """The number type as the kernels call it."""
     return "f64" if tensor.dtype == torch.float64 else "f32"
 
 
-def _unit_stride(tensor: Tensor) -> Tensor:
+def unit_stride(tensor: Tensor) -> Tensor:
+    """[n, C] with the channels of a row side by side; rows may lie apart."""
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
-def _intervals(bounds: list[int]) -> list[tuple[int, int]]:
+def intervals(bounds: list[int]) -> list[tuple[int, int]]:
+    """What lies between each two bounds, if anything does."""
     return [(first, stop) for first, stop in pairwise(bounds) if stop > first]
 
 
@@ -129,7 +140,7 @@ def max_forward(messages: Messages, *, with_arg: bool) -> tuple[Tensor, Tensor |
     kernel = cpu_kernels.max_forward(layout.D, layout.embedded, with_arg, layout.kind)
     out = layout.empty(layout.plan.pieces.num_pieces)
     arg = torch.empty(out.shape if with_arg else (0, 0), dtype=torch.int32)
-    rest = (*layout.inputs(), *_addresses(out, arg), layout.eps)
+    rest = (*layout.inputs(), *addresses(out, arg), layout.eps)
     run_tasks([partial(kernel, *layout.pieces(chunk), *rest) for chunk in layout.chunks])
     for rows, parts in layout.plan.rounds:
         # The first of equals stays, and a NaN.
@@ -146,11 +157,11 @@ def max_backward(
     """See ``interface.Backend``."""
     N, C = grad.shape
     D = 0 if weight is None else weight.shape[1]
-    kernel = cpu_kernels.max_backward(D, _kind(grad))
-    plan: _Plan = remembered(csr, "numba", _make_plan)
+    kernel = cpu_kernels.max_backward(D, kind(grad))
+    plan: Plan = remembered(csr, "numba", make_plan)
     col = csr.col if plan.col is None else plan.col
     grad, arg = grad.contiguous(), arg.to(torch.int32).contiguous()
-    attr = grad.new_empty(0) if edge_attr is None or weight is None else _unit_stride(edge_attr)
+    attr = grad.new_empty(0) if edge_attr is None or weight is None else unit_stride(edge_attr)
     dx = torch.zeros(N, C, dtype=grad.dtype)
     bounds = range(0, N + ROWS_PER_SUM, ROWS_PER_SUM)
     dw = torch.zeros(len(bounds), C, D, dtype=grad.dtype)
@@ -159,12 +170,12 @@ def max_backward(
     # Each task owns a slice of the channels, so no two of them write to one place.
     def task(low: int, high: int) -> None:
         for n, first in enumerate(bounds):
-            rows, goal = (first, min(first + ROWS_PER_SUM, N)), _addresses(dx, dw[n], db[n])
-            kernel(*rows, low, high, C, *_addresses(col, grad, arg), attr.data_ptr(), attr.stride(0), *goal)
+            rows, goal = (first, min(first + ROWS_PER_SUM, N)), addresses(dx, dw[n], db[n])
+            kernel(*rows, low, high, C, *addresses(col, grad, arg), attr.data_ptr(), attr.stride(0), *goal)
 
     num_slices = max(1, min(torch.get_num_threads(), C // LANES))
     cuts = [C * s // num_slices for s in range(num_slices + 1)]
-    run_tasks([partial(task, *cut) for cut in _intervals(cuts)])
+    run_tasks([partial(task, *cut) for cut in intervals(cuts)])
     d_edges = max_edge_gradient(grad, arg, edge_attr, weight) if with_edges and edge_attr is not None else None
     return Gradients(dx, d_edges, None if weight is None else _total(dw), _total(db), None)
 
@@ -198,7 +209,7 @@ def softmax_forward(messages: Messages, temperature: Tensor) -> tuple[Tensor, Te
     kernel = cpu_kernels.softmax_forward(layout.D, layout.embedded, layout.kind)
     pieces, chunks = layout.plan.pieces, layout.chunks
     out, logsum, peaks = layout.empty(pieces.num_pieces), layout.empty(pieces.num_pieces), layout.empty(len(chunks))
-    rest, numbers = (*layout.inputs(), *_addresses(out, logsum)), (layout.eps, float(temperature))
+    rest, numbers = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature))
     tasks = zip(chunks, peaks, strict=True)
     run_tasks([partial(kernel, *layout.pieces(chunk), *rest, peak.data_ptr(), *numbers) for chunk, peak in tasks])
     for rows, parts in layout.plan.rounds:
@@ -246,7 +257,7 @@ def _sum_backward(
     if not layout.embedded:
         d_edges.zero_()
 
-    rest = (pieces.target.data_ptr(), N, *layout.inputs(), *_addresses(transposed, grad, out, logsum))
+    rest = (pieces.target.data_ptr(), N, *layout.inputs(), *addresses(transposed, grad, out, logsum))
     # Several edges share a source, so each group of chunks sums into rows of its own.
     num_groups = max(1, min(torch.get_num_threads(), len(chunks)))
     dx = torch.zeros(num_groups, N, C, dtype=grad.dtype)
@@ -255,7 +266,7 @@ def _sum_backward(
 
     def task(group: int) -> None:
         for n in range(len(chunks) * group // num_groups, len(chunks) * (group + 1) // num_groups):
-            goal = _addresses(dx[group], d_edges, dw[n], dw[n, D], d_factor[n])
+            goal = addresses(dx[group], d_edges, dw[n], dw[n, D], d_factor[n])
             kernel(*layout.pieces(chunks[n]), *rest, *goal, int(attached), layout.eps, factor)
 
     run_tasks([partial(task, group) for group in range(num_groups)])

@@ -17,7 +17,7 @@ from zoo.ops.gen_aggregate.interface import Backend, Gradients, Messages
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
 
-def _backward(function: Backward) -> Backward:
+def exact_backward(function: Backward) -> Backward:
     """A backward pass in the precision of its tensors, whatever autocast says; a second derivative is an error."""
 
     @wraps(function)
@@ -52,7 +52,7 @@ class MaxAggregate(Function):
         return out
 
     @staticmethod
-    @_backward
+    @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See ``Backend.max_backward``."""
         arg, rowptr, col, edge_attr, weight = ctx.saved_tensors
@@ -83,7 +83,7 @@ class SumAggregate(Function):
         return backend.sum_forward(Messages(x, CSR(rowptr, col), edge_attr, weight, bias, eps), power)
 
     @staticmethod
-    @_backward
+    @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See ``Backend.sum_backward``."""
         x, rowptr, col, edge_attr, weight, bias, power = ctx.saved_tensors
@@ -117,7 +117,7 @@ class SoftmaxAggregate(Function):
         return out
 
     @staticmethod
-    @_backward
+    @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See ``Backend.softmax_backward``."""
         x, rowptr, col, edge_attr, weight, bias, temperature, out, logsum = ctx.saved_tensors

@@ -131,6 +131,17 @@ def add_item(typing_context: Any, target: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def put_item(typing_context: Any, target: Any, index: Any, value: Any) -> Any:
+    """Write one number to ``target[index]``."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, value), generate
+
+
+@intrinsic
 def load(typing_context: Any, source: Any, index: Any) -> Any:
     """The vector that starts at ``source[index]``."""
 
@@ -240,6 +251,36 @@ def add_scaled(typing_context: Any, target: Any, index: Any, factor: Any, source
         return context.get_dummy_value()
 
     return types.void(target, types.int64, factor, source, types.int64, count), generate
+
+
+@intrinsic
+def add_scaled_rows(typing_context: Any, rows: Any, factor: Any, source: Any, index: Any, stride: Any) -> Any:
+    """The rows with ``factor`` times the vector at ``source[index + k * stride]`` added to row k."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vectors, scalar, origin, place, step = args
+        splatted, added = _splat(builder, scalar), []
+        for k in range(len(rows)):
+            value = _load(builder, origin, place)
+            added.append(llvm(builder, "fmuladd", splatted, value, builder.extract_value(vectors, k)))
+            place = builder.add(place, step)
+        return context.make_tuple(builder, sig.return_type, added)
+
+    return rows(rows, factor, source, types.int64, types.int64), generate
+
+
+@intrinsic
+def total(typing_context: Any, value: Any) -> Any:
+    """The sum of the eight lanes, pair by pair."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lanes = [builder.extract_element(args[0], ir.Constant(_I32, i)) for i in range(LANES)]
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [builder.fadd(lanes[i], lanes[i + half]) for i in range(half)]
+        return lanes[0]
+
+    return value.dtype(value), generate
 
 
 @intrinsic

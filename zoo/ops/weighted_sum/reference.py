@@ -1,0 +1,27 @@
+"""The definition of the weighted sum in plain PyTorch: short, slow, and what every kernel is tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.ops.csr import CSR
+from zoo.ops.segment import edge_targets
+
+
+def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
+    """[N, H, C] sums by way of an [E, H, C] tensor; differentiable any number of times.
+
+    Args:
+        x: [N, H, C].
+        csr: N rows, E edges.
+        weight: [E, H] or None.
+
+    Returns:
+        [N, H, C], in float32 for half precision.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    message = x.to(dtype).index_select(0, csr.col)
+    if weight is not None:
+        message = message * weight[:, :, None]
+    return x.new_zeros(x.shape, dtype=dtype).index_add(0, edge_targets(csr), message)
