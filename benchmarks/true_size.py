@@ -27,7 +27,8 @@ from zoo.models.factory import build_model
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import session
-from zoo.workflows.train import Labels, build_optimizer, training_step
+from zoo.workflows.objective import Objective
+from zoo.workflows.train import build_optimizer, training_step
 
 
 def main() -> None:
@@ -63,10 +64,10 @@ def main() -> None:
     parts = random_parts(graph, recipe.train.partition.num_parts, torch.Generator().manual_seed(recipe.train.seed))
     part = next(parts)
     lap("partition, first part")
-    labels = Labels(graph, graph.splits[0], device)
+    objective = Objective(recipe.train, graph, graph.splits[0], device)
     before = session.peak_memory_bytes(device)
     for step in range(arguments.steps):
-        loss = training_step(model, optimizer, part, labels, recipe.train)
+        loss = training_step(model, optimizer, part, objective, recipe.train)
         lap(f"training step {step + 1}")
         print(f"  {part.x.size(0):,} nodes, {part.csr.num_edges:,} directed edges, loss {loss}")
         part = next(parts)

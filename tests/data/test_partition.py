@@ -3,7 +3,7 @@ import torch
 
 from tests.data.conftest import small_graph
 from zoo.data import partition
-from zoo.data.graph import Graph, directed_edges
+from zoo.data.graph import Graph, directed_edges, with_self_loops
 from zoo.data.partition import random_parts
 from zoo.errors import DataError
 from zoo.ops.csr import csr_from_edge_index
@@ -47,6 +47,36 @@ def test_parts_are_the_induced_subgraphs(undirected: bool, num_parts: int) -> No
         assert torch.equal(part.csr.col.long(), csr.col)
         assert part.edge_attr is not None
         assert torch.equal(part.edge_attr, edge_attr[inside][perm])
+
+
+@pytest.mark.parametrize("undirected", [True, False])
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_every_node_of_every_part_has_one_self_loop_if_the_graph_has_them(undirected: bool, num_parts: int) -> None:
+    graph = random_graph(undirected=undirected, edge_attr=None)
+    loops = graph.edge_index[0] == graph.edge_index[1]
+    assert loops.any()
+    looped = with_self_loops(graph)
+    assert looped.num_edges == graph.num_edges - int(loops.sum())
+    edge_index, _ = directed_edges(looped)
+    assert edge_index.shape[1] == looped.num_edges * (2 if undirected else 1) + 60
+    for part in random_parts(looped, num_parts, seeded()):
+        inside = torch.isin(edge_index, part.nodes).all(0)
+        local = torch.searchsorted(part.nodes, edge_index[:, inside].long())
+        csr, _ = csr_from_edge_index(local, len(part.nodes))
+        assert torch.equal(part.csr.rowptr, csr.rowptr)
+        assert torch.equal(part.csr.col.long(), csr.col)
+        target = torch.repeat_interleave(torch.arange(len(part.nodes)), part.csr.rowptr.diff())
+        assert torch.equal(target[part.csr.col == target], torch.arange(len(part.nodes)))
+
+
+def test_self_loops_leave_other_edges_where_they_are_and_want_no_edge_features() -> None:
+    graph = small_graph(edge_attr=None)
+    looped = with_self_loops(graph)
+    assert looped.edge_index is graph.edge_index
+    assert with_self_loops(looped).self_loops
+    assert torch.equal(directed_edges(with_self_loops(looped))[0], directed_edges(looped)[0])
+    with pytest.raises(DataError, match="small: its edges have features, and self-loops would have none"):
+        with_self_loops(small_graph())
 
 
 def test_slices_of_edges_do_not_change_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,25 @@ FAULTY = {
     "family_missing": (without("model.type"), "model: missing key 'type'"),
     "file_without_path": (changed(GOOD, data={"dataset": "file"}), "path goes with dataset 'file', and only with it"),
     "path_without_file": (changed(GOOD, data={"dataset": "digits", "path": "x"}), "path goes with dataset 'file'"),
+    "label_reuse_of_many_labels": (
+        changed(GOOD, train__loss="bce_with_logits", train__label_reuse={}),
+        "train: label_reuse goes with a loss of classes, 'cross_entropy' or 'log_cross_entropy', not with 'bce_with_",
+    ),
+    "distillation_of_many_labels": (
+        changed(GOOD, train__loss="bce_with_logits", train__distillation={"alpha": 0.5, "temperature": 1.0}),
+        "train: distillation goes with a loss of classes",
+    ),
+    "labels_beside_species": (
+        changed(GOOD, train__label_reuse={}, data__node_features=["degree", "species_one_hot"]),
+        "train.label_reuse and the node feature 'species_one_hot' both want the last columns of x",
+    ),
+    "all_labels_read": (changed(GOOD, train__label_reuse={"mask_rate": 1.0}), "train.label_reuse.mask_rate:"),
+    "no_alpha": (changed(GOOD, train__distillation={"temperature": 1.0}), "train.distillation.alpha: missing"),
+    "no_temperature": (
+        changed(GOOD, train__distillation={"alpha": 0.5, "temperature": 0}),
+        "train.distillation.temperature:",
+    ),
+    "unknown_selection": (changed(GOOD, eval__select="accuracy"), "eval.select: expected one of metric, loss"),
     "name_of_another_file": (changed(GOOD, name="other"), "name: expected 'small', the name of the file, got 'other'"),
 }
 

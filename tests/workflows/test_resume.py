@@ -43,7 +43,8 @@ def outcome(out: Path) -> tuple[Any, ...]:
     records = [{key: value for key, value in record.items() if key not in CLOCK} for record in directory.metrics()]
     tensors = {name: tensor.tolist() for name, tensor in final.tensors.items()}
     tree = {key: value for key, value in final.tree["cursor"].items() if key not in ("train_s", "log_bytes")}
-    kept = {key: value for key, value in results.items() if key not in CLOCK}
+    # A teacher has a run directory, and so an outcome, of its own.
+    kept = {key: value for key, value in results.items() if key not in (*CLOCK, "teacher")}
     return (out / "best.safetensors").read_bytes(), tensors, tree, records, kept
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.workflows.small import NUM_NODES, small_recipe, write_graph
-from zoo.data.graph import Graph, Split
+from zoo.data.graph import Graph, Part, Split
 from zoo.errors import DataError, RecipeError, RunError
 from zoo.spec.recipe import Recipe
 from zoo.workflows import state
@@ -19,8 +19,9 @@ from zoo.workflows import train as module
 from zoo.workflows.evaluate import eval_protocol, measure, predict
 from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.objective import Objective
 from zoo.workflows.run_dir import RunDir
-from zoo.workflows.train import Labels, binary_loss, multilabel_loss, set_learning_rate, train
+from zoo.workflows.train import set_learning_rate, train
 
 CPU = torch.device("cpu")
 
@@ -115,10 +116,10 @@ def test_evaluation_comes_every_k_epochs_and_at_the_end(tmp_path: Path) -> None:
 def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
 
-    def fake(model: nn.Module, graph: Graph, split: Split, recipe: Recipe, *rest: Any) -> list[Any]:
+    def fake(model: nn.Module, graph: Graph, split: Split, recipe: Recipe, *rest: Any) -> tuple[list[Any], float]:
         figures = measure(graph, split, "accuracy", torch.zeros(NUM_NODES, 3), eval_protocol(recipe))
         value = next(values, 0.0)
-        return [figure.model_copy(update={"value": value}) for figure in figures]
+        return [figure.model_copy(update={"value": value}) for figure in figures], 0.0
 
     monkeypatch.setattr(module, "_measure", fake)
     results = run(small_recipe(tmp_path, train__num_epochs=30, train__patience=2), tmp_path / "run")
@@ -220,14 +221,13 @@ def test_another_error_keeps_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at_step: int, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Replace the loss of one step."""
-    original, calls = Labels.__init__, iter(range(1, 1000))
+    original, calls = Objective.step_loss, iter(range(1, 1000))
 
-    def patched(self: Labels, *arguments: Any) -> None:
-        original(self, *arguments)
-        usual = self.loss
-        self.loss = lambda logits, y: loss(usual(logits, y)) if next(calls) == at_step else usual(logits, y)
+    def patched(self: Objective, model: nn.Module, part: Part) -> torch.Tensor | None:
+        usual = original(self, model, part)
+        return loss(usual) if usual is not None and next(calls) == at_step else usual
 
-    monkeypatch.setattr(Labels, "__init__", patched)
+    monkeypatch.setattr(Objective, "step_loss", patched)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -312,27 +312,6 @@ def test_the_learning_rate_is_a_function_of_the_epoch(tmp_path: Path) -> None:
         rates.append(optimizer.param_groups[0]["lr"])
     cosine = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
     assert rates == pytest.approx([0.005, 0.01, *(0.01 * value for value in cosine)])
-
-
-def test_unknown_labels_do_not_count() -> None:
-    logits = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
-    y = torch.tensor([[1.0, math.nan], [0.0, math.nan]])
-    expected = nn.functional.binary_cross_entropy_with_logits(logits[:, :1], y[:, :1])
-    assert torch.allclose(multilabel_loss(logits, y), expected)
-    whole = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    mean = nn.functional.binary_cross_entropy_with_logits(logits, whole)
-    assert torch.allclose(multilabel_loss(logits, whole), mean)
-    assert torch.allclose(binary_loss(logits[:, :1], torch.tensor([1, 0])), expected)
-
-
-def test_train_nodes_without_a_label_are_left_out(tmp_path: Path) -> None:
-    y = torch.arange(NUM_NODES) % 3
-    y[::2] = -1
-    graph = write_graph(tmp_path / "some.npz", y=y.numpy())
-    loaded, split = recipe_graph(small_recipe(tmp_path, data__path=str(graph)))
-    labels = Labels(loaded, split, CPU)
-    assert labels.is_train.sum() == (y[split.train] >= 0).sum()
-    assert not labels.is_train[::2].any()
 
 
 def test_progress_goes_to_stderr_as_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

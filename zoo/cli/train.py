@@ -63,6 +63,10 @@ def command(
         say_json({"run": str(out), **results})
         return
     say_figures(measured(results, where=str(out)), results.get("baseline"))
+    if "teacher" in results:
+        say()
+        say("its teacher:")
+        say_figures(measured(results["teacher"], where=str(out)))
     say()
     say(f"best epoch {results['best_epoch']} of {results['num_epochs']}, {results['num_parameters']:,} parameters")
     say(f"run: {out}")

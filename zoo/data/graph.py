@@ -56,6 +56,7 @@ class Graph:
         task: what a label means.
         num_tasks: outputs per node: T labels, the number of classes, or 1 for a binary task.
         num_categories: the last this many columns of ``x`` are a one-hot code of ``categories``; 0 for none.
+        self_loops: True if every node also has one edge from itself to itself; ``edge_index`` then stores none.
     """
 
     name: str
@@ -70,10 +71,11 @@ class Graph:
     task: Task
     num_tasks: int
     num_categories: int = 0
+    self_loops: bool = False
 
     @property
     def num_edges(self) -> int:
-        """Number of stored edges E; an undirected graph has twice as many messages."""
+        """Number of stored edges E; an undirected graph has twice as many messages, self-loops come on top."""
         return self.edge_index.shape[1]
 
     @property
@@ -111,7 +113,8 @@ class Part(NamedTuple):
     Attributes:
         nodes: [n] int64 ids in the whole graph, ascending.
         x: [n, F] float32 node features.
-        csr: incoming edges of each of the n nodes, sources numbered 0 .. n - 1; both directions of undirected edges.
+        csr: incoming edges of each of the n nodes, sources numbered 0 .. n - 1; both directions of undirected edges,
+            and last of its row the self-loop, if the graph has them.
         edge_attr: [e, D] float32 edge features in the order of ``csr.col``, or None.
     """
 
@@ -127,18 +130,41 @@ class Part(NamedTuple):
 
 
 def directed_edges(graph: Graph) -> tuple[Tensor, Tensor | None]:
-    """All messages of a graph as an edge list, an undirected edge followed by its inverse.
+    """All messages of a graph as an edge list, an undirected edge followed by its inverse, self-loops at the end.
 
     Args:
         graph: any graph; a large undirected one doubles in memory.
 
     Returns:
-        [2, M] sources and targets, M = 2E for an undirected graph, and [M, D] edge features or None.
+        [2, M] sources and targets, M = 2E for an undirected graph and N more with self-loops, and [M, D] edge features
+        or None.
     """
-    if not graph.undirected:
-        return graph.edge_index, graph.edge_attr
-    both = torch.stack([graph.edge_index, graph.edge_index.flip(0)], dim=2).reshape(2, -1)  # [2, E, 2] -> [2, 2E]
-    return both, None if graph.edge_attr is None else graph.edge_attr.repeat_interleave(2, dim=0)
+    edge_index, edge_attr = graph.edge_index, graph.edge_attr
+    if graph.undirected:
+        edge_index = torch.stack([edge_index, edge_index.flip(0)], dim=2).reshape(2, -1)  # [2, E, 2] -> [2, 2E]
+        edge_attr = None if edge_attr is None else edge_attr.repeat_interleave(2, dim=0)
+    if graph.self_loops:
+        nodes = torch.arange(graph.num_nodes, dtype=edge_index.dtype, device=edge_index.device)
+        edge_index = torch.cat([edge_index, nodes.expand(2, -1)], dim=1)  # [2, 2E + N]
+    return edge_index, edge_attr
+
+
+def with_self_loops(graph: Graph) -> Graph:
+    """The same graph with exactly one edge from every node to itself, whatever self-loops it had.
+
+    They are not stored: an undirected edge counts in both directions, which would double them.
+
+    Raises:
+        DataError: if the edges have features, which a self-loop would lack.
+    """
+    if graph.edge_attr is not None:
+        raise DataError(
+            f"{graph.name}: its edges have features, and self-loops would have none; leave out data.self_loops"
+        )
+    kept = graph.edge_index[0] != graph.edge_index[1]
+    # Without self-loops the edges stay where they are, which may be a file.
+    edge_index = graph.edge_index if bool(kept.all()) else graph.edge_index[:, kept]
+    return replace(graph, edge_index=edge_index, self_loops=True)
 
 
 def validate(graph: Graph) -> None:

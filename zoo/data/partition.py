@@ -20,7 +20,8 @@ def random_parts(graph: Graph, num_parts: int, generator: torch.Generator) -> It
     """Draw a fresh random partition and build the subgraph that each of its parts induces.
 
     The partition is drawn and the edges are sorted at once; the features of a part are gathered when it is asked for.
-    All tensors are on the device of the graph. The incoming edges of a node are in the order of ``graph.edge_index``.
+    All tensors are on the device of the graph. The incoming edges of a node are in the order of ``graph.edge_index``,
+    its self-loop, where the graph has them, comes last.
 
     Args:
         graph: with node features.
@@ -95,6 +96,9 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
     if graph.undirected:
         # Each edge is followed by its inverse, so that a stable sort by target leaves a row in the order of the edges.
         source, target = torch.stack([source, target], 1).view(-1), torch.stack([target, source], 1).view(-1)  # [M]
+    if graph.self_loops:
+        loops = torch.arange(n, dtype=number.dtype, device=device)
+        source, target = torch.cat([source, loops]), torch.cat([target, loops])
     target, order = torch.sort(target, stable=True)
     rowptr = torch.searchsorted(target, torch.arange(n + 1, dtype=target.dtype, device=device))
     del target

@@ -210,7 +210,7 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
         "recipe": f"`{recipe.name}`, family `{recipe.model.type}`",
         "parameters": f"{count_parameters(recipe.model, config.shape):,}",
         "data set": f"{_data_in_words(config)}, split {recipe.data.split}",
-        "features": ", ".join(recipe.data.node_features),
+        "features": ", ".join([*recipe.data.node_features, *(["known labels"] if recipe.train.label_reuse else [])]),
         "training": f"{provenance.num_epochs} epochs, best at {provenance.epoch}, seed {recipe.train.seed}, "
         f"{recipe.train.optimizer.type}, {recipe.train.precision}",
         "versions": f"revgnn-zoo {provenance.zoo_version}, torch {provenance.torch_version}",

@@ -102,6 +102,7 @@ class DataSpec(Spec):
     split: int = Field(default=0, ge=0, description="which of the data set's splits")
     node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1)
     undirected: bool = Field(default=False, description="add the reverse of every edge of a directed graph")
+    self_loops: bool = Field(default=False, description="every node gets exactly one edge from itself to itself")
 
     @model_validator(mode="after")
     def _path(self) -> Self:
@@ -123,6 +124,12 @@ class Recipe(Spec):
     train: TrainSpec
     eval: EvalSpec
     test: TestSpec = TestSpec()
+
+    @model_validator(mode="after")
+    def _last_columns(self) -> Self:
+        if self.train.label_reuse is not None and "species_one_hot" in self.data.node_features:
+            raise ValueError("train.label_reuse and the node feature 'species_one_hot' both want the last columns of x")
+        return self
 
     @model_validator(mode="after")
     def _size(self) -> Self:

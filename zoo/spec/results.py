@@ -51,6 +51,7 @@ class RunResults(Spec):
     data_is_synthetic: bool = False
     environment: Environment
     baseline: dict[str, float] | None = None
+    teacher: RunResults | None = None
 
 
 class EpochRecord(Spec):

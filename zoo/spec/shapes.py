@@ -38,8 +38,15 @@ DATASET_WIDTHS: Mapping[str, Widths] = MappingProxyType(
 _LAPLACIAN_WIDTH = 32
 
 
+def input_shape(recipe: Recipe, graph: GraphShape) -> GraphShape:
+    """What a recipe's model reads of its graph: under label reuse, a column more for each class, after the features."""
+    if recipe.train.label_reuse is None:
+        return graph
+    return graph.model_copy(update={"num_node_features": graph.num_node_features + graph.num_tasks})
+
+
 def known_shape(recipe: Recipe) -> GraphShape | None:
-    """The shape of a recipe's graph; None for a graph of the user's own, whose files decide."""
+    """The shape of what a recipe's model reads; None for a graph of the user's own, whose files decide."""
     widths = DATASET_WIDTHS.get(recipe.data.dataset)
     if widths is None:
         return None
@@ -52,12 +59,13 @@ def known_shape(recipe: Recipe) -> GraphShape | None:
         "constant": 1,
     }
     names = recipe.data.node_features
-    return GraphShape(
+    graph = GraphShape(
         num_node_features=sum(columns[name] for name in names),
         num_node_categories=widths.categories if "species_one_hot" in names else 0,
         num_edge_features=widths.edge if reads_edges(recipe.model) else 0,
         num_tasks=widths.tasks,
     )
+    return input_shape(recipe, graph)
 
 
 def reads_edges(model: Model) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from zoo.spec.base import Spec
 
@@ -13,6 +14,7 @@ WeightDecay = Annotated[float, Field(ge=0, le=1e3)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 MetricName = Literal["rocauc", "accuracy", "micro_f1"]
+Loss = Literal["bce_with_logits", "cross_entropy", "log_cross_entropy"]
 
 
 class FullPartition(Spec):
@@ -84,11 +86,41 @@ class CosineSchedule(Spec):
 Schedule = Annotated[ConstantSchedule | CosineSchedule, Field(discriminator="type")]
 
 
+class LabelReuseSpec(Spec):
+    """Labels as node features (arXiv 2103.13355): a one-hot code of the known ones, predictions where none is known.
+
+    The model reads as many more node features as there are classes. In every training step some train nodes give
+    their labels away and the others are predicted; in evaluation all train nodes give them.
+    """
+
+    mask_rate: float = Field(
+        default=0.5, gt=0, lt=1, description="chance of a train node to have its label read instead of predicted"
+    )
+    num_iters: int = Field(
+        default=1,
+        ge=0,
+        le=100,
+        description="passes without gradient, the predictions of each being read by the next as labels; 0: zeros stay",
+    )
+
+
+class DistillationSpec(Spec):
+    """Self-distillation: the recipe is trained without this key first, and its predictions then teach a second model.
+
+    The loss is (1 - alpha) times that of the labels plus alpha times the divergence from the teacher at a temperature.
+    """
+
+    alpha: float = Field(gt=0, le=1, description="weight of the teacher's predictions against the labels")
+    temperature: float = Field(gt=0, le=1e3, description="logits of both models are divided by it")
+
+
 class TrainSpec(Spec):
     """One training run: one optimizer step per part of a fresh partition each epoch."""
 
     num_epochs: int = Field(ge=1, le=1_000_000)
-    loss: Literal["bce_with_logits", "cross_entropy"]
+    loss: Loss = Field(description="log_cross_entropy: mean of log(eps + cross entropy) - log(eps), eps = 1 - ln 2")
+    label_reuse: LabelReuseSpec | None = Field(default=None, description="labels as node features; left out: none")
+    distillation: DistillationSpec | None = Field(default=None, description="learn from a first run; left out: none")
     optimizer: Optimizer
     schedule: Schedule = ConstantSchedule(type="constant")
     partition: Partition = FullPartition(type="full")
@@ -96,14 +128,26 @@ class TrainSpec(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     max_grad_norm: float = Field(default=0.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
     patience: int = Field(
-        default=0, ge=0, description="stop after this many evaluations without a better validation metric; 0: never"
+        default=0, ge=0, description="stop after this many evaluations without a better one; 0: never"
     )
+
+    @model_validator(mode="after")
+    def _classes(self) -> Self:
+        for key, value in (("label_reuse", self.label_reuse), ("distillation", self.distillation)):
+            if value is not None and self.loss == "bce_with_logits":
+                raise ValueError(
+                    f"{key} goes with a loss of classes, 'cross_entropy' or 'log_cross_entropy', not with {self.loss!r}"
+                )
+        return self
 
 
 class EvalSpec(Spec):
     """Validation during training; selects the best state."""
 
     metric: MetricName
+    select: Literal["metric", "loss"] = Field(
+        default="metric", description="the best epoch: that of the highest metric or of the lowest loss"
+    )
     every: int = Field(default=1, ge=1, description="epochs between two evaluations")
     num_views: int = Field(default=1, ge=1, le=1000)
     partition: Partition = FullPartition(type="full")

@@ -15,10 +15,12 @@ from zoo.data.partition import random_parts
 from zoo.errors import RecipeError, RunError
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, protocol_in_words
+from zoo.spec.shapes import input_shape
 from zoo.spec.train import Partition
 from zoo.workflows import session
 from zoo.workflows.graphs import is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import LoadedModel, load_for_evaluation, locate
+from zoo.workflows.objective import KnownLabels
 from zoo.workflows.progress import Progress
 from zoo.workflows.published import Comparison, beside_published
 
@@ -86,6 +88,7 @@ def predict(
     *,
     device: torch.device,
     precision: str,
+    known: KnownLabels | None = None,
     on_part: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Run a model on a graph, part by part, without dropout.
@@ -96,6 +99,7 @@ def predict(
         protocol: which parts.
         device: where the model computes.
         precision: "fp32" or "bf16".
+        known: the labels that a model of a recipe with label reuse reads, on ``device``; None for all others.
         on_part: called after each part.
 
     Returns:
@@ -108,7 +112,7 @@ def predict(
         for part in views(graph, protocol):
             part = part.to(device)
             with session.autocast(device, precision):
-                logits = model(part.x, part.csr, part.edge_attr)
+                logits = model(part.x, part.csr, part.edge_attr) if known is None else known.run(model, part)
             total[part.nodes.cpu()] += logits.float().cpu()
             on_part()
     finally:
@@ -205,6 +209,7 @@ def evaluate(
             protocol,
             device=place,
             precision=recipe.train.precision,
+            known=KnownLabels.of(recipe.train, graph, split, place),
             on_part=lambda: progress.step("evaluating", {}),
         )
     figures = measure(graph, split, recipe.eval.metric, logits, protocol, splits)
@@ -221,5 +226,6 @@ def figures_by_split(figures: list[Measured]) -> Mapping[str, float]:
 
 
 def _check_shape(graph: Graph, loaded: LoadedModel) -> None:
-    if graph.shape != loaded.shape:
-        raise RunError(f"{graph.name}: the graph has {graph.shape!r}, the model was made for {loaded.shape!r}")
+    shape = input_shape(loaded.recipe, graph.shape)
+    if shape != loaded.shape:
+        raise RunError(f"{graph.name}: the graph has {shape!r}, the model was made for {loaded.shape!r}")

@@ -12,14 +12,14 @@ import torch
 from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.features import build_features
 from zoo.data.files import data_root
-from zoo.data.graph import EDGE_CHUNK, Graph, Split
+from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
 from zoo.data.metrics import check_metric
 from zoo.data.ogb import ogb_info
 from zoo.errors import DataError, RecipeError
 from zoo.spec.recipe import Recipe
 from zoo.spec.shapes import reads_edges
+from zoo.workflows.objective import LOSSES
 
-_LOSS_OF_TASK = {"multilabel": "bce_with_logits", "binary": "bce_with_logits", "multiclass": "cross_entropy"}
 # A graph is kept on the GPU if it takes no more than this share of the free memory.
 _GPU_SHARE = 0.25
 # A smaller graph under the name of one of these is a stand-in. Source: the pages of OGB.
@@ -59,6 +59,8 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
     if not reads_edges(recipe.model):
         # Nobody gathers what nobody reads.
         graph = replace(graph, edge_attr=None)
+    if recipe.data.self_loops:
+        graph = with_self_loops(graph)
     return graph, graph.splits[recipe.data.split]
 
 
@@ -87,13 +89,16 @@ def graph_digest(graph: Graph, split: Split) -> str:
             for rows in torch.split(tensor, EDGE_CHUNK):
                 values: Any = rows.cpu().contiguous().view(-1).numpy()
                 digest.update(memoryview(values).cast("B"))
+    if graph.self_loops:
+        digest.update(b"self_loops;")
     return digest.hexdigest()
 
 
 def _check_task(recipe: Recipe, task: str) -> None:
-    loss = _LOSS_OF_TASK[task]
-    if recipe.train.loss != loss:
-        raise RecipeError(f"train.loss: {recipe.train.loss!r} does not fit a {task} task; expected {loss!r}")
+    losses = [loss for of_task, loss in LOSSES if of_task == task]
+    if recipe.train.loss not in losses:
+        expected = " or ".join(repr(loss) for loss in losses)
+        raise RecipeError(f"train.loss: {recipe.train.loss!r} does not fit a {task} task; expected {expected}")
     try:
         check_metric(task, recipe.eval.metric)
     except DataError as error:

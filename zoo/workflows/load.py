@@ -73,6 +73,10 @@ class LoadedModel:
 def load(reference: str | Path, *, num_tasks: int | None = None, device: str | None = "cpu") -> nn.Module:
     """Load a model, ready to predict: ``logits = model(x, edge_index, edge_attr)``.
 
+    A model whose recipe has ``train.label_reuse`` reads T more columns of x, [N, F + T]: after the features the label
+    of each node as a one-hot row, or zeros where it is not known. In further passes the rows of zeros are replaced by
+    the softmax of its logits, as often as ``num_iters`` says.
+
     Args:
         reference: a ``Path`` is the folder of a bundle; a ``str`` is the name of a model that came with this
             installation, or ``owner/name`` on the Hub, perhaps with ``@`` and a tag, a branch or a commit.

@@ -40,7 +40,8 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
     if evaluated:
         epochs, values = [r["epoch"] for r in evaluated], [r[metric] for r in evaluated]
         metrics.plot(epochs, values, color=_BLUE, linewidth=1.6, marker="." if len(epochs) < 30 else None)
-        best = max(evaluated, key=lambda record: record[metric])
+        by_loss = recipe.eval.select == "loss"
+        best = max(evaluated, key=lambda record: -record["valid_loss"] if by_loss else record[metric])
         metrics.plot(best["epoch"], best[metric], "o", color=_ORANGE, markersize=7)
         metrics.annotate(
             f"best {best[metric]:.4f} (epoch {best['epoch']})",

@@ -2,10 +2,11 @@
 
     recipe.json                the whole recipe, every default spelled out
     metrics.jsonl              one line per epoch
-    best.safetensors           the weights with the best validation metric so far
+    best.safetensors           the weights with the best validation so far
     state-STEP.safetensors     all that a resume needs; the newest two are kept
     results.json               written once, when the run is finished
     curves.png, tensorboard/   pictures of metrics.jsonl
+    teacher/                   under self-distillation: the run directory of the teacher
 
 Tensors and the JSON tree that goes with them stand in one file under one digest, so that no crash can tear them apart;
 every file is replaced as a whole. A run directory belongs to one recipe for ever and to one process at a time.
@@ -89,6 +90,11 @@ class RunDir:
         return self.path / "bundle"
 
     @property
+    def teacher_path(self) -> Path:
+        """The run directory of the teacher, under self-distillation."""
+        return self.path / "teacher"
+
+    @property
     def curves_path(self) -> Path:
         """The picture of the learning curves."""
         return self.path / "curves.png"
@@ -132,7 +138,7 @@ class RunDir:
         _write_json(self.path / "results.json", results)
 
     def best(self) -> Saved | None:
-        """The weights with the best validation metric; None before the first evaluation.
+        """The weights with the best validation; None before the first evaluation.
 
         Raises:
             RunError: if the file is damaged.
@@ -281,7 +287,7 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
         _write_json(path / "recipe.json", recipe.to_json())
         return RunDir(path)
     run = RunDir(path)
-    _check_same_recipe(path, run.recipe(), recipe)
+    check_same_recipe(path, run.recipe(), recipe)
     if run.results() is None and not resume:
         raise RunError(f"{path}: holds an unfinished run of this recipe; continue it with --resume")
     return run
@@ -323,7 +329,17 @@ def _lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _check_same_recipe(path: Path, held: Recipe, recipe: Recipe) -> None:
+def check_same_recipe(path: Path, held: Recipe, recipe: Recipe) -> None:
+    """Make sure that a run directory is of the recipe that is asked for.
+
+    Args:
+        path: the run directory.
+        held: its recipe.
+        recipe: the one that is asked for.
+
+    Raises:
+        RunError: with the first places where they differ.
+    """
     if recipe_digest(held) == recipe_digest(recipe):
         return
     before, after = _flat(held.to_json()), _flat(recipe.to_json())

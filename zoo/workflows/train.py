@@ -1,8 +1,11 @@
-"""The training loop: a fresh random partition each epoch, one optimizer step per part, the best validation metric wins.
+"""The training loop: a fresh random partition each epoch, one optimizer step per part, the best validation wins.
 
 All randomness is a function of the recipe's seed and of the place in the run: the initialisation, the partition of an
-epoch, the dropout of a step, the views of an evaluation. A saved state therefore holds no generator: weights, optimizer
-and the place in the run are enough to continue as if nothing had happened.
+epoch, the dropout of a step and the labels it reads, the views of an evaluation. A saved state therefore holds no
+generator: weights, optimizer and the place in the run are enough to continue as if nothing had happened.
+
+Under self-distillation the teacher is a run of its own in a folder of the run directory, finished before the student's
+begins; so it is stopped, resumed, evaluated and exported like any other.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from zoo.data.baseline import logistic_regression
 from zoo.data.graph import Graph, Part, Split
@@ -29,6 +31,7 @@ from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
+from zoo.spec.shapes import input_shape
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.workflows import session
 from zoo.workflows.evaluate import (
@@ -41,6 +44,8 @@ from zoo.workflows.evaluate import (
     test_protocol,
 )
 from zoo.workflows.graphs import graph_digest, is_synthetic, place_graph, recipe_graph
+from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress
 from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
@@ -117,13 +122,19 @@ def _train(
     quiet: bool,
 ) -> dict[str, Any]:
     spec, metric = recipe.train, f"valid_{recipe.eval.metric}"
+    selector = "valid_loss" if recipe.eval.select == "loss" else metric
+    taught = _train_teacher(recipe, run, device, stop, resume=resume, quiet=quiet) if spec.distillation else None
     graph, split = recipe_graph(recipe)
     data_digest = graph_digest(graph, split)
-    labels = Labels(graph, split, device)
+    if taught is not None and taught["data_sha256"] != data_digest:
+        raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
     graph = place_graph(graph, device)
+    teacher = None if taught is None else _teacher_logits(run, graph, split, device)
+    objective = Objective(spec, graph, split, device, teacher)
 
     session.seed_global(spec.seed, "init")
-    model = build_model(recipe.model, graph.shape).to(device)
+    shape = input_shape(recipe, graph.shape)
+    model = build_model(recipe.model, shape).to(device)
     optimizer = build_optimizer(spec.optimizer, model)
     identity = {"recipe": recipe_digest(recipe), "data": data_digest}
     state = RunState(run, model, optimizer, identity, session.environment(device))
@@ -151,7 +162,7 @@ def _train(
             for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
                 with _explained(run, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
                     session.seed_global(spec.seed, "dropout", cursor.step)
-                    loss = training_step(model, optimizer, part.to(device), labels, spec)
+                    loss = training_step(model, optimizer, part.to(device), objective, spec)
                 cursor.next_part(loss)
                 figures["loss"] = f"{cursor.loss_sum / max(cursor.num_losses, 1):.4f}"
                 progress.step(label, figures)
@@ -163,15 +174,18 @@ def _train(
             if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
                 progress.stage(f"{label} evaluating")
                 with _explained(run, f"epoch {cursor.epoch}, evaluation", "eval"):
-                    measured = _measure(model, graph, split, recipe, eval_protocol(recipe), device, pause_if_asked)
+                    protocol = eval_protocol(recipe)
+                    measured, valid_loss = _measure(model, graph, split, recipe, protocol, objective, pause_if_asked)
                 values = figures_by_split(measured)
                 record |= {f"{name}_{recipe.eval.metric}": value for name, value in values.items()}
+                record |= {"valid_loss": valid_loss}
                 record |= {f"eval_{name}": value for name, value in take_solve_metrics(model).items()}
-                if best is None or values["valid"] > best.value:
-                    best = _Best(cursor.epoch, values["valid"])
-                    shape = graph.shape.model_dump()
-                    run.write_best(model.state_dict(), {"epoch": best.epoch, "value": best.value, "shape": shape})
-                figures |= {metric: f"{values['valid']:.4f}", "best": f"{best.value:.4f}"}
+                value = record[selector]
+                if best is None or (value < best.value if recipe.eval.select == "loss" else value > best.value):
+                    best = _Best(cursor.epoch, value)
+                    tree = {"epoch": best.epoch, "value": best.value, "shape": shape.model_dump()}
+                    run.write_best(model.state_dict(), tree)
+                figures |= {name: f"{record[name]:.4f}" for name in (metric, selector)} | {"best": f"{best.value:.4f}"}
             epoch_s, memory = time.monotonic() - started, session.peak_memory_bytes(device)
             record |= {"lr": optimizer.param_groups[0]["lr"], "epoch_s": round(epoch_s, 3), "peak_memory_bytes": memory}
             figures |= {"epoch_s": f"{epoch_s:.2f}", "memory": f"{memory / 2**30:.2f}GiB"}
@@ -182,9 +196,11 @@ def _train(
             state.save_if_due(epoch_is_done=True)
         state.save()
 
-    results = _finish(state, graph, split, recipe, device, pause_if_asked, quiet=quiet)
+    results = _finish(state, graph, split, recipe, objective, pause_if_asked, quiet=quiet)
     if baseline:
         results["baseline"] = logistic_regression(graph, split, recipe.eval.metric)
+    if taught is not None:
+        results["teacher"] = taught
     run.write_results(results)
     plot(run)
     return results
@@ -196,23 +212,20 @@ def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> Iterator[Part]:
 
 
 def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, part: Part, labels: Labels, spec: TrainSpec
+    model: nn.Module, optimizer: torch.optim.Optimizer, part: Part, objective: Objective, spec: TrainSpec
 ) -> float | None:
     """One optimizer step on the train nodes of one part.
 
     Returns:
-        The loss; None if the part has no train node, and then nothing was changed.
+        The loss; None if the part has no train node, and then the weights are unchanged.
 
     Raises:
         FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged.
     """
-    chosen = labels.is_train[part.nodes]
-    if not bool(chosen.any()):
-        return None
     optimizer.zero_grad(set_to_none=True)
-    with session.autocast(part.x.device, spec.precision):
-        logits = model(part.x, part.csr, part.edge_attr)
-    loss = labels.loss(logits[chosen].float(), labels.y[part.nodes[chosen]])
+    loss = objective.step_loss(model, part)
+    if loss is None:
+        return None
     value = loss.item()
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value}")
@@ -225,48 +238,6 @@ def training_step(
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
     optimizer.step()
     return value
-
-
-class Labels:
-    """Labels on the device, which nodes are learned from, and how predictions of them are judged.
-
-    Args:
-        graph: for its labels and its task.
-        split: for its train nodes; those without a label are left out.
-        device: where the loss is computed.
-    """
-
-    def __init__(self, graph: Graph, split: Split, device: torch.device) -> None:
-        self.y = graph.y.to(device)
-        is_train = torch.zeros(graph.num_nodes, dtype=torch.bool)
-        is_train[split.train.cpu()] = True
-        labelled = ~torch.isnan(graph.y).all(1) if graph.task == "multilabel" else graph.y >= 0
-        self.is_train = (is_train & labelled.cpu()).to(device)
-        self.loss = _LOSSES[graph.task]
-
-
-def multilabel_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Binary cross entropy, averaged over the labels that are known.
-
-    Args:
-        logits: [n, T].
-        y: [n, T] zeros and ones, NaN for unknown; at least one is known.
-    """
-    known = ~torch.isnan(y)
-    losses = functional.binary_cross_entropy_with_logits(logits, y.nan_to_num(), reduction="none")
-    return (losses * known).sum() / known.sum()
-
-
-def binary_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Binary cross entropy of [n, 1] logits and [n] classes 0 and 1."""
-    return functional.binary_cross_entropy_with_logits(logits.squeeze(1), y.float())
-
-
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "multilabel": multilabel_loss,
-    "binary": binary_loss,
-    "multiclass": functional.cross_entropy,
-}
 
 
 def build_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -287,7 +258,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainSpec, epoch: 
 
 @dataclass(frozen=True)
 class _Best:
-    """The epoch with the best validation metric so far."""
+    """The best epoch so far and its validation metric or loss, whichever the recipe selects by."""
 
     epoch: int
     value: float
@@ -307,20 +278,47 @@ def _out_of_patience(recipe: Recipe, epoch: int, best: _Best | None) -> bool:
     return (epoch - 1) // every - best.epoch // every >= recipe.train.patience
 
 
+def _train_teacher(
+    recipe: Recipe, run: RunDir, device: torch.device, stop: StopRequest, *, resume: bool, quiet: bool
+) -> dict[str, Any]:
+    """Train the recipe without its distillation in a run directory of its own, unless that is done already."""
+    teacher = recipe.model_copy(update={"train": recipe.train.model_copy(update={"distillation": None})})
+    with open_run(run.teacher_path, teacher, resume=resume) as place:
+        results = place.results()
+        if results is not None:
+            return results
+        if not quiet:
+            Progress(0, unit="step").line(f"{place.path}: the teacher comes first")
+        return _train(teacher, place, device, stop, resume=resume, baseline=False, quiet=quiet)
+
+
+def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:
+    """[N, T] what the best weights of the teacher predict, as it validates; computed afresh, as they never change."""
+    teacher = load_for_evaluation(run.teacher_path)
+    spec, protocol = teacher.recipe.train, eval_protocol(teacher.recipe)
+    known = KnownLabels.of(spec, graph, split, device)
+    with _explained(run, "predictions of the teacher", "eval"):
+        return predict(teacher.model.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
+
+
 def _measure(
     model: nn.Module,
     graph: Graph,
     split: Split,
     recipe: Recipe,
     protocol: Protocol,
-    device: torch.device,
+    objective: Objective,
     on_part: Callable[[], None],
-) -> list[Measured]:
-    precision = recipe.train.precision
-    logits = predict(model, graph, protocol, device=device, precision=precision, on_part=on_part)
+) -> tuple[list[Measured], float]:
+    """The figures of all splits, and the loss on the valid nodes."""
+    device, known, precision = objective.device, objective.known, recipe.train.precision
+    logits = predict(model, graph, protocol, device=device, precision=precision, known=known, on_part=on_part)
     if not bool(torch.isfinite(logits).all()):
         raise FloatingPointError("some predictions are NaN or infinite")
-    return measure(graph, split, recipe.eval.metric, logits, protocol)
+    loss = objective.valid_loss(logits)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss on the valid nodes is {loss}")
+    return measure(graph, split, recipe.eval.metric, logits, protocol), loss
 
 
 def _finish(
@@ -328,7 +326,7 @@ def _finish(
     graph: Graph,
     split: Split,
     recipe: Recipe,
-    device: torch.device,
+    objective: Objective,
     pause_if_asked: Callable[[], None],
     *,
     quiet: bool,
@@ -351,7 +349,7 @@ def _finish(
         for protocol in protocols:
             key = "test" if protocol is protocols[0] else "eval"
             with _explained(run, f"epoch {best.tree['epoch']}, evaluation", key):
-                figures += _measure(model, graph, split, recipe, protocol, device, on_part)
+                figures += _measure(model, graph, split, recipe, protocol, objective, on_part)[0]
     return {
         "name": recipe.name,
         "results": [figure.model_dump() for figure in figures],
@@ -360,7 +358,7 @@ def _finish(
         "num_steps": state.cursor.step,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "train_s": round(state.cursor.train_s, 3),
-        "peak_memory_bytes": session.peak_memory_bytes(device),
+        "peak_memory_bytes": session.peak_memory_bytes(objective.device),
         "data_sha256": state.identity["data"],
         "data_is_synthetic": is_synthetic(recipe, graph),
         "environment": state.environment,

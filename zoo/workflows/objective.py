@@ -1,0 +1,211 @@
+"""What a training step minimises: the loss of the labels, which of them are learned from, and what a teacher adds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.data.graph import Graph, Part, Split
+from zoo.spec.train import TrainSpec
+from zoo.workflows import session
+
+_EPS = 1 - math.log(2)
+
+
+def multilabel_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross entropy, averaged over the labels that are known.
+
+    Args:
+        logits: [n, T].
+        y: [n, T] zeros and ones, NaN for unknown; at least one is known.
+    """
+    known = ~torch.isnan(y)
+    losses = functional.binary_cross_entropy_with_logits(logits, y.nan_to_num(), reduction="none")
+    return (losses * known).sum() / known.sum()
+
+
+def binary_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross entropy of [n, 1] logits and [n] classes 0 and 1."""
+    return functional.binary_cross_entropy_with_logits(logits.squeeze(1), y.float())
+
+
+def log_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean of log(eps + ce) - log(eps), where ce is the cross entropy of a node and eps = 1 - ln 2.
+
+    The logarithm keeps a few nodes that are far off from deciding the step. It is 0 where the cross entropy is.
+
+    Args:
+        logits: [n, T].
+        y: [n] classes.
+
+    Source: arXiv 2103.13355.
+    """
+    losses = functional.cross_entropy(logits, y, reduction="none")
+    return ((losses + _EPS).log() - math.log(_EPS)).mean()
+
+
+LOSSES: Mapping[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        ("multilabel", "bce_with_logits"): multilabel_loss,
+        ("binary", "bce_with_logits"): binary_loss,
+        ("multiclass", "cross_entropy"): functional.cross_entropy,
+        ("multiclass", "log_cross_entropy"): log_cross_entropy,
+    }
+)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of a teacher's predictions from those of a model, both softened, times the squared temperature.
+
+    The sum is divided by nodes times classes, as in the published code of RevGAT, not by nodes alone.
+
+    Args:
+        logits: [n, T].
+        teacher: [n, T] logits of the teacher.
+        temperature: divides the logits of both.
+
+    Source: arXiv 1503.02531.
+    """
+    soft, target = (logits / temperature).log_softmax(1), (teacher / temperature).softmax(1)
+    return functional.kl_div(soft, target, reduction="sum") / logits.numel() * temperature**2
+
+
+@dataclass(frozen=True, eq=False)
+class KnownLabels:
+    """The labels that a model under label reuse may read: T more node features, after those of the graph.
+
+    Attributes:
+        y: [N] class of each labelled train node, -1 elsewhere.
+        num_tasks: T.
+        num_iters: passes before the last one.
+    """
+
+    y: Tensor
+    num_tasks: int
+    num_iters: int
+
+    @classmethod
+    def of(cls, spec: TrainSpec, graph: Graph, split: Split, device: torch.device) -> KnownLabels | None:
+        """The labels of the train nodes, on the device; None if the recipe's model reads none."""
+        if spec.label_reuse is None:
+            return None
+        y = torch.full_like(graph.y, -1)
+        y[split.train] = graph.y[split.train]
+        return cls(y.to(device), graph.num_tasks, spec.label_reuse.num_iters)
+
+    def run(self, model: nn.Module, part: Part, read: Tensor | None = None) -> Tensor:
+        """Run a model that reads labels, in the mode it is in.
+
+        A label is read as a one-hot row. The rows of all other nodes are zero in the first pass and the class
+        probabilities of the pass before in every further one; only the last pass keeps a gradient.
+
+        Args:
+            model: for F + T node features.
+            part: on the device of the model.
+            read: [n] bool, the nodes whose labels are read; None: all labelled train nodes.
+
+        Returns:
+            [n, T] logits of the last pass.
+
+        Source: arXiv 2103.13355, section 3.
+        """
+        y = self.y[part.nodes]
+        read = y >= 0 if read is None else read
+        columns = part.x.new_zeros(len(y), self.num_tasks)
+        columns[read, y[read]] = 1
+        for _ in range(self.num_iters):
+            with torch.no_grad():
+                guess = _run(model, part, columns).float().softmax(1)
+            columns = torch.where(read.unsqueeze(1), columns, guess)
+        return _run(model, part, columns)
+
+
+def _run(model: nn.Module, part: Part, columns: Tensor) -> Tensor:
+    logits: Tensor = model(torch.cat([part.x, columns], 1), part.csr, part.edge_attr)
+    return logits
+
+
+class Objective:
+    """What a run minimises, with all that it needs of the graph on one device.
+
+    Args:
+        spec: of the training.
+        graph: for its labels and its task.
+        split: for its train and valid nodes; those without a label are left out.
+        device: where the loss is computed.
+        teacher: [N, T] logits to learn from under ``spec.distillation``; without them the labels alone teach.
+
+    Attributes:
+        device: as given.
+        is_train: [N] bool, the nodes that are learned from.
+        known: the labels that the model reads, if it does.
+    """
+
+    def __init__(
+        self, spec: TrainSpec, graph: Graph, split: Split, device: torch.device, teacher: Tensor | None = None
+    ) -> None:
+        y = graph.y.cpu()
+        labelled = ~torch.isnan(y).all(1) if graph.task == "multilabel" else y >= 0
+        is_train = torch.zeros(graph.num_nodes, dtype=torch.bool)
+        is_train[split.train.cpu()] = True
+        self.spec, self.device, self.y = spec, device, graph.y.to(device)
+        self.is_train = (is_train & labelled).to(device)
+        self.known = KnownLabels.of(spec, graph, split, device)
+        self.loss = LOSSES[graph.task, spec.loss]
+        self._valid = split.valid.cpu()[labelled[split.valid.cpu()]]
+        self._teacher = None if teacher is None else teacher.to(device)
+
+    def step_loss(self, model: nn.Module, part: Part) -> Tensor | None:
+        """Run the model on a part, in the recipe's precision, and compare it with labels that it has not read.
+
+        Which labels it reads is drawn, as dropout is, from PyTorch's global generator: the one of the CPU, so that
+        every device draws the same.
+
+        Returns:
+            The loss; None if the part has no train node.
+        """
+        chosen = self.is_train[part.nodes]
+        if not bool(chosen.any()):
+            return None
+        with session.autocast(self.device, self.spec.precision):
+            if self.known is None or self.spec.label_reuse is None:
+                logits = model(part.x, part.csr, part.edge_attr)
+            else:
+                read = draw_read(chosen, self.spec.label_reuse.mask_rate)
+                chosen = chosen & ~read
+                logits = self.known.run(model, part, read)
+        logits = logits.float()
+        loss = self.loss(logits[chosen], self.y[part.nodes[chosen]])
+        if self._teacher is None or self.spec.distillation is None:
+            return loss
+        alpha, temperature = self.spec.distillation.alpha, self.spec.distillation.temperature
+        return (1 - alpha) * loss + alpha * distillation_loss(logits, self._teacher[part.nodes], temperature)
+
+    def valid_loss(self, logits: Tensor) -> float:
+        """The loss of the labels alone, on the valid nodes; ``logits`` are [N, T] on the CPU."""
+        nodes = self._valid
+        return self.loss(logits[nodes].to(self.device), self.y[nodes.to(self.device)]).item()
+
+
+def draw_read(train: Tensor, mask_rate: float) -> Tensor:
+    """Draw the train nodes whose labels a training step reads; at least one of them is left to be predicted.
+
+    Args:
+        train: [n] bool, the labelled train nodes; at least one.
+        mask_rate: chance of each.
+
+    Returns:
+        [n] bool.
+    """
+    nodes = train.nonzero().squeeze(1)
+    draws = torch.rand(len(nodes))
+    read = torch.zeros_like(train)
+    # A draw is never below the largest.
+    read[nodes[(draws < draws.max().clamp(max=mask_rate)).to(nodes.device)]] = True
+    return read
