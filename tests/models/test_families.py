@@ -108,7 +108,11 @@ PUBLISHED = {
     "deq_224": 537_336,
     "rev_gcn_arxiv": 262_056,
     "rev_sage_products": 2_945_007,
+    "rev_gat_arxiv": 2_098_256,
+    "rev_gat_arxiv_kd": 2_098_256,
+    "rev_gat_wide_arxiv": 3_879_056,
 }
+NUM_LAYERS = {"rev_gcn_arxiv": 28, "rev_gat_arxiv": 5, "rev_gat_arxiv_kd": 5, "rev_gat_wide_arxiv": 5}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -118,7 +122,7 @@ def test_recipes_have_the_published_parameter_counts(name: str) -> None:
     assert shape is not None
     assert shipped.source is not None
     assert count_parameters(shipped.model, shape) == shipped.source.num_parameters == PUBLISHED[name]
-    assert shipped.model.num_layers == (28 if name == "rev_gcn_arxiv" else 112)
+    assert shipped.model.num_layers == NUM_LAYERS.get(name, 112)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: "-".join(str(value) for value in family.values()))
