@@ -1,6 +1,7 @@
 # make quickstart   train, evaluate, export and load a small model on real data, in a few minutes
 # make test         lint, type check, import contracts and the whole test suite
-# make bench        measure memory and time of training steps; writes benchmarks/results
+# make bench        measure memory and time of training steps on the CPU; writes benchmarks/results
+# make bench-gpu    the same on a GPU, in under ten minutes, and benchmarks/gpu.md; SET="--set KEY=VALUE" changes recipes
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint schema bench clean
+.PHONY: quickstart test lint schema bench bench-gpu clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,12 +41,30 @@ test: lint
 schema: $(VENV)/.dev
 	$(BIN)/python -c "import json, zoo.spec.recipe as r; print(json.dumps(r.recipe_schema(), indent=2))" > recipes/schema/recipe.schema.json
 
+# Each line is measured even if one before it fails; what failed, fails the command at the end.
+BENCH := $(BIN)/revgnn-zoo bench
 bench: $(VENV)/.user
-	$(BIN)/revgnn-zoo bench memory
-	$(BIN)/revgnn-zoo bench peers
-	$(BIN)/revgnn-zoo bench peer_memory
-	$(BIN)/revgnn-zoo bench depth
-	$(BIN)/revgnn-zoo bench edges
+	failed=0; \
+	$(BIN)/python benchmarks/ops.py --device cpu --out benchmarks/results/ops.json || failed=1; \
+	$(BENCH) memory --device cpu || failed=1; \
+	$(BENCH) peers --device cpu --steps 2 || failed=1; \
+	$(BENCH) peers --device cpu --steps 2 --layers 7 --channels 224 || failed=1; \
+	$(BENCH) peer_memory --device cpu --steps 1 || failed=1; \
+	$(BENCH) depth --device cpu || failed=1; \
+	$(BENCH) edges --device cpu || failed=1; \
+	exit $$failed
+
+bench-gpu: $(VENV)/.user
+	failed=0; \
+	$(BENCH) true_size --device cuda $(SET) || failed=1; \
+	$(BIN)/python benchmarks/ops.py --device cuda --out benchmarks/results/gpu_ops.json || failed=1; \
+	$(BENCH) peers --device cuda $(SET) || failed=1; \
+	$(BENCH) peers --device cuda --layers 7 --channels 224 $(SET) || failed=1; \
+	$(BENCH) memory --device cuda $(SET) || failed=1; \
+	$(BENCH) depth --device cuda $(SET) || failed=1; \
+	$(BENCH) edges --device cuda $(SET) || failed=1; \
+	$(BIN)/python benchmarks/estimate.py > benchmarks/gpu.md || failed=1; \
+	exit $$failed
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

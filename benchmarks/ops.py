@@ -1,11 +1,14 @@
 """The fused aggregation against what it replaces, on one random graph of the size of a part of ogbn-proteins.
 
-    python benchmarks/ops.py --out benchmarks/results/ops.json
+    python benchmarks/ops.py --out benchmarks/results/ops.json      (a picture of the same name goes beside it)
 
 Contenders run in turn within one process, so that each pair of times met the same machine; the ratio is the median over
 these pairs. Contenders are: the backend chosen for the device (or named by ZOO_BACKEND), the bounded-memory PyTorch
 form, plain PyTorch (gather, linear, ReLU, scatter_reduce; only max, mean and sum), and the aggregation inside
-torch_geometric's GENConv. Measured are the forward pass without gradients, and forward and backward together.
+torch_geometric's GENConv, its own ``lin_edge`` and ``propagate``. All get the same graph in the order that is best for
+them, sorted by target, with the index tensors made beforehand; the two peers are what a user writes with these
+libraries, and like every user of them hold a row for each edge. Measured are the forward pass without gradients, and
+forward and backward together. A contender that runs out of memory is reported as such.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.nn import GENConv
@@ -127,7 +131,16 @@ def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for repeat in range(repeats + 1):
             for name, forward in runs.items():
-                spent = seconds(lambda step=step, forward=forward: step(forward), inputs.x.device)
+                if name not in times:
+                    continue
+                try:
+                    spent = seconds(lambda step=step, forward=forward: step(forward), inputs.x.device)
+                except (MemoryError, RuntimeError) as error:
+                    if name == fastest or not is_out_of_memory(error):
+                        raise
+                    del times[name]
+                    rows.append(identity(inputs, aggr, direction, name) | {"failed": "out of memory"})
+                    continue
                 # The first round compiles and warms caches.
                 if repeat:
                     times[name].append(spent)
@@ -135,11 +148,8 @@ def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
             walls, cpus = zip(*spent_on, strict=True)
             against = times[fastest]
             rows.append(
-                {
-                    "aggr": aggr,
-                    "channels": inputs.x.shape[1],
-                    "direction": direction,
-                    "contender": name,
+                identity(inputs, aggr, direction, name)
+                | {
                     "wall_s": [round(t, 5) for t in walls],
                     "cpu_s": [round(t, 5) for t in cpus],
                     "wall_ns_per_edge": round(statistics.median(walls) / max(inputs.csr.num_edges, 1) * 1e9, 2),
@@ -154,6 +164,42 @@ def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
                 flush=True,
             )
     return rows
+
+
+def identity(inputs: Inputs, aggr: str, direction: str, contender: str) -> dict[str, object]:
+    """What a row is about."""
+    return {"aggr": aggr, "channels": inputs.x.shape[1], "direction": direction, "contender": contender}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Forward and backward of every contender, one panel for each aggregation and width."""
+    rows = [row for row in report["rows"] if row["direction"] == "forward and backward"]
+    kinds = list(dict.fromkeys((row["aggr"], row["channels"]) for row in rows))
+    figure = Figure(figsize=(1 + 3.6 * len(kinds), 2.6), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        mine = [row for row in rows if (row["aggr"], row["channels"]) == kind]
+        values = [statistics.median(row["wall_s"]) * 1e3 if "wall_s" in row else 0.0 for row in mine]
+        axes.barh([row["contender"] for row in mine], values, color=["#2a6f97", "#8fb8cf", "#f1bc8f", "#e07a28"])
+        for place, (row, value) in enumerate(zip(mine, values, strict=True)):
+            words = f"{value:.3g} ms" if "wall_s" in row else row["failed"]
+            axes.annotate(words, (value, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.3)
+        axes.set_title(f"{kind[0]}, {kind[1]} channels", fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    graph, machine = report["graph"], report["environment"]
+    figure.supxlabel(
+        f"forward and backward of the aggregation; {graph['num_nodes']:,} nodes, {graph['num_edges']:,} edges; "
+        f"{machine['device']}, {machine['num_threads']} threads, torch {machine['torch']}, {report['date']}",
+        fontsize=7,
+        color="#666666",
+    )
+    figure.savefig(path, dpi=150)
 
 
 def _median_ratio(slow: list[tuple[float, float]], fast: list[tuple[float, float]], which: int) -> float:
@@ -175,20 +221,22 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for C in arguments.channels:
         inputs = random_inputs(arguments.num_nodes, arguments.num_edges, C, arguments.edge_features, device)
         for aggr in arguments.aggr:
             rows += measure(inputs, aggr, arguments.repeats)
-    report = {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "environment": environment(device),
-        "graph": {"num_nodes": arguments.num_nodes, "num_edges": arguments.num_edges},
-        "edge_features": arguments.edge_features,
-        "rows": rows,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+            report = {
+                "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+                "environment": environment(device),
+                "graph": {"num_nodes": arguments.num_nodes, "num_edges": arguments.num_edges},
+                "edge_features": arguments.edge_features,
+                "rows": rows,
+            }
+            # Written as it grows, so that nothing is lost if a later one fails.
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+            draw(report, arguments.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,83 +16,158 @@ _NAMES = {
     "pyg_plain": "PyG GENConv, plain autograd",
 }
 _COLORS = {"zoo": "#2a6f97", "zoo_plain": "#8fb8cf", "pyg": "#e07a28", "pyg_plain": "#f1bc8f"}
-_MIB = 2**20
+# What a step holds, from what is always there to what it needs for itself.
+_MEMORY = {
+    "state_bytes": ("parameters, gradients, optimizer", "#9aa5b1"),
+    "part_bytes": ("part of the graph", "#8fb8cf"),
+    "peak_bytes": ("the step itself", "#2a6f97"),
+}
+_MIB, _GB = 2**20, 1e9
+_MAX_WORDS = 20
+
+Rows = list[dict[str, Any]]
 
 
 def draw(result: dict[str, Any]) -> bytes:
-    """A PNG of a suite's result."""
-    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
-    axes = figure.subplots()
-    _DRAWINGS[result["suite"]](axes, result["cases"])
-    axes.set_title(result["summary"], fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    first = result["cases"][0]
-    environment = result["environment"]
-    figure.supxlabel(
-        f"{first['num_nodes']:,} nodes, {first['num_edges']:,} edges, {first['channels']} channels; "
-        f"{environment['device']}, {environment['num_threads']} threads, torch {environment['torch']}, "
-        f"{result['date']}",
-        fontsize=7,
-        color="#666666",
-    )
+    """A PNG of a suite's result, of which some case did not fail."""
+    drawing, num_panels = _DRAWINGS[result["suite"]]
+    rows = result["cases"]
+    height = 4.0 if num_panels == 1 else 1.6 + 0.55 * len(rows)
+    figure = Figure(figsize=(7.6 if num_panels == 1 else 10.0, height), layout="constrained")
+    panels = figure.subplots(1, num_panels, squeeze=False, sharey=num_panels > 1)[0]
+    drawing(panels, rows)
+    panels[0].set_title(result["summary"], fontsize=10, loc="left")
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    for fit in result["fits"]:
+        _line(panels[0], fit, [row[fit["over"]] for row in rows if row["implementation"] == fit["implementation"]])
+    if num_panels == 1 and panels[0].get_legend_handles_labels()[0]:
+        panels[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel(_about(result), fontsize=7, color="#666666")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
-def _memory(axes: Axes, cases: list[dict[str, Any]]) -> None:
-    _lines(axes, cases, "num_layers", lambda case: case["peak_bytes"] / _MIB)
+def _about(result: dict[str, Any]) -> str:
+    """Under what circumstances: what all cases have in common, the machine, the day."""
+    environment = result["environment"]
+    first = next(row for row in result["cases"] if "failed" not in row)
+    facts = [f"{first['num_nodes']:,} nodes"]
+    for key, unit in (("num_edges", "edges"), ("channels", "channels"), ("num_layers", "layers")):
+        values = {row[key] for row in result["cases"]}
+        if len(values) == 1:
+            facts.append(f"{first[key]:,} {unit}")
+    machine = [environment["device"], f"{environment['num_threads']} threads", f"torch {environment['torch']}"]
+    return "; ".join([", ".join(facts), ", ".join([*machine, result["date"]])])
+
+
+def _line(axes: Axes, fit: dict[str, Any], over: Sequence[float]) -> None:
+    """A fitted line, dashed, with its formula in the legend; in MiB where it is of bytes."""
+    scale, unit = (1 / _MIB, "MiB") if fit["of"].endswith("_bytes") else (1, "s")
+    # A straight line is bent where axes are logarithmic: many points.
+    ends = min(over), max(over)
+    xs = [ends[0] + (ends[1] - ends[0]) * index / 50 for index in range(51)]
+    ys = [scale * (fit["intercept"] + fit["slope"] * x / fit["per"]) for x in xs]
+    what = {"num_layers": "layer", "num_edges": "million edges"}[fit["over"]]
+    words = f"{scale * fit['intercept']:.3g} + {scale * fit['slope']:.3g} {unit} per {what}, R² = {fit['r2']:.4f}"
+    axes.plot(xs, ys, "--", color=_COLORS[fit["implementation"]], linewidth=1, label=words)
+
+
+def _memory(panels: Sequence[Axes], rows: Rows) -> None:
+    (axes,) = panels
+    _points(axes, rows, "num_layers", "peak_bytes", _MIB)
     axes.set(xlabel="layers", ylabel="MiB beyond parameters, gradients, optimizer", xscale="log", yscale="log")
-    layers = sorted({case["num_layers"] for case in cases})
+    layers = sorted({row["num_layers"] for row in rows})
     axes.set_xticks(layers, [str(n) for n in layers], minor=False)
     axes.minorticks_off()
 
 
-def _depth(axes: Axes, cases: list[dict[str, Any]]) -> None:
-    _lines(axes, cases, "num_layers", lambda case: case["median_step_s"])
-    axes.set(xlabel="layers", ylabel="seconds per training step", xlim=(0, None), ylim=(0, None))
+def _depth(panels: Sequence[Axes], rows: Rows) -> None:
+    _points(panels[0], rows, "num_layers", "median_step_s", 1)
+    panels[0].set(xlabel="layers", ylabel="seconds per training step", xlim=(0, None), ylim=(0, None))
 
 
-def _edges(axes: Axes, cases: list[dict[str, Any]]) -> None:
-    _lines(axes, cases, "num_edges", lambda case: case["median_step_s"])
-    axes.set(xlabel="directed edges", ylabel="seconds per training step", xlim=(0, None), ylim=(0, None))
+def _edges(panels: Sequence[Axes], rows: Rows) -> None:
+    _points(panels[0], rows, "num_edges", "median_step_s", 1)
+    panels[0].set(xlabel="directed edges", ylabel="seconds per training step", xlim=(0, None), ylim=(0, None))
 
 
-def _lines(axes: Axes, cases: list[dict[str, Any]], key: str, value: Any) -> None:
+def _points(axes: Axes, rows: Rows, over: str, of: str, unit: float) -> None:
     for name, label in _NAMES.items():
-        points = sorted((case[key], value(case)) for case in cases if case["implementation"] == name)
+        mine = [row for row in rows if row["implementation"] == name and "failed" not in row]
+        points = sorted((row[over], row[of] / unit) for row in mine)
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=_COLORS[name], label=label, linewidth=1.8, markersize=5)
             axes.annotate(f"{points[-1][1]:.3g}", points[-1], xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.legend(frameon=False, fontsize=8)
 
 
-def _bars(axes: Axes, cases: list[dict[str, Any]], value: Any, label: str) -> None:
-    values = [value(case) for case in cases]
-    names = [_NAMES[case["implementation"]] for case in cases]
-    axes.barh(names, values, color=[_COLORS[case["implementation"]] for case in cases])
-    for index, amount in enumerate(values):
-        ratio = f"{amount:.3g}" + (f"  ({amount / values[0]:.1f} x)" if index else "")
-        axes.annotate(ratio, (amount, index), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+def _bars(axes: Axes, rows: Rows, of: str, unit: float, label: str) -> None:
+    """One bar for each case, and how many times the first one it is."""
+    names = [_NAMES[row["implementation"]] for row in rows]
+    values = [row[of] / unit if "failed" not in row else 0.0 for row in rows]
+    axes.barh(names, values, color=[_COLORS[row["implementation"]] for row in rows])
+    for index, (row, amount) in enumerate(zip(rows, values, strict=True)):
+        words = _failure(row) or f"{amount:.3g}"
+        if index and "failed" not in row and values[0] > 0:
+            words += f"  ({amount / values[0]:.1f} x)"
+        axes.annotate(words, (amount, index), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.18)
-    axes.set_xlabel(f"{label}; {cases[0]['num_layers']} layers")
+    axes.set_xlabel(label)
 
 
-def _peers(axes: Axes, cases: list[dict[str, Any]]) -> None:
-    _bars(axes, cases, lambda case: case["median_step_s"], "seconds per training step")
+def _peers(panels: Sequence[Axes], rows: Rows) -> None:
+    _bars(panels[0], rows, "median_step_s", 1, "seconds per training step")
 
 
-def _peer_memory(axes: Axes, cases: list[dict[str, Any]]) -> None:
-    _bars(axes, cases, lambda case: case["peak_bytes"] / _MIB, "MiB beyond parameters, gradients, optimizer")
+def _peer_memory(panels: Sequence[Axes], rows: Rows) -> None:
+    _bars(panels[0], rows, "peak_bytes", _MIB, "MiB beyond parameters, gradients, optimizer")
 
 
-_DRAWINGS: dict[str, Callable[[Axes, list[dict[str, Any]]], None]] = {
-    "memory": _memory,
-    "depth": _depth,
-    "edges": _edges,
-    "peers": _peers,
-    "peer_memory": _peer_memory,
+def _epochs(panels: Sequence[Axes], rows: Rows) -> None:
+    """Seconds of an epoch on the left, what memory holds on the right."""
+    time, memory = panels
+    places = range(len(rows))
+    time.set_yticks(places, [_case_name(row) for row in rows], fontsize=8)
+    time.barh(places, [row.get("epoch_s", 0) for row in rows], color=[_COLORS[row["implementation"]] for row in rows])
+    for key, (label, color) in _MEMORY.items():
+        below = [sum(row.get(k, 0) / _GB for k in list(_MEMORY)[: list(_MEMORY).index(key)]) for row in rows]
+        memory.barh(places, [row.get(key, 0) / _GB for row in rows], left=below, color=color, label=label)
+    for place, row in zip(places, rows, strict=True):
+        total = sum(row.get(key, 0) for key in _MEMORY) / _GB
+        told = {time: row.get("epoch_s", 0), memory: total}
+        for axes, amount in told.items():
+            words = _failure(row) or f"{amount:.3g}"
+            axes.annotate(words, (amount, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    time.invert_yaxis()
+    time.margins(x=0.2)
+    memory.margins(x=0.2)
+    time.set_xlabel("seconds per epoch or evaluation")
+    memory.set_xlabel("GB")
+    memory.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
+
+
+def _failure(row: dict[str, Any]) -> str:
+    """Why a case has no figures, as far as there is room for it; empty if it has."""
+    why: str = row.get("failed", "")
+    return why if len(why) <= _MAX_WORDS else "failed"
+
+
+def _case_name(row: dict[str, Any]) -> str:
+    work = "training" if row["work"] == "train" else "evaluation"
+    parts = "whole graph" if row["num_parts"] == 1 else f"{row['num_parts']} parts"
+    return f"{_NAMES[row['implementation']]}\n{row['num_layers']} x {row['channels']}, {work}, {parts}"
+
+
+_DRAWINGS: dict[str, tuple[Callable[[Sequence[Axes], Rows], None], int]] = {
+    "step": (_epochs, 2),
+    "memory": (_memory, 1),
+    "depth": (_depth, 1),
+    "edges": (_edges, 1),
+    "peers": (_peers, 1),
+    "peer_memory": (_peer_memory, 1),
+    "true_size": (_epochs, 2),
 }
