@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "card": "zoo.cli.card",
         "convert": "zoo.cli.convert",
         "synth": "zoo.cli.synth",
+        "compare": "zoo.cli.compare",
         "bench": "zoo.cli.bench",
     }
 )

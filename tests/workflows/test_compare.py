@@ -1,0 +1,356 @@
+"""Comparing models: two tiny ones on a tiny graph with three splits.
+
+Tasks run in this process but where processes are the point.
+"""
+
+import copy
+import io
+import json
+import math
+import shutil
+import signal
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from tests.workflows.small import NUM_NODES, changed, write_graph
+from zoo.errors import BundleError, RecipeError, RunError
+from zoo.spec.recipe import Recipe, ReportedResult, parse_recipe
+from zoo.workflows import train as train_module
+from zoo.workflows.compare import run as compare_module
+from zoo.workflows.compare.draw import draw, picture
+from zoo.workflows.compare.entries import read_entries
+from zoo.workflows.compare.processes import Task, run_tasks
+from zoo.workflows.compare.recipes import recipe_on_data
+from zoo.workflows.compare.run import compare
+from zoo.workflows.compare.table import HEAD, caption, markdown, rows
+from zoo.workflows.compare.worker import measure_training, work
+from zoo.workflows.export import export
+from zoo.workflows.session import StopRequest
+from zoo.workflows.train import train
+
+NUM_SPLITS = 3
+TINY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny_rev",
+    "summary": "A recipe for tests.",
+    "data": {"dataset": "file", "path": "three_splits.npz"},
+    "model": {"type": "rev", "num_layers": 2, "hidden_channels": 8, "conv": {"type": "gcn"}},
+    "train": {"num_epochs": 2, "loss": "cross_entropy", "optimizer": {"type": "adam", "lr": 0.01}},
+    "eval": {"metric": "accuracy"},
+}
+
+
+def tiny(**places: Any) -> Recipe:
+    return parse_recipe(changed(TINY, **places), where="tiny")
+
+
+def tiny_res(**places: Any) -> Recipe:
+    return tiny(name="tiny_res", model__type="res", **places)
+
+
+def in_this_process(
+    tasks: list[Task], *, num_jobs: int, stop: Any, on_start: Callable[..., None], on_done: Callable[..., None]
+) -> bool:
+    for task in tasks:
+        on_start(task)
+        on_done(task, work(json.loads(json.dumps(task.request))), [])
+    return True
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.RandomState(1)
+    parts = np.stack([rng.permutation(NUM_NODES) * 3 // NUM_NODES for _ in range(NUM_SPLITS)])  # [num_splits, N]
+    masks = {name: parts == index for index, name in enumerate(("train_mask", "valid_mask", "test_mask"))}
+    write_graph(folder / "three_splits.npz", **masks)
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("ZOO_DATA", str(folder))
+        context.setattr(compare_module, "run_tasks", in_this_process)
+        context.setattr(train_module, "plot", lambda run: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, _no_processes: None) -> tuple[dict[str, Any], Path]:
+    """Two models on two splits; tests that change the folder make a copy."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    result = compare([tiny(), tiny_res()], out, num_splits=2, device="cpu", quiet=True)
+    return result, out
+
+
+def modified(out: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in out.glob("*/*/*")}
+
+
+def test_figures_are_those_of_the_run_directories(compared: tuple[dict[str, Any], Path]) -> None:
+    result, out = compared
+    assert [model["name"] for model in result["models"]] == ["tiny_rev", "tiny_res"]
+    for model in result["models"]:
+        assert [(run["split"], run["seed"]) for run in model["runs"]] == [(0, 0), (1, 0)]
+        for run in model["runs"]:
+            folder = out / model["name"] / f"split-{run['split']}-seed-{run['seed']}"
+            recipe = json.loads((folder / "recipe.json").read_text())
+            assert (recipe["data"]["split"], recipe["train"]["seed"]) == (run["split"], run["seed"])
+            results = json.loads((folder / "results.json").read_text())
+            held = {figure["split"]: figure["value"] for figure in results["results"]}
+            assert (run["valid"], run["test"]) == (held["valid"], held["test"])
+            assert (run["train_s"], model["num_parameters"]) == (results["train_s"], results["num_parameters"])
+        tests = [run["test"] for run in model["runs"]]
+        mean = sum(tests) / 2
+        assert model["test"]["mean"] == pytest.approx(mean)
+        assert model["test"]["std"] == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in tests)))
+        assert model["train_s"] == pytest.approx(sum(run["train_s"] for run in model["runs"]), abs=1e-3)
+        assert model["step_s"] > 0
+        assert model["epoch_s"] > model["step_s"]
+    baseline = result["baseline"]
+    assert [row["split"] for row in baseline["runs"]] == [0, 1]
+    assert baseline["test"]["mean"] == statistics.fmean(row["test"] for row in baseline["runs"])
+
+
+def test_table_picture_and_json_are_written(compared: tuple[dict[str, Any], Path]) -> None:
+    result, out = compared
+    assert json.loads((out / "compare.json").read_text()) == result
+    lines = (out / "compare.md").read_text().splitlines()
+    assert lines[0] == f"| {' | '.join(HEAD)} |"
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| tiny_rev", "| tiny_res", "| logistic regression"]
+    test = result["models"][0]["test"]
+    assert f"{test['mean']:.4f} ± {test['std']:.4f}" in lines[2]
+    assert "- mean with the sample standard deviation over 2 runs (2 splits x 1 seed)" in lines
+    assert matplotlib.image.imread(io.BytesIO((out / "compare.png").read_bytes())).shape[:2] == (720, 1950)
+
+
+def test_finished_runs_are_not_trained_again(
+    compared: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, out = compared
+    shutil.copytree(out, tmp_path / "out")
+    before, started = modified(tmp_path / "out"), []
+
+    def noted(tasks: list[Task], **options: Any) -> bool:
+        started.extend(task.label for task in tasks)
+        return in_this_process(tasks, **options)
+
+    monkeypatch.setattr(compare_module, "run_tasks", noted)
+    again = compare([tiny(), tiny_res()], tmp_path / "out", num_splits=2, device="cpu", quiet=True)
+    assert (again, started) == (result, [])
+    more = compare([tiny(), tiny_res()], tmp_path / "out", num_splits=1, num_seeds=2, device="cpu", quiet=True)
+    assert started == ["tiny_rev, split 0, seed 1", "tiny_res, split 0, seed 1"]
+    assert [run["seed"] for run in more["models"][1]["runs"]] == [0, 1]
+    assert more["models"][1]["runs"][0] == result["models"][1]["runs"][0]
+    assert before.items() <= modified(tmp_path / "out").items()
+
+
+def test_all_splits_are_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+
+    def noted(tasks: list[Task], **options: Any) -> bool:
+        labels.extend(task.label for task in tasks)
+        raise RunError("enough")
+
+    monkeypatch.setattr(compare_module, "run_tasks", noted)
+    with pytest.raises(RunError, match="enough"):
+        compare([tiny(train__seed=7)], tmp_path / "out", device="cpu", quiet=True)
+    assert labels == [f"tiny_rev, split {split}, seed 7" for split in range(NUM_SPLITS)]
+
+
+def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_BACKEND", "chunked")
+    recipe, folder = tiny(train__num_epochs=100_000), tmp_path / "run"
+    request = {"recipe": recipe.to_json(), "folder": str(folder), "device": "cpu", "num_threads": 1}
+
+    class Stop(StopRequest):
+        """Ctrl-C as soon as something is recorded."""
+
+        def __bool__(self) -> bool:
+            if (folder / "metrics.jsonl").exists():
+                self.signum = signal.SIGINT
+            return super().__bool__()
+
+    started: list[str] = []
+    done = run_tasks(
+        [Task("first", {"task": "train", **request}), Task("second", {"task": "train", **request})],
+        num_jobs=1,
+        stop=Stop(),
+        on_start=lambda task: started.append(task.label),
+        on_done=lambda *result: pytest.fail("it cannot have finished"),
+    )
+    assert (done, started) == (False, ["first"])
+    num_done = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert num_done >= 1
+    last = max(int(path.stem.partition("-")[2]) for path in folder.glob("state-*.safetensors"))
+    # One line for each whole epoch, one step in each; the signal may come before the next one's end.
+    assert last in (num_done, num_done + 1)
+
+
+def test_a_failing_process_is_named_with_its_last_line(tmp_path: Path) -> None:
+    absent = tiny(data={"dataset": "file", "path": str(tmp_path / "absent.npz")}).to_json()
+    request = {"task": "train", "recipe": absent, "folder": str(tmp_path / "run"), "device": "cpu", "num_threads": 1}
+    with pytest.raises(RunError, match=r"^tiny, split 0: data\.path: no such file or folder: "):
+        run_tasks(
+            [Task("tiny, split 0", request)],
+            num_jobs=2,
+            stop=StopRequest(),
+            on_start=lambda task: None,
+            on_done=lambda *result: pytest.fail("it cannot have finished"),
+        )
+
+
+def test_memory_is_that_of_activations(tmp_path: Path) -> None:
+    found = {}
+    for recipe in (tiny(), tiny_res()):
+        model = recipe.model.model_copy(update={"num_layers": 12, "hidden_channels": 64})
+        data = recipe.data.model_copy(update={"dataset": "digits", "path": ""})
+        once = recipe.train.model_copy(update={"num_epochs": 1})
+        deep = recipe.model_copy(update={"model": model, "data": data, "train": once})
+        train(deep, tmp_path / recipe.name, device="cpu", quiet=True)
+        found[recipe.name] = measure_training(deep, tmp_path / recipe.name, torch.device("cpu"))
+    # 12 layers, of which plain autograd keeps at least one [1797, 64] tensor each.
+    assert found["tiny_res"]["peak_bytes"] > 12 * 1797 * 64 * 4
+    assert found["tiny_rev"]["peak_bytes"] < 0.75 * found["tiny_res"]["peak_bytes"]
+
+
+def test_runs_and_bundles_are_taken_as_they_are(
+    compared: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, out = compared
+    bundle, _ = export(out / "tiny_res" / "split-0-seed-0", tmp_path / "bundle")
+    found = compare([out / "tiny_rev" / "split-0-seed-0", bundle], tmp_path / "out", device="cpu", quiet=True)
+    assert found["splits"] == [0]
+    assert not list((tmp_path / "out").glob("*/"))
+    for model, old in zip(found["models"], result["models"], strict=True):
+        (run,) = model["runs"]
+        assert run["test"] == pytest.approx(old["runs"][0]["test"], abs=2e-3)
+        assert model["test"] == {"mean": run["test"], "std": None}
+        assert model["num_parameters"] == old["num_parameters"]
+    assert found["models"][1]["train_s"] is None
+    assert rows(found)[1][-1] == "-"
+    many = compare([out / "tiny_rev"], tmp_path / "many", device="cpu", quiet=True)
+    assert many["models"][0]["test"] == result["models"][0]["test"]
+    assert many["splits"] == [0, 1]
+
+
+def test_only_what_was_measured_alike_is_compared(compared: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    _, out = compared
+
+    def refused(models: list[Any], expected: str, error: type[Exception] = RunError, **options: Any) -> None:
+        with pytest.raises(error, match=expected):
+            compare(models, tmp_path / "new", device="cpu", quiet=True, **options)
+        assert not (tmp_path / "new").exists()
+
+    half = {"type": "random", "num_parts": 2}
+    other = tiny_res(test={"num_views": 3, "partition": half})
+    refused([tiny(), other], "tiny_res: test is 3 views of 2 parts, but whole graph for tiny_rev; ", RecipeError)
+    refused([tiny(), tiny_res(eval__metric="micro_f1")], "tiny_res: eval.metric is micro_f1, but accuracy", RecipeError)
+    refused([tiny(), tiny_res(data={"dataset": "cora"})], "data.dataset is cora, but file", RecipeError)
+    refused([tiny(), tiny(model__num_layers=3)], "tiny_rev: two of the models have this name")
+    refused([tiny()], "--splits 4: three_splits has 3 splits", num_splits=4)
+    refused([tiny_res(), out / "tiny_rev"], "tiny_rev: measured on split 0, 1, the others on 0 to 2", num_splits=3)
+    refused([tiny(train__loss="bce_with_logits")], "train.loss: 'bce_with_logits' does not fit", RecipeError)
+    refused([tmp_path / "nothing"], "no such folder", BundleError)
+
+
+def test_folders_of_other_runs_are_refused(compared: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    _, out = compared
+    shutil.copytree(out, tmp_path / "out")
+    with pytest.raises(RunError, match=r"split-0-seed-0: holds another run \(model.num_layers: 2 there, 3 here\)"):
+        compare([tiny(model__num_layers=3)], tmp_path / "out", num_splits=1, device="cpu", quiet=True)
+    run = tmp_path / "out" / "tiny_rev" / "split-0-seed-0"
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "data_sha256": "0" * 64}))
+    with pytest.raises(RunError, match="was trained on other data than three_splits is now"):
+        compare([tiny()], tmp_path / "out", num_splits=1, device="cpu", quiet=True)
+    (run / "results.json").unlink()
+    with pytest.raises(RunError, match="split-0-seed-0: the run is not finished"):
+        read_entries([run])
+    (tmp_path / "out" / "measured.json").write_text("{")
+    with pytest.raises(RunError, match=r"measured\.json.*not JSON.*remove the file"):
+        compare([tiny_res()], tmp_path / "out", num_splits=1, device="cpu", quiet=True)
+
+
+def test_a_recipe_on_the_data_of_another_keeps_its_model_and_optimizer(tmp_path: Path) -> None:
+    half = {"type": "random", "num_parts": 2}
+    other = changed(
+        TINY,
+        name="other",
+        data={"dataset": "minesweeper", "node_features": ["degree"]},
+        train={**TINY["train"], "num_epochs": 9, "loss": "bce_with_logits", "partition": half},
+        eval={"metric": "rocauc", "every": 5},
+        test={"num_views": 2, "partition": half},
+    )
+    mine = changed(TINY, source={"paper": "p"}, train={**TINY["train"], "partition": {"type": "full"}, "seed": 3})
+    for data in (mine, other):
+        (tmp_path / f"{data['name']}.json").write_text(json.dumps(data))
+    paths = (tmp_path / "tiny_rev.json", tmp_path / "other.json")
+    there = recipe_on_data(*paths, ["train.num_epochs=4"])
+    assert (there.name, there.source) == ("tiny_rev", None)
+    assert there.model == tiny().model
+    assert (there.train.num_epochs, there.train.seed, there.train.optimizer.lr) == (4, 3, 0.01)
+    wanted = parse_recipe(other, where="other")
+    assert (there.data, there.eval, there.test) == (wanted.data, wanted.eval, wanted.test)
+    assert (there.train.loss, there.train.partition) == (wanted.train.loss, wanted.train.partition)
+    back = recipe_on_data(*paths[::-1], [])
+    assert (back.data, back.test, back.train.partition) == (tiny().data, tiny().test, tiny().train.partition)
+    with pytest.raises(RecipeError, match=r"tiny_rev\.json on the data of other: train\.nothing: unknown key"):
+        recipe_on_data(*paths, ["train.nothing=1"])
+
+
+def test_reported_figures_are_rows_and_lines(compared: tuple[dict[str, Any], Path]) -> None:
+    result, _ = compared
+    figure = {"split": "test", "metric": "accuracy", "mean": 0.5, "protocol": "whole graph", "source": "a paper"}
+    fields = [figure, {**figure, "std": 0.25}, {**figure, "metric": "rocauc"}, {**figure, "split": "valid"}]
+    reported = [ReportedResult.model_validate(item) for item in fields]
+    out = compared[1]
+    found = compare([out / "tiny_rev"], out.parent / "again", reported=reported, device="cpu", quiet=True)
+    assert [row[6] for row in rows(found)[2:]] == ["0.5000", "0.5000 ± 0.2500"]
+    assert "| reported: whole graph | - |" in markdown(found)
+    assert (
+        len(picture(found).axes[0].lines) == len(picture(result | {"models": result["models"][:1]}).axes[0].lines) + 2
+    )
+
+
+def test_what_does_not_compare_is_said(compared: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    _, out = compared
+    shutil.copytree(out, tmp_path / "out")
+    run = tmp_path / "out" / "tiny_rev" / "split-0-seed-0"
+    results = json.loads((run / "results.json").read_text())
+    results["environment"]["device"] = "another CPU"
+    (run / "results.json").write_text(json.dumps(results))
+    models = [tiny(), tiny_res(data={**TINY["data"], "node_features": ["node", "degree"]})]
+    found = compare([models[0]], tmp_path / "out", num_splits=1, device="cpu", quiet=True)
+    assert not found["notes"]
+    found = compare(models, tmp_path / "two", num_splits=1, num_jobs=2, device="cpu", quiet=True)
+    assert any("data.node_features differs" in note for note in found["notes"])
+    assert any("up to 2 runs were trained at the same time" in note for note in found["notes"])
+    assert caption(found)[-2:] == found["notes"]
+
+
+@pytest.mark.parametrize("spacing", [1.0, 1.02, 1.5])
+def test_names_in_the_picture_do_not_overlap(compared: tuple[dict[str, Any], Path], spacing: float) -> None:
+    result = copy.deepcopy(compared[0])
+    first = result["models"][0]
+    result["models"] = [
+        first
+        | {"name": f"model_{index}", "test": {"mean": 0.88 + 0.002 * index, "std": 0.003}}
+        | {key: first[key] * spacing**index for key in ("peak_bytes", "num_parameters", "epoch_s")}
+        for index in range(8)
+    ]
+    figure = picture(result)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent(renderer) for text in axes.texts]
+        assert len(boxes) == 9
+        frame = axes.get_window_extent(renderer)
+        for index, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:index])
+            assert frame.x0 - 1 <= box.x0
+            assert box.x1 <= frame.x1 + 1
+    assert draw(result).startswith(b"\x89PNG")

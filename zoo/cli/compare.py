@@ -1,0 +1,113 @@
+"""``revgnn-zoo compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zoo.cli.common import (
+    chosen_recipe,
+    common_options,
+    device_options,
+    example,
+    json_option,
+    reference,
+    say,
+    say_json,
+    say_table,
+    set_option,
+)
+from zoo.spec.shipped import recipe_path
+from zoo.workflows.compare.recipes import recipe_on_data
+
+if TYPE_CHECKING:
+    from zoo.spec.recipe import Recipe, ReportedResult
+
+EXAMPLE = example(
+    "revgnn-zoo compare rev_64 res_64 deq_64 --data minesweeper --out runs/minesweeper",
+    "revgnn-zoo compare mine.json other.json --splits 3 --seeds 2 --set train.num_epochs=50",
+    "revgnn-zoo compare runs/mine runs/minesweeper/rev_64 --out runs/both",
+)
+
+
+@click.command("compare", epilog=EXAMPLE)
+@click.argument("models", metavar="RECIPE...", nargs=-1, required=True)
+@click.option("--data", "data", metavar="RECIPE", help="Put every recipe on the data of this one.")
+@click.option("--splits", "num_splits", type=click.IntRange(1), help="The first N splits of the data. [default: all]")
+@click.option("--seeds", "num_seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs on each split.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at the same time.")
+@set_option
+@click.option("--out", type=click.Path(path_type=Path), help="The folder of all files. [default: runs/compare-DATA]")
+@device_options
+@json_option
+@common_options
+def command(
+    *,
+    models: tuple[str, ...],
+    data: str | None,
+    num_splits: int | None,
+    num_seeds: int,
+    jobs: int,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compare models: the metric against memory, parameters and time.
+
+    RECIPE is a shipped name or a file, which is trained on every split; or the folder of a finished run, of several
+    runs of one recipe, or of a bundle. All must be measured on the same data, in the same metric and under the same
+    protocol, which --data sees to: data, loss, partitions and evaluation are then those of that recipe, model,
+    optimizer and epochs stay.
+
+    Writes compare.md, compare.png and compare.json, and NAME/split-I-seed-J for each run. Runs that are finished are
+    not trained again; after Ctrl-C the same command continues.
+    """
+    for assignment in assignments:
+        if assignment.partition("=")[0] == "data.split":
+            raise click.UsageError(f"--set {assignment}: every run has a split of its own; --splits says how many")
+    chosen = [_model(model, data, assignments) for model in models]
+    reported = _reported(data, assignments) if data else ()
+    if out is None:
+        name = next((model.data.dataset for model in chosen if not isinstance(model, Path)), "runs")
+        out = Path("runs") / f"compare-{name}"
+    from zoo.workflows.compare.run import compare
+    from zoo.workflows.compare.table import HEAD, caption, right_columns, rows
+
+    result = compare(
+        chosen,
+        out,
+        num_splits=num_splits,
+        num_seeds=num_seeds,
+        num_jobs=jobs,
+        reported=reported,
+        device=device,
+        num_threads=threads,
+        quiet=quiet,
+    )
+    if as_json:
+        say_json({"out": str(out), **result})
+        return
+    say_table(HEAD, rows(result), right=right_columns())
+    say()
+    for line in caption(result):
+        say(line)
+    say(f"written: {out}/compare.md, compare.png, compare.json")
+
+
+def _model(text: str, data: str | None, assignments: tuple[str, ...]) -> Recipe | Path:
+    place = reference(text)
+    if isinstance(place, Path) and place.is_dir():
+        return place
+    path = recipe_path(text)
+    return chosen_recipe(text, assignments) if data is None else recipe_on_data(path, recipe_path(data), assignments)
+
+
+def _reported(data: str, assignments: tuple[str, ...]) -> tuple[ReportedResult, ...]:
+    """What the source of the data's recipe reports, unless the data were changed."""
+    source = chosen_recipe(data, [text for text in assignments if text.startswith("data.")]).source
+    return source.reported if source else ()

@@ -1,0 +1,1 @@
+"""Several models on the same data: trained or loaded, measured alike, and put into one table and one picture."""

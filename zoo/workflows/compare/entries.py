@@ -1,0 +1,238 @@
+"""What is compared: recipes to train, runs and bundles that are there already."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.data.graph import Graph
+from zoo.errors import RecipeError, RunError
+from zoo.hub.config import read_config
+from zoo.spec.recipe import DataSpec, Recipe
+from zoo.spec.shapes import input_shape
+from zoo.workflows.evaluate import test_protocol
+from zoo.workflows.graphs import graph_digest, recipe_graph
+from zoo.workflows.load import expected_state, is_run
+from zoo.workflows.run_dir import RunDir, check_same_recipe
+
+_RUN_NAME = re.compile(r"^split-(\d+)-seed-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: a recipe with its split and its seed, and the folder of its weights."""
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def split(self) -> int:
+        """Which split of the data it learns from."""
+        return self.recipe.data.split
+
+    @property
+    def seed(self) -> int:
+        """What its randomness derives from."""
+        return self.recipe.train.seed
+
+    @property
+    def label(self) -> str:
+        """Which run of its entry it is, in words."""
+        return f"split {self.split}, seed {self.seed}"
+
+    def results(self) -> dict[str, Any] | None:
+        """What it measured if it is a finished run, else None."""
+        return RunDir(self.folder).results() if (self.folder / "recipe.json").is_file() else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        name: its name there.
+        kind: a recipe that is trained, finished runs, or a bundle.
+        recipe: of all its runs, but for split and seed.
+        runs: one model for each split and seed.
+    """
+
+    name: str
+    kind: Literal["recipe", "runs", "bundle"]
+    recipe: Recipe
+    runs: tuple[Run, ...]
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """The splits that it is measured on, ascending."""
+        return tuple(sorted({run.split for run in self.runs}))
+
+
+def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
+    """Make an entry of each recipe, run directory, folder of run directories, or bundle; recipes have no runs yet.
+
+    Raises:
+        ZooError: if a folder is none of these, or holds a run that is not finished; if two have one name, or the
+            figures of two cannot stand in one table.
+    """
+    entries = [_folder_entry(model) if isinstance(model, Path) else _entry("recipe", model) for model in models]
+    paths = [entry.recipe.data.path for entry in entries if entry.recipe.data.path]
+    recipe_paths = [entry.recipe.data.path for entry in entries if entry.kind == "recipe" and entry.recipe.data.path]
+    for path in [*recipe_paths, *paths][:1]:
+        # Where the file lay when a model was trained counts for nothing; the data are known by their digest.
+        entries = [_at(entry, path) for entry in entries]
+    _check_names(entries)
+    _check_alike(entries)
+    return entries
+
+
+def _entry(kind: Literal["recipe", "runs", "bundle"], recipe: Recipe, runs: Iterable[Run] = ()) -> Entry:
+    return Entry(recipe.name, kind, recipe, tuple(runs))
+
+
+def _folder_entry(folder: Path) -> Entry:
+    members = sorted(path for path in folder.iterdir() if _RUN_NAME.match(path.name)) if folder.is_dir() else []
+    if is_run(folder) or members:
+        runs = [Run(RunDir(path).recipe(), path) for path in members or [folder]]
+        for run in runs:
+            check_same_recipe(run.folder, run.recipe, _run_of(runs[0].recipe, run.split, run.seed))
+            if run.results() is None:
+                raise RunError(
+                    f"{run.folder}: the run is not finished; continue it with: revgnn-zoo train ... --resume"
+                )
+        return _entry("runs", runs[0].recipe, runs)
+    recipe = read_config(folder).recipe
+    return _entry("bundle", recipe, [Run(recipe, folder)])
+
+
+def _at(entry: Entry, path: str) -> Entry:
+    def moved(recipe: Recipe) -> Recipe:
+        if recipe.data.dataset != "file":
+            return recipe
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})
+
+    runs = tuple(replace(run, recipe=moved(run.recipe)) for run in entry.runs)
+    return replace(entry, recipe=moved(entry.recipe), runs=runs)
+
+
+def _check_names(entries: Sequence[Entry]) -> None:
+    seen: dict[str, Entry] = {}
+    for entry in entries:
+        other = seen.setdefault(entry.name, entry)
+        if other is not entry:
+            raise RunError(f"{entry.name}: two of the models have this name; each needs a recipe with one of its own")
+
+
+def _check_alike(entries: Sequence[Entry]) -> None:
+    """Figures on other data, in another metric or under another protocol say nothing about which model is better."""
+    first = entries[0]
+    wanted = _measured_by(first.recipe)
+    for entry in entries:
+        for place, value in _measured_by(entry.recipe).items():
+            if value != wanted.get(place):
+                raise RecipeError(
+                    f"{entry.name}: {place} is {value}, but {wanted.get(place)} for {first.name}; "
+                    "only models measured alike are compared: put all recipes on the data of one with --data"
+                )
+
+
+def _measured_by(recipe: Recipe) -> Mapping[str, object]:
+    facts = {"data.dataset": recipe.data.dataset, "eval.metric": recipe.eval.metric}
+    return facts | {"test": str(test_protocol(recipe))}
+
+
+def prepared_apart(entries: Sequence[Entry]) -> list[str]:
+    """Where the models see the same graph in different ways, which is theirs to choose but should be said."""
+    lines = []
+    for key in DataSpec.model_fields.keys() - {"dataset", "path", "split"}:
+        values = {entry.name: getattr(entry.recipe.data, key) for entry in entries}
+        if len(set(values.values())) > 1:
+            lines.append(f"data.{key} differs: " + ", ".join(f"{value} for {name}" for name, value in values.items()))
+    return sorted(lines)
+
+
+def splits_to_run(entries: Sequence[Entry], num_splits: int | None, graph: Graph) -> tuple[int, ...]:
+    """The splits that every entry is measured on.
+
+    Args:
+        entries: what is there already decides if nothing is asked for.
+        num_splits: the first so many; None: all, or those of the finished runs.
+        graph: for its splits.
+
+    Raises:
+        RunError: if there are not so many splits, or what is there was measured on others.
+    """
+    there = [entry for entry in entries if entry.runs]
+    count = len(graph.splits)
+    if num_splits is not None and num_splits > count:
+        raise RunError(f"--splits {num_splits}: {graph.name} has {count} split{'' if count == 1 else 's'}")
+    splits = there[0].splits if there and num_splits is None else tuple(range(num_splits or count))
+    for entry in there:
+        if entry.splits != splits:
+            raise RunError(
+                f"{entry.name}: measured on split {_listed(entry.splits)}, the others on {_listed(splits)}; "
+                "only figures on the same splits are compared"
+            )
+    return splits
+
+
+def with_runs(entry: Entry, out: Path, splits: Sequence[int], num_seeds: int) -> Entry:
+    """A recipe's entry with its runs: ``out / NAME / split-I-seed-J``. Other entries have theirs.
+
+    Raises:
+        RunError: if one of the folders holds the run of another recipe.
+    """
+    if entry.kind != "recipe":
+        return entry
+    first_seed = entry.recipe.train.seed
+    runs = []
+    for seed in range(first_seed, first_seed + num_seeds):
+        for split in splits:
+            run = Run(_run_of(entry.recipe, split, seed), out / entry.name / f"split-{split}-seed-{seed}")
+            if (run.folder / "recipe.json").is_file():
+                check_same_recipe(run.folder, RunDir(run.folder).recipe(), run.recipe)
+            runs.append(run)
+    return replace(entry, runs=tuple(runs))
+
+
+def check_fit(entry: Entry) -> Graph:
+    """The graph of an entry, after a look at whether the model fits it, before anything is trained.
+
+    Raises:
+        ZooError: if it does not fit, or the data cannot be loaded.
+    """
+    graph, _ = recipe_graph(entry.recipe)
+    try:
+        expected_state(entry.recipe.model, input_shape(entry.recipe, graph.shape))
+    except (RecipeError, ValueError) as error:
+        raise RecipeError(f"{entry.name}: does not fit {graph.name}: {error}") from error
+    return graph
+
+
+def check_data(entry: Entry, graph: Graph) -> None:
+    """Make sure that finished runs saw the data that are there now.
+
+    Raises:
+        RunError: if not.
+    """
+    digests: dict[int, str] = {}
+    for run in entry.runs:
+        results = None if entry.kind == "bundle" else run.results()
+        if results is None:
+            continue
+        if run.split not in digests:
+            digests[run.split] = graph_digest(graph, graph.splits[run.split])
+        if digests[run.split] != results["data_sha256"]:
+            raise RunError(f"{run.folder}: was trained on other data than {graph.name} is now; move it away")
+
+
+def _run_of(recipe: Recipe, split: int, seed: int) -> Recipe:
+    data = recipe.data.model_copy(update={"split": split})
+    return recipe.model_copy(update={"data": data, "train": recipe.train.model_copy(update={"seed": seed})})
+
+
+def _listed(splits: Sequence[int]) -> str:
+    consecutive = len(splits) > 2 and list(splits) == list(range(splits[0], splits[-1] + 1))
+    return f"{splits[0]} to {splits[-1]}" if consecutive else ", ".join(map(str, splits))
