@@ -36,7 +36,10 @@ def draw(result: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(7.6 if num_panels == 1 else 10.0, height), layout="constrained")
     panels = figure.subplots(1, num_panels, squeeze=False, sharey=num_panels > 1)[0]
     drawing(panels, rows)
-    panels[0].set_title(result["summary"], fontsize=10, loc="left")
+    if num_panels == 1:
+        panels[0].set_title(result["summary"], fontsize=10, loc="left")
+    else:
+        figure.suptitle(result["summary"], fontsize=10, x=0.01, horizontalalignment="left")
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dddddd", linewidth=0.6)
