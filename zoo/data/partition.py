@@ -59,14 +59,22 @@ def _parts(
         if graph.edge_attr is not None and edges is not None:
             edge_attr = graph.edge_attr.index_select(0, edges[start:stop])
         ids = nodes[first:end]
-        # Clones, so that a part kept for long does not keep the edges of all others alive.
-        csr = CSR(rows - start, (col[start:stop] - first).clone() if first else col[start:stop].clone())
+        if end - first == len(nodes):
+            # The only part takes all there is, and nothing is kept for others.
+            del edges
+            yield Part(nodes, x.index_select(0, ids), CSR(rowptr, col), edge_attr)
+            return
+        # Copies, so that a part kept for long does not keep the edges of all others alive.
+        csr = CSR(rows - start, col[start:stop] - first)
         yield Part(ids.clone(), x.index_select(0, ids), csr, edge_attr)
         first = end
 
 
 def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keep the edges inside parts and group them by target.
+    """Keep the edges inside parts and group them by target, in the order of the graph.
+
+    Edges are looked at twice, a slice at a time: how many belong to each node, then where each of them goes. Besides
+    the result nothing of the size of the edge list is made.
 
     Args:
         graph: the whole graph.
@@ -77,35 +85,49 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
         [N + 1] int64 row starts, [M] int32 new number of each source, and [M] the stored edge each comes from (None if
         edges have no features).
     """
-    n, num_edges, device = graph.num_nodes, graph.num_edges, graph.edge_index.device
+    n, device = graph.num_nodes, graph.edge_index.device
     number = torch.empty(n, dtype=torch.int32 if n < 2**31 else torch.int64, device=device)
     number[nodes] = torch.arange(n, dtype=number.dtype, device=device)
     part_of = part_of.to(torch.int16) if int(part_of.max()) < 2**15 else part_of
-    edge_dtype = torch.int32 if num_edges < 2**30 else torch.int64
-    sources, targets, kept = [], [], []
-    for start in range(0, num_edges, EDGE_CHUNK):
-        source, target = graph.edge_index[:, start : start + EDGE_CHUNK].long()
-        inside = (part_of[source] == part_of[target]).nonzero().squeeze(1)
-        sources.append(number[source[inside]])
-        targets.append(number[target[inside]])
-        kept.append((inside + start).to(edge_dtype))
-    empty = torch.empty(0, dtype=number.dtype, device=device)
-    source, target = torch.cat([empty, *sources]), torch.cat([empty, *targets])
-    sources.clear()
-    targets.clear()
-    if graph.undirected:
-        # Each edge is followed by its inverse, so that a stable sort by target leaves a row in the order of the edges.
-        source, target = torch.stack([source, target], 1).view(-1), torch.stack([target, source], 1).view(-1)  # [M]
+    rowptr = torch.zeros(n + 1, dtype=torch.int64, device=device)
+    degree = rowptr[1:]
+    for _, target, _ in _kept_edges(graph, part_of, number):
+        degree += torch.bincount(target, minlength=n)
+    torch.cumsum(degree, 0, out=degree)
+    num_kept = int(rowptr[-1])
+    col = torch.empty(num_kept, dtype=number.dtype, device=device)
+    edge_dtype = torch.int32 if graph.num_edges < 2**31 else torch.int64
+    edges = torch.empty(0 if graph.edge_attr is None else num_kept, dtype=edge_dtype, device=device)
+    free = rowptr[:-1].clone()  # [N] the first place of each row that no edge has taken yet
+    for source, target, edge in _kept_edges(graph, part_of, number):
+        target, order = torch.sort(target, stable=True)
+        count = torch.bincount(target, minlength=n)
+        # The k-th of the sorted edges is behind as many of its row as it stands after the first of them.
+        place = (free - count.cumsum(0).sub_(count)).index_select(0, target)
+        place += torch.arange(len(place), device=device)
+        free += count
+        col[place] = source.index_select(0, order)
+        if graph.edge_attr is not None:
+            edges[place] = edge.index_select(0, order).to(edge_dtype)
+    return rowptr, col, None if graph.edge_attr is None else edges
+
+
+def _kept_edges(graph: Graph, part_of: Tensor, number: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The edges inside parts, a slice at a time: new numbers of sources and targets, and the stored edges.
+
+    Each undirected edge is followed by its inverse; self-loops that the graph is given come last.
+    """
+    # Sorting takes many times the memory of what is sorted.
+    size = max(EDGE_CHUNK // 4, 1)
+    for start in range(0, graph.num_edges, size):
+        source, target = graph.edge_index[:, start : start + size]
+        inside = (part_of.index_select(0, source) == part_of.index_select(0, target)).nonzero().squeeze(1)
+        source = number.index_select(0, source.index_select(0, inside))
+        target = number.index_select(0, target.index_select(0, inside))
+        edge = inside + start
+        if graph.undirected:
+            source, target = torch.stack([source, target], 1).view(-1), torch.stack([target, source], 1).view(-1)
+            edge = edge.repeat_interleave(2)
+        yield source, target, edge
     if graph.self_loops:
-        loops = torch.arange(n, dtype=number.dtype, device=device)
-        source, target = torch.cat([source, loops]), torch.cat([target, loops])
-    target, order = torch.sort(target, stable=True)
-    rowptr = torch.searchsorted(target, torch.arange(n + 1, dtype=target.dtype, device=device))
-    del target
-    col = source.index_select(0, order)
-    if graph.edge_attr is None:
-        return rowptr, col, None
-    edges = torch.cat([torch.empty(0, dtype=edge_dtype, device=device), *kept])
-    kept.clear()
-    # Without the division in place, whole-graph parts would need one more tensor of the size of the edge list.
-    return rowptr, col, edges.index_select(0, order.div_(2, rounding_mode="floor") if graph.undirected else order)
+        yield number, number, number
