@@ -7,7 +7,7 @@ from torch.nn import functional
 from tests.ops.cases import AGGREGATIONS, assert_close, forward, make_case, run
 from zoo.ops.backend import backend_for, use_backend
 from zoo.ops.csr import CSR, empty_csr, overwrite, remembered
-from zoo.ops.gen_aggregate import cuda
+from zoo.ops.gen_aggregate import chunked, cuda
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,24 @@ def test_half_precision_strides_and_long_indices_are_read_in_place():
     assert_close({"output": out}, {"output": run(rounded, "reference", "max")["output"]}, 3e-5)
 
 
+@pytest.mark.parametrize("backend", [cuda, chunked])
+@pytest.mark.parametrize("edges", ["projected", "embedded"])
+def test_edge_features_in_half_precision_are_read_in_place(backend, edges):
+    case = make_case(8, 45, C=7, D=3, edges=edges)
+    half = case._replace(edge_attr=case.edge_attr.half())
+    assert cuda._Call(_messages(half)).inputs[3].data_ptr() == half.edge_attr.data_ptr()
+    found = []
+    for one in (half, half._replace(edge_attr=half.edge_attr.float())):
+        messages, options = _messages(one), {"with_edges": True}
+        out, arg = backend.max_forward(messages, with_arg=True)
+        found.append([out, arg, *backend.max_backward(one.grad, arg, one.csr, one.edge_attr, one.weight, **options)])
+        mean, log = backend.softmax_forward(messages, one.factor)
+        options["detach_weights"] = False
+        gradients = backend.softmax_backward(one.grad, mean, log, messages, one.factor, **options)
+        found[-1] += [mean, log, *gradients]
+    assert all(a is b or torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_deterministic_mode_keeps_to_what_pytorch_promises():
     case = make_case(6, 20, C=3)
     torch.use_deterministic_algorithms(True)
@@ -118,6 +136,15 @@ def test_a_plan_covers_every_edge_once_and_has_a_shape_that_edges_do_not_decide(
         for piece, row in enumerate(plan.target.tolist()):
             for edge in range(plan.start[8 + piece], plan.end[8 + piece]):
                 assert csr.rowptr[row] <= edge < csr.rowptr[row + 1]
+
+
+def test_a_large_graph_is_cut_into_fewer_pieces_rather_than_more(monkeypatch):
+    monkeypatch.setattr(cuda, "MAX_FURTHER_PIECES", 2)
+    case = make_case(8, 120, C=7, D=3)
+    plan = cuda._make_plan(case.csr)
+    assert plan.target.numel() == 120 // 72
+    assert int((plan.end - plan.start).max()) > 18
+    equals_reference(case, "max")
 
 
 @pytest.mark.parametrize("aggr", AGGREGATIONS)

@@ -20,8 +20,10 @@ from zoo.ops.gen_aggregate import chunked, cuda_kernels
 from zoo.ops.gen_aggregate.chunked import max_edge_gradient
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
 
-# Longer rows are shared by several programs.
+# Longer rows are shared by several programs; yet there is room for so many pieces of them at most, since each has
+# results of its own.
 MAX_PIECE_EDGES = 256
+MAX_FURTHER_PIECES = 1 << 16
 # Edges that a program handles at once: the side of the smallest matrix product.
 BLOCK_EDGES = 16
 BLOCK_ROWS = 32
@@ -32,7 +34,7 @@ PRECISION = "tf32x3"
 
 
 class _Plan(NamedTuple):
-    """Rows cut into pieces of at most MAX_PIECE_EDGES edges; shapes depend on N and E alone.
+    """Rows cut into pieces of bounded length; shapes depend on N and E alone.
 
     Piece i < N begins row i. Room for what is left of long rows follows, row by row; what is not needed of it is empty.
     """
@@ -51,21 +53,24 @@ class _Plan(NamedTuple):
 def _make_plan(csr: CSR) -> _Plan:
     if csr.num_edges >= 2**31:
         raise BackendError(f"triton: {csr.num_edges} edges are too many for 32-bit edge ids; use_backend('chunked')")
+    limit = MAX_PIECE_EDGES
+    while csr.num_edges // limit > MAX_FURTHER_PIECES:
+        limit *= 2
     # Nothing here is read back from the GPU.
     first, last = csr.rowptr[:-1], csr.rowptr[1:]
-    extra = (last - first - 1).div(MAX_PIECE_EDGES, rounding_mode="floor").clamp(min=0)  # [N] pieces after the first
+    extra = (last - first - 1).div(limit, rounding_mode="floor").clamp(min=0)  # [N] pieces after the first
     tail_ptr = torch.zeros_like(csr.rowptr)
     torch.cumsum(extra, 0, out=tail_ptr[1:])
-    room = csr.num_edges // MAX_PIECE_EDGES
+    room = csr.num_edges // limit
     unused = room - tail_ptr[-1:]
     target = torch.repeat_interleave(torch.cat([extra, unused]), output_size=room)
     # A row beyond the last has no edges, whatever piece of it is asked for.
     after = csr.rowptr[-1:]
     nth = torch.arange(1, room + 1, device=target.device) - tail_ptr[target]
     tail_end = torch.cat([last, after])[target]
-    tail_start = torch.minimum(torch.cat([first, after])[target] + nth * MAX_PIECE_EDGES, tail_end)
+    tail_start = torch.minimum(torch.cat([first, after])[target] + nth * limit, tail_end)
     start = torch.cat([first, tail_start])
-    end = torch.minimum(start + MAX_PIECE_EDGES, torch.cat([last, tail_end]))
+    end = torch.minimum(start + limit, torch.cat([last, tail_end]))
     return _Plan(start, end, target, tail_ptr)
 
 
