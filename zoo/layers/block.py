@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from zoo.layers.inputs import BlockInputs
+from zoo.ops.norm_relu import norm_relu
 
 NormName = Literal["layer", "batch"]
 
@@ -31,8 +33,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to the [N, C] that is added to them."""
-        h = self.norm(x).relu_()
-        if inputs.mask is not None:
-            h = h * inputs.mask
-        out: Tensor = self.conv(h, inputs)
+        out: Tensor = self.conv(normed_relu(self.norm, x, inputs.mask), inputs)
         return out
+
+
+def normed_relu(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """relu(norm(x)) * mask, in one pass if the norm is a plain layer norm that nobody watches.
+
+    Args:
+        norm: maps [N, C] to [N, C].
+        x: [N, C].
+        mask: [N, C]; None: nothing is masked.
+    """
+    if type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None and is_plain(norm):
+        return norm_relu(x, norm.weight, norm.bias, mask, eps=norm.eps)
+    h: Tensor = norm(x).relu()
+    return h if mask is None else h * mask
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling the module is just its class's ``forward``: no hooks, no ``forward`` of its own."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return not (any(hooks) or "forward" in vars(module) or _has_any_global_hook())  # type: ignore[no-untyped-call]

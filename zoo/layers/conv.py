@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.block import NORMS, NormName
+from zoo.layers.block import NORMS, NormName, is_plain, normed_relu
 from zoo.layers.inputs import BlockInputs
 from zoo.ops.gen_aggregate import gen_aggregate
 from zoo.ops.segment import edge_targets, out_degrees, segment_softmax, without_loops
@@ -72,8 +72,8 @@ class GENConv(nn.Module):
         widths = [channels] + [2 * channels] * (num_mlp_layers - 1) + [channels]
         modules: list[nn.Module] = []
         for num_in, num_out in itertools.pairwise(widths):
-            modules += [nn.Linear(num_in, num_out), NORMS[norm](num_out), nn.ReLU(inplace=True)]
-        self.mlp = nn.Sequential(*modules[:-2])
+            modules += [nn.Linear(num_in, num_out), NORMS[norm](num_out), nn.ReLU()]
+        self.mlp = MLP(*modules[:-2])
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
@@ -97,7 +97,24 @@ class GENConv(nn.Module):
             message = message * degree ** torch.sigmoid(self.degree_logit)
         if self.message_scale is not None:
             message = F.normalize(message, dim=1) * x.norm(dim=1, keepdim=True) * self.message_scale
-        return cast(Tensor, self.mlp(x + message))
+        # Nobody keeps the largest messages for a backward pass, so the sum can take their place.
+        return cast(Tensor, self.mlp(message.add_(x) if self.aggr == "max" else x + message))
+
+
+class MLP(nn.Sequential):
+    """A sequence whose plain layer norms are computed together with the ReLU after them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C_in] to [N, C_out]."""
+        modules = list(self)
+        while modules:
+            module = modules.pop(0)
+            if modules and type(modules[0]) is nn.ReLU and is_plain(modules[0]):
+                modules.pop(0)
+                x = normed_relu(module, x)
+            else:
+                x = module(x)
+        return x
 
 
 def _scalar(value: float, *, learn: bool = True) -> nn.Parameter:

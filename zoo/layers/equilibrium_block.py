@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from zoo.layers.block import normed_relu
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import modes
 
@@ -43,9 +44,7 @@ class EquilibriumBlock(nn.Module):
     def forward(self, z: Tensor, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] states and [N, C] injected input to [N, C] states."""
         first: Tensor = self.convs[0](z, inputs)
-        h = self.norms[0](first + x).relu()
-        if inputs.mask is not None:
-            h = h * inputs.mask
+        h = normed_relu(self.norms[0], first + x, inputs.mask)
         out: Tensor = self.norms[1]((self.convs[1](h, inputs) + first).relu())
         return out
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.layers.block import NORMS, NormName
+from zoo.layers.block import NORMS, NormName, normed_relu
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import collect, replaced
 
@@ -34,7 +34,7 @@ class ResidualLayer(nn.Module):
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to the [N, C] that is added to them."""
-        h = F.dropout(self.norm(x).relu_(), self.dropout, self.training)
+        h = F.dropout(normed_relu(self.norm, x), self.dropout, self.training)
         out: Tensor = self.conv(h, inputs)
         return out
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.block import NORMS, NormName
+from zoo.layers.block import NORMS, NormName, normed_relu
 from zoo.layers.dropout import shared_mask
 from zoo.layers.encoders import NodeEncoder
 from zoo.layers.inputs import BlockInputs, EdgeInput
@@ -89,10 +89,7 @@ class GNN(nn.Module):
             rates = (self.dropout if self.shared_dropout else 0.0, self.dropout)
             masks = DropoutMasks(*(shared_mask(h, rate, training=self.training) for rate in rates))
         h = self.stack(h, BlockInputs(csr, edges, masks.stack))
-        h = self.norm(h).relu()
-        if masks.head is not None:
-            h = h * masks.head
-        return cast(Tensor, self.head(h))
+        return cast(Tensor, self.head(normed_relu(self.norm, h, masks.head)))
 
     def _edges(self, x: Tensor, edge_index: Tensor | CSR, edge_attr: Tensor | None) -> tuple[CSR, EdgeInput | None]:
         encoder = self.edge_encoder
