@@ -1,0 +1,82 @@
+"""Recorders: a piece of work on fixed tensors, told once and then repeated at little cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from zoo.ops.backend import backend_for
+
+Work = Callable[[], None]
+
+# Kernels are compiled, and libraries take their workspaces, before the work is recorded.
+NUM_WARM_UPS = 3
+
+
+class Recorder(Protocol):
+    """What turns work into something that repeats it."""
+
+    def refusal(self, x: Tensor) -> str | None:
+        """Why work on tensors like ``x`` cannot be recorded; None if it can."""
+
+    def record(self, work: Work, device: torch.device) -> Work:
+        """What repeats ``work``; it may have been done any number of times by then."""
+
+
+class GraphRecorder:
+    """Records CUDA graphs: the work is launched as a whole, and no Python runs.
+
+    All graphs of a recorder share their memory, so they must be replayed one after the other, in one stream.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    def refusal(self, x: Tensor) -> str | None:
+        """See ``Recorder``."""
+        if x.device.type != "cuda":
+            return f"the states are on the {x.device.type}, and CUDA graphs need a GPU"
+        if x.dtype == torch.float64:
+            return "float64 is computed by a backend that reads sizes back from the GPU"
+        if torch.are_deterministic_algorithms_enabled():
+            return "deterministic algorithms are asked for, which read sizes back from the GPU"
+        name, reason = backend_for(x.device)
+        if name != "triton":
+            return f"the backend {name!r} ({reason}) reads sizes back from the GPU"
+        if torch.cuda.is_current_stream_capturing():
+            return "the caller records a CUDA graph already"
+        return None
+
+    def record(self, work: Work, device: torch.device) -> Work:
+        """See ``Recorder``."""
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(NUM_WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Memory can only be shared with a graph that still lives.
+            pool = next((other.pool() for other in self._graphs), None)
+            # Other threads, such as a data loader's, may allocate meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                work()
+        self._graphs.add(graph)
+        return graph.replay
+
+
+class CallRecorder:
+    """Does the work again each time: everything but the graph, on any device. It serves tests."""
+
+    def refusal(self, x: Tensor) -> str | None:
+        """See ``Recorder``."""
+        return None
+
+    def record(self, work: Work, device: torch.device) -> Work:
+        """See ``Recorder``."""
+        return work
