@@ -143,6 +143,7 @@ def test_the_newest_two_states_are_kept(tmp_path: Path) -> None:
 def test_only_what_decides_the_numbers_is_in_the_digest(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     assert recipe_digest(small_recipe(tmp_path, summary="Other words.")) == recipe_digest(recipe)
+    assert recipe_digest(small_recipe(tmp_path, train__seed=0)) == recipe_digest(recipe)
     assert recipe_digest(small_recipe(tmp_path, train__seed=1)) != recipe_digest(recipe)
 
 

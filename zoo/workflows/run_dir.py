@@ -62,8 +62,11 @@ def measured(results: Mapping[str, Any], *, where: str) -> tuple[Measured, ...]:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 over what decides a run's numbers; the name, the summary and the source do not."""
-    deciding = {key: value for key, value in recipe.to_json().items() if key in _DECIDING}
+    """SHA-256 over what decides a run's numbers; the name, the summary and the source do not.
+
+    Defaults are left out: a key that a later version adds does not keep a run from being resumed.
+    """
+    deciding = recipe.model_dump(mode="json", include=set(_DECIDING), exclude_defaults=True)
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
