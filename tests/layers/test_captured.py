@@ -337,11 +337,14 @@ def test_calls_that_cannot_be_replayed_run_as_before():
     assert capture_report(twin) == {"": "not asked for"}
 
 
-def test_without_a_gpu_graphs_are_not_recorded():
+def test_without_a_gpu_graphs_are_not_recorded(caplog):
     stack = gen_stack().double()
     capture_layers(stack)
     x, inputs = stack_inputs()
-    assert_same(run(stack, x, inputs), run(copy.deepcopy(stack), x, inputs), 0)
+    for _ in range(2):
+        assert_same(run(stack, x, inputs), run(copy.deepcopy(stack), x, inputs), 0)
+    assert len(caplog.records) == 1
+    assert "the layers are not captured: the states are on the cpu" in caplog.text
     assert capture_report(stack) == {"": "the states are on the cpu, and CUDA graphs need a GPU"}
 
 

@@ -12,6 +12,7 @@ the part's own are nobody's source, get no gradient, and are never returned.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zoo.layers.block import Block
-from zoo.layers.conv import GENConv
+from zoo.layers.block import Block, is_plain
+from zoo.layers.conv import MLP, GENConv
 from zoo.layers.coupling import join_groups
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.recorder import GraphRecorder, Recorder
@@ -29,8 +30,10 @@ from zoo.layers.reversible import ReversibleStack, run_by, runner_of
 from zoo.layers.session import Kind, Session, Template, leaves_of, roomy, with_leaves
 from zoo.ops.csr import CSR
 
+_LOGGER = logging.getLogger(__name__)
+
 # What these do is the same each time: no random numbers, no statistics over nodes, nothing read back from the GPU.
-REPEATABLE: frozenset[type[nn.Module]] = frozenset({Block, GENConv, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Sequential})
+REPEATABLE: frozenset[type[nn.Module]] = frozenset({Block, GENConv, MLP, nn.LayerNorm, nn.Linear, nn.ReLU})
 # Parts to learn from and parts to evaluate on, and one of each that did not fit.
 MAX_SESSIONS = 4
 
@@ -38,8 +41,9 @@ MAX_SESSIONS = 4
 def capture_layers(model: nn.Module, *, recorder: Recorder | None = None) -> None:
     """From now on replay the layers of every reversible stack in a model, where that is possible.
 
-    Where it is not, the stack runs as before, and :func:`capture_report` says why. Layers are looked at now: hooks or
-    other modules put into them later are not seen; call this again. New values of parameters, and new parameters, are.
+    Where it is not, the stack runs as before; a warning and :func:`capture_report` say why. Layers are looked at now:
+    hooks or other modules put into them later are not seen; call this again. New values of parameters, and new
+    parameters, are.
 
     Args:
         model: any; copies made of it later start without.
@@ -76,7 +80,7 @@ class Captured:
     def __init__(self, stack: ReversibleStack, recorder: Recorder) -> None:
         layers = [list(cast(nn.ModuleList, layer)) for layer in stack.layers]
         self._unfit = _unfit(layers) if stack.reversible else "the stack is not reversible"
-        self.status = self._unfit or "not called yet"
+        self.status, self._warned = self._unfit or "not called yet", False
         self._recorder = recorder
         self._places = [_places(layer) for layer in layers]
         slots = [[place for place in self._places[0] if place.group == group] for group in range(stack.num_groups)]
@@ -86,9 +90,12 @@ class Captured:
     def __call__(self, stack: ReversibleStack, x: Tensor, inputs: BlockInputs) -> Tensor | None:
         """See ``reversible.Runner``."""
         reason = self._unfit or self._recorder.refusal(x) or _refusal(x, inputs)
-        self.status = reason or "captured"
         if reason is not None:
+            if self.status != reason or not self._warned:
+                _LOGGER.warning("the layers are not captured: %s", reason)
+            self.status, self._warned = reason, True
             return None
+        self.status = "captured"
         layers = [_values(places) for places in self._places]
         leaves = leaves_of(inputs)
         tensors = [x, *(leaf for leaf in leaves if leaf is not None), *(value for layer in layers for value in layer)]
@@ -241,25 +248,15 @@ def _unfit(layers: Sequence[Sequence[nn.Module]]) -> str | None:
     for number, blocks in enumerate(layers):
         for module in (module for block in blocks for module in block.modules()):
             name = type(module).__name__
-            if not _is_repeatable(module):
+            if type(module) not in REPEATABLE:
                 return f"{name} is not known to do the same work each time"
-            if _is_watched(module):
+            if not is_plain(module):
                 return f"a {name} of layer {number} has hooks, or a forward of its own"
         if len({value.dtype for value in _values(_places(blocks))}) > 1:
             return f"the parameters of layer {number} are of several precisions"
         if _structure(blocks) != _structure(layers[0]):
             return f"layer {number} is built in another way than layer 0"
     return None
-
-
-def _is_repeatable(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind in REPEATABLE or (issubclass(kind, nn.Sequential) and kind.__module__ == GENConv.__module__)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return any(hooks) or "forward" in vars(module)
 
 
 def _structure(blocks: Sequence[nn.Module]) -> Any:

@@ -205,7 +205,7 @@ def evaluate(
     ):
         logits = predict(
             loaded.model.to(place),
-            place_graph(graph, place),
+            place_graph(graph, place, recipe.train.edge_precision),
             protocol,
             device=place,
             precision=recipe.train.precision,

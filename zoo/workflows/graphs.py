@@ -72,10 +72,18 @@ def is_synthetic(recipe: Recipe, graph: Graph) -> bool:
     return graph.num_nodes != _NUM_NODES[name] or (data_root() / ogb_info(name).folder / "SYNTHETIC.txt").exists()
 
 
-def place_graph(graph: Graph, device: torch.device) -> Graph:
-    """Move a graph to the GPU if it is small beside the free memory; else its parts are moved one by one."""
+def place_graph(graph: Graph, device: torch.device, edge_precision: str = "fp32") -> Graph:
+    """Move a graph to the GPU if it is small beside the free memory; else its parts are moved one by one.
+
+    Args:
+        graph: any.
+        device: where to compute; on the CPU the graph stays as it is.
+        edge_precision: "fp32", or "fp16" to halve the memory of edge features, which kernels read as they are.
+    """
     if device.type != "cuda":
         return graph
+    if edge_precision == "fp16" and graph.edge_attr is not None:
+        graph = replace(graph, edge_attr=graph.edge_attr.half())
     num_bytes = sum(t.numel() * t.element_size() for t in (graph.edge_index, graph.x, graph.edge_attr) if t is not None)
     return graph.to(device) if num_bytes <= _GPU_SHARE * torch.cuda.mem_get_info(device)[0] else graph
 

@@ -27,6 +27,7 @@ from zoo.data.baseline import logistic_regression
 from zoo.data.graph import Graph, Part, Split
 from zoo.data.partition import random_parts
 from zoo.errors import RunError
+from zoo.layers.captured import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
@@ -128,13 +129,15 @@ def _train(
     data_digest = graph_digest(graph, split)
     if taught is not None and taught["data_sha256"] != data_digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
-    graph = place_graph(graph, device)
+    graph = place_graph(graph, device, spec.edge_precision)
     teacher = None if taught is None else _teacher_logits(run, graph, split, device)
     objective = Objective(spec, graph, split, device, teacher)
 
     session.seed_global(spec.seed, "init")
     shape = input_shape(recipe, graph.shape)
     model = build_model(recipe.model, shape).to(device)
+    if spec.capture:
+        capture_layers(model)
     optimizer = build_optimizer(spec.optimizer, model)
     identity = {"recipe": recipe_digest(recipe), "data": data_digest}
     state = RunState(run, model, optimizer, identity, session.environment(device))
