@@ -1,0 +1,21 @@
+"""Run by test_parity_triton.py in a process of its own, where Triton interprets its kernels on the CPU."""
+
+import pytest
+
+from tests.models import test_parity
+from zoo.ops.backend import use_backend
+
+RECORDED = [
+    ("revgcn_equals_the_authors", ("revgcn_g2_l1_max_train_f64", True)),
+    ("coupling_equals_the_authors", ("coupling_gen_g4_encode_train_f64", "reversible")),
+    ("coupling_equals_the_authors", ("coupling_gcn_g2_train_f64", "reversible")),
+    ("coupling_equals_the_authors", ("coupling_sage_g2_train_f64", "reversible")),
+    ("first_of_tied_maxima_takes_the_gradient", ("genconv_ties_max_f64",)),
+    ("revgat_equals_the_authors", ("revgat_l3_norm_noattndst_train_f64", True)),
+]
+
+
+@pytest.mark.parametrize(("what", "case"), RECORDED)
+def test_interpreted_kernels_give_the_recorded_numbers(what, case):
+    with use_backend("triton"):
+        getattr(test_parity, f"test_{what}")(*case)
