@@ -11,6 +11,7 @@ import shutil
 import signal
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tests.workflows.small import NUM_NODES, changed, write_graph
+from zoo.data.datasets import DATASETS
 from zoo.errors import BundleError, RecipeError, RunError
 from zoo.spec.recipe import Recipe, ReportedResult, parse_recipe
 from zoo.workflows import train as train_module
@@ -303,18 +305,26 @@ def test_a_recipe_on_the_data_of_another_keeps_its_model_and_optimizer(tmp_path:
         recipe_on_data(*paths, ["train.nothing=1"])
 
 
-def test_reported_figures_are_rows_and_lines(compared: tuple[dict[str, Any], Path]) -> None:
-    result, _ = compared
-    figure = {"split": "test", "metric": "accuracy", "mean": 0.5, "protocol": "whole graph", "source": "a paper"}
-    fields = [figure, {**figure, "std": 0.25}, {**figure, "metric": "rocauc"}, {**figure, "split": "valid"}]
-    reported = [ReportedResult.model_validate(item) for item in fields]
-    out = compared[1]
-    found = compare([out / "tiny_rev"], out.parent / "again", reported=reported, device="cpu", quiet=True)
-    assert [row[6] for row in rows(found)[2:]] == ["0.5000", "0.5000 ± 0.2500"]
-    assert "| reported: whole graph | - |" in markdown(found)
-    assert (
-        len(picture(found).axes[0].lines) == len(picture(result | {"models": result["models"][:1]}).axes[0].lines) + 2
-    )
+def test_reported_figures_are_rows_and_lines_if_near(
+    compared: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, out = compared
+    mean = result["models"][0]["test"]["mean"]
+    near = {"split": "test", "metric": "accuracy", "mean": mean, "protocol": "GCN", "source": "a paper"}
+    fields = [
+        near,
+        {**near, "mean": mean + 0.01, "std": 0.25},
+        {**near, "metric": "rocauc"},
+        {**near, "mean": mean + 3},
+    ]
+    known = replace(DATASETS["digits"], reported=tuple(ReportedResult.model_validate(item) for item in fields))
+    monkeypatch.setattr("zoo.workflows.compare.run.DATASETS", {result["data"]["dataset"]: known})
+    found = compare([out / "tiny_rev"], out.parent / "again", device="cpu", quiet=True)
+    test = HEAD.index("test")
+    assert [row[test] for row in rows(found)[2:]] == [f"{mean:.4f}", f"{mean + 0.01:.4f} ± 0.2500", f"{mean + 3:.4f}"]
+    assert "| reported: GCN | - |" in markdown(found)
+    alone = picture(result | {"models": result["models"][:1], "reported": []})
+    assert len(picture(found).axes[0].lines) == len(alone.axes[0].lines) + 2
 
 
 def test_what_does_not_compare_is_said(compared: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -343,6 +353,7 @@ def test_names_in_the_picture_do_not_overlap(compared: tuple[dict[str, Any], Pat
         | {key: first[key] * spacing**index for key in ("peak_bytes", "num_parameters", "epoch_s")}
         for index in range(8)
     ]
+    result["baseline"]["test"]["mean"] = 0.875
     figure = picture(result)
     renderer = FigureCanvasAgg(figure).get_renderer()
     for axes in figure.axes:

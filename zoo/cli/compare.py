@@ -23,7 +23,7 @@ from zoo.spec.shipped import recipe_path
 from zoo.workflows.compare.recipes import recipe_on_data
 
 if TYPE_CHECKING:
-    from zoo.spec.recipe import Recipe, ReportedResult
+    from zoo.spec.recipe import Recipe
 
 EXAMPLE = example(
     "revgnn-zoo compare rev_64 res_64 deq_64 --data minesweeper --out runs/minesweeper",
@@ -71,7 +71,6 @@ def command(
         if assignment.partition("=")[0] == "data.split":
             raise click.UsageError(f"--set {assignment}: every run has a split of its own; --splits says how many")
     chosen = [_model(model, data, assignments) for model in models]
-    reported = _reported(data, assignments) if data else ()
     if out is None:
         name = next((model.data.dataset for model in chosen if not isinstance(model, Path)), "runs")
         out = Path("runs") / f"compare-{name}"
@@ -84,7 +83,6 @@ def command(
         num_splits=num_splits,
         num_seeds=num_seeds,
         num_jobs=jobs,
-        reported=reported,
         device=device,
         num_threads=threads,
         quiet=quiet,
@@ -105,9 +103,3 @@ def _model(text: str, data: str | None, assignments: tuple[str, ...]) -> Recipe 
         return place
     path = recipe_path(text)
     return chosen_recipe(text, assignments) if data is None else recipe_on_data(path, recipe_path(data), assignments)
-
-
-def _reported(data: str, assignments: tuple[str, ...]) -> tuple[ReportedResult, ...]:
-    """What the source of the data's recipe reports, unless the data were changed."""
-    source = chosen_recipe(data, [text for text in assignments if text.startswith("data.")]).source
-    return source.reported if source else ()

@@ -30,6 +30,8 @@ _COLORS = (
 _GREY = "#666666"
 _FONT_POINTS = 8
 _GAP_POINTS = 5
+_FAR = 2.0
+_NEAR = 0.02
 _PANELS = (
     ("peak_bytes", "memory of a training step, MiB", 2.0**-20),
     ("num_parameters", "parameters", 1.0),
@@ -110,7 +112,10 @@ def _lines_of(result: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     lines = [(f"reported: {r['protocol']}", r["mean"], ":") for r in result["reported"]]
     if result["baseline"] is not None:
         lines.append((result["baseline"]["name"], result["baseline"]["test"]["mean"], "--"))
-    return lines
+    # What is far from all models would press them into a strip; it stands in the table.
+    heights = [model["test"]["mean"] for model in result["models"]]
+    margin = max(_FAR * (max(heights) - min(heights)), _NEAR)
+    return [line for line in lines if min(heights) - margin <= line[1] <= max(heights) + margin]
 
 
 def _label(

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from zoo.data.baseline import logistic_regression
+from zoo.data.datasets import DATASETS
 from zoo.data.graph import Graph
 from zoo.errors import DataError
-from zoo.spec.recipe import Recipe, ReportedResult
+from zoo.spec.recipe import Recipe
 from zoo.workflows import session
 from zoo.workflows.compare.draw import draw
 from zoo.workflows.compare.entries import (
@@ -47,7 +48,6 @@ def compare(
     num_splits: int | None = None,
     num_seeds: int = 1,
     num_jobs: int = 1,
-    reported: Sequence[ReportedResult] = (),
     device: str | None = None,
     num_threads: int | None = None,
     quiet: bool = False,
@@ -63,7 +63,6 @@ def compare(
         num_splits: train on the first so many splits; None: on all, or on those of the finished runs given.
         num_seeds: train with so many seeds, from the recipe's on.
         num_jobs: processes that train at the same time.
-        reported: what others measured on the same data.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         num_threads: of the CPU, for each process.
         quiet: show no progress.
@@ -97,7 +96,8 @@ def compare(
         _row(entry, runs, memo.get(_measurement(entry, place))) for entry, runs in zip(entries, figures, strict=True)
     ]
     synthetic = is_synthetic(recipe, graph)
-    quoted = [r for r in reported if r.metric == metric and r.split == "test" and not synthetic]
+    known = DATASETS.get(recipe.data.dataset)
+    quoted = [r for r in known.reported if r.metric == metric] if known and not synthetic else []
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "environment": session.environment(place),
