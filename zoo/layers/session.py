@@ -174,7 +174,7 @@ class Session:
         inputs: BlockInputs,
         layers: Sequence[Sequence[Tensor]],
         num_steps: int,
-    ) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
+    ) -> tuple[Tensor, list[Tensor | None], list[tuple[Tensor | None, ...]]]:
         """Gradients, by walking back from the last layer to the first.
 
         Args:
@@ -206,15 +206,12 @@ class Session:
                 total[:count].clone() if total is not None and index in self._used_leaves else None
                 for index, (total, count) in enumerate(zip(self._sums, counts, strict=True))
             ]
-            sizes = [value.numel() for value in self._values]
-            parts = torch.split(table.view(-1), sizes * distinct) if sizes else ()
-            parameters = [
-                [
-                    parts[layer * len(sizes) + k].view(value.shape) if k in self._used else None
-                    for k, value in enumerate(self._values)
-                ]
-                for layer in range(distinct)
+            parts = torch.split(table, [value.numel() for value in self._values], dim=1) if self._values else ()
+            columns = [
+                part.view(distinct, *value.shape).unbind() if k in self._used else [None] * distinct
+                for k, (part, value) in enumerate(zip(parts, self._values, strict=True))
             ]
+            parameters = list(zip(*columns, strict=True))
             return torch.cat([group[:n] for group in self._flow], dim=1), leaves, parameters
 
     def _cut(self, inputs: BlockInputs) -> list[BlockInputs]:
