@@ -247,7 +247,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     call = record.call
     num_groups = call.stack.num_groups
     saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
-    stream = [state.clone() for state in saved[:num_groups]]
+    # States that nobody will ask for again are walked back in where they lie.
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    stream = [state.clone() if again else state for state in saved[:num_groups]]
     tensors = saved[num_groups : num_groups + call.num_leaves + record.num_parameters]
     buffers = [buffer.clone() for buffer in saved[num_groups + len(tensors) :]]
     leaves = [
