@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.graph import Graph, Part, Split
+from zoo.layers.captured import capture_layers
 from zoo.spec.recipe import Recipe
 from zoo.spec.shapes import input_shape
 from zoo.workflows import session
@@ -46,6 +47,8 @@ def measure(case: Case, *, device: torch.device, watch_memory: bool) -> dict[str
         "num_edges": graph.num_edges * (2 if graph.undirected else 1),
     }
     model = build(case, recipe, input_shape(recipe, graph.shape)).to(device)
+    if recipe.train.capture:
+        capture_layers(model)
     facts["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     work = _train if case.work == "train" else _evaluate
     with prompt_release() if watch_memory else nullcontext():
@@ -60,7 +63,7 @@ def _train(
 ) -> dict[str, Any]:
     spec = recipe.train
     objective = Objective(spec, graph, split, device)
-    graph = place_graph(graph, device)
+    graph = place_graph(graph, device, recipe.train.edge_precision)
     optimizer = build_optimizer(spec.optimizer, model)
 
     def prepared(part: Part) -> Part:
@@ -110,7 +113,7 @@ def _evaluate(
     case: Case, recipe: Recipe, model: nn.Module, graph: Graph, split: Split, device: torch.device
 ) -> dict[str, Any]:
     known = KnownLabels.of(recipe.train, graph, split, device)
-    graph = place_graph(graph, device)
+    graph = place_graph(graph, device, recipe.train.edge_precision)
     protocol = Protocol(1, case.num_parts, recipe.train.seed, "eval")
     elapsed_s: list[float] = []
     peak_bytes = []
