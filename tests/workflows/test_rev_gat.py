@@ -11,6 +11,7 @@ from tests.workflows.small import small_recipe
 from zoo.data.graph import directed_edges
 from zoo.data.synthetic import write_synthetic_arxiv, write_synthetic_products
 from zoo.errors import DataError
+from zoo.layers.conv import RevGATConv
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
 from zoo.spec.recipe import GraphShape, Recipe, read_recipe
@@ -106,6 +107,18 @@ def test_self_loops_are_refused_only_where_edge_features_are_read(tmp_path: Path
     graph, _ = recipe_graph(small_recipe(tmp_path, data__self_loops=True, model__conv={"type": "sage"}))
     assert graph.self_loops
     assert graph.edge_attr is None
+
+
+@pytest.mark.parametrize(("num_heads", "num_channels"), [(3, 4096), (1, 8192)])
+def test_attention_begins_at_the_scale_of_the_authors(num_heads: int, num_channels: int) -> None:
+    torch.manual_seed(0)
+    conv = RevGATConv(4, num_channels, num_heads=num_heads, attend_target=True, symmetric_norm=True)
+    for scores in (conv.attend_source, conv.attend_target):
+        assert scores is not None
+        assert scores.requires_grad
+        # Xavier's of a [1, H, C] tensor, which counts as H inputs and one output, each of C numbers.
+        expected = math.sqrt(2) * math.sqrt(2 / (num_channels * (num_heads + 1)))
+        assert scores.std().item() == pytest.approx(expected, rel=0.03)
 
 
 def authors_loop(recipe: Recipe, teacher: torch.Tensor | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -214,9 +214,12 @@ class RevGATConv(nn.Module):
         self.attend_source = nn.Parameter(torch.empty(num_heads, out_channels))
         self.attend_target = nn.Parameter(torch.empty(num_heads, out_channels)) if attend_target else None
         gain = nn.init.calculate_gain("relu")
-        for weight in (self.linear.weight, self.residual.weight, self.attend_source, self.attend_target):
-            if weight is not None:
-                nn.init.xavier_normal_(weight, gain=gain)
+        nn.init.xavier_normal_(self.linear.weight, gain=gain)
+        nn.init.xavier_normal_(self.residual.weight, gain=gain)
+        for scores in (self.attend_source, self.attend_target):
+            if scores is not None:
+                # Of the shape that they have in the published code: the scale of the numbers follows from it.
+                nn.init.xavier_normal_(scores.detach()[None], gain=gain)  # [1, H, C]
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C_in] to [N, H * C_out]."""
