@@ -67,13 +67,17 @@ def in_this_process(
     return True
 
 
+def write_splits(folder: Path, num_splits: int) -> None:
+    rng = np.random.RandomState(1)
+    parts = np.stack([rng.permutation(NUM_NODES) * 3 // NUM_NODES for _ in range(num_splits)])  # [num_splits, N]
+    masks = {name: parts == index for index, name in enumerate(("train_mask", "valid_mask", "test_mask"))}
+    write_graph(folder / "three_splits.npz", **masks)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.RandomState(1)
-    parts = np.stack([rng.permutation(NUM_NODES) * 3 // NUM_NODES for _ in range(NUM_SPLITS)])  # [num_splits, N]
-    masks = {name: parts == index for index, name in enumerate(("train_mask", "valid_mask", "test_mask"))}
-    write_graph(folder / "three_splits.npz", **masks)
+    write_splits(folder, NUM_SPLITS)
     with pytest.MonkeyPatch.context() as context:
         context.setenv("ZOO_DATA", str(folder))
         context.setattr(compare_module, "run_tasks", in_this_process)
@@ -253,6 +257,8 @@ def test_only_what_was_measured_alike_is_compared(compared: tuple[dict[str, Any]
     refused([tiny(), other], "tiny_res: test is 3 views of 2 parts, but whole graph for tiny_rev; ", RecipeError)
     refused([tiny(), tiny_res(eval__metric="micro_f1")], "tiny_res: eval.metric is micro_f1, but accuracy", RecipeError)
     refused([tiny(), tiny_res(data={"dataset": "cora"})], "data.dataset is cora, but file", RecipeError)
+    elsewhere = tiny_res(data={"dataset": "file", "path": "other.npz"})
+    refused([tiny(), elsewhere], "tiny_res: data.path is other.npz, but three_splits.npz for tiny_rev; ", RecipeError)
     refused([tiny(), tiny(model__num_layers=3)], "tiny_rev: two of the models have this name")
     refused([tiny()], "--splits 4: three_splits has 3 splits", num_splits=4)
     refused([tiny_res(), out / "tiny_rev"], "tiny_rev: measured on split 0, 1, the others on 0 to 2", num_splits=3)
@@ -276,6 +282,16 @@ def test_folders_of_other_runs_are_refused(compared: tuple[dict[str, Any], Path]
     (tmp_path / "out" / "measured.json").write_text("{")
     with pytest.raises(RunError, match=r"measured\.json.*not JSON.*remove the file"):
         compare([tiny_res()], tmp_path / "out", num_splits=1, device="cpu", quiet=True)
+
+
+def test_runs_on_splits_that_are_no_longer_there_are_refused(
+    compared: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = compared
+    write_splits(tmp_path, 1)
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    with pytest.raises(RunError, match="split-1-seed-0: was trained on other data than three_splits is now"):
+        compare([out / "tiny_rev"], tmp_path / "out", device="cpu", quiet=True)
 
 
 def test_a_recipe_on_the_data_of_another_keeps_its_model_and_optimizer(tmp_path: Path) -> None:

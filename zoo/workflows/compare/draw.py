@@ -65,7 +65,8 @@ def picture(result: Mapping[str, Any]) -> Figure:
     panels[0].set_ylabel(f"test {result['metric']}", fontsize=9)
     lines = caption(result)
     figure.suptitle(lines[0], fontsize=10, x=0.01, ha="left")
-    figure.supxlabel("; ".join([lines[1], *lines[3:]]), fontsize=7, color=_GREY)
+    # Notes may be long; each has a line.
+    figure.supxlabel("\n".join([f"{lines[1]}; {lines[3]}", *result["notes"]]), fontsize=7, color=_GREY)
     canvas.draw()
     # Labels are put where there is room, so nothing may move any more.
     figure.set_layout_engine("none")

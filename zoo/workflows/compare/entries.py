@@ -14,7 +14,7 @@ from zoo.hub.config import read_config
 from zoo.spec.recipe import DataSpec, Recipe
 from zoo.spec.shapes import input_shape
 from zoo.workflows.evaluate import test_protocol
-from zoo.workflows.graphs import graph_digest, recipe_graph
+from zoo.workflows.graphs import graph_digest
 from zoo.workflows.load import expected_state, is_run
 from zoo.workflows.run_dir import RunDir, check_same_recipe
 
@@ -78,11 +78,11 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
             figures of two cannot stand in one table.
     """
     entries = [_folder_entry(model) if isinstance(model, Path) else _entry("recipe", model) for model in models]
-    paths = [entry.recipe.data.path for entry in entries if entry.recipe.data.path]
-    recipe_paths = [entry.recipe.data.path for entry in entries if entry.kind == "recipe" and entry.recipe.data.path]
-    for path in [*recipe_paths, *paths][:1]:
+    recipes_first = sorted(entries, key=lambda entry: entry.kind != "recipe")
+    path = recipes_first[0].recipe.data.path
+    if path:
         # Where the file lay when a model was trained counts for nothing; the data are known by their digest.
-        entries = [_at(entry, path) for entry in entries]
+        entries = [entry if entry.kind == "recipe" else _at(entry, path) for entry in entries]
     _check_names(entries)
     _check_alike(entries)
     return entries
@@ -139,8 +139,8 @@ def _check_alike(entries: Sequence[Entry]) -> None:
 
 
 def _measured_by(recipe: Recipe) -> Mapping[str, object]:
-    facts = {"data.dataset": recipe.data.dataset, "eval.metric": recipe.eval.metric}
-    return facts | {"test": str(test_protocol(recipe))}
+    data = {"data.dataset": recipe.data.dataset, "data.path": recipe.data.path}
+    return data | {"eval.metric": recipe.eval.metric, "test": str(test_protocol(recipe))}
 
 
 def prepared_apart(entries: Sequence[Entry]) -> list[str]:
@@ -197,34 +197,25 @@ def with_runs(entry: Entry, out: Path, splits: Sequence[int], num_seeds: int) ->
     return replace(entry, runs=tuple(runs))
 
 
-def check_fit(entry: Entry) -> Graph:
-    """The graph of an entry, after a look at whether the model fits it, before anything is trained.
+def check_data(entry: Entry, graph: Graph) -> None:
+    """Make sure, before anything is trained, that the model fits its graph and that finished runs saw this very one.
 
     Raises:
-        ZooError: if it does not fit, or the data cannot be loaded.
+        RecipeError: if the model does not fit.
+        RunError: if a run saw other data.
     """
-    graph, _ = recipe_graph(entry.recipe)
     try:
         expected_state(entry.recipe.model, input_shape(entry.recipe, graph.shape))
     except (RecipeError, ValueError) as error:
         raise RecipeError(f"{entry.name}: does not fit {graph.name}: {error}") from error
-    return graph
-
-
-def check_data(entry: Entry, graph: Graph) -> None:
-    """Make sure that finished runs saw the data that are there now.
-
-    Raises:
-        RunError: if not.
-    """
     digests: dict[int, str] = {}
     for run in entry.runs:
         results = None if entry.kind == "bundle" else run.results()
         if results is None:
             continue
-        if run.split not in digests:
+        if run.split not in digests and run.split < len(graph.splits):
             digests[run.split] = graph_digest(graph, graph.splits[run.split])
-        if digests[run.split] != results["data_sha256"]:
+        if digests.get(run.split) != results["data_sha256"]:
             raise RunError(f"{run.folder}: was trained on other data than {graph.name} is now; move it away")
 
 

@@ -23,7 +23,6 @@ from zoo.workflows.compare.entries import (
     Entry,
     Run,
     check_data,
-    check_fit,
     prepared_apart,
     read_entries,
     splits_to_run,
@@ -33,7 +32,7 @@ from zoo.workflows.compare.memo import Memo, write_file
 from zoo.workflows.compare.processes import Task, run_tasks
 from zoo.workflows.compare.table import markdown
 from zoo.workflows.evaluate import evaluate, figures_by_split, test_protocol
-from zoo.workflows.graphs import graph_digest, is_synthetic
+from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
 from zoo.workflows.progress import Progress
 from zoo.workflows.run_dir import measured, recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
@@ -76,13 +75,13 @@ def compare(
     """
     place = session.start(device, num_threads)
     entries = read_entries(models)
-    graphs = [check_fit(entry) for entry in entries]
-    graph = graphs[0]
+    graph, _ = recipe_graph(entries[0].recipe)
     splits = splits_to_run(entries, num_splits, graph)
     entries = [with_runs(entry, out, splits, num_seeds) for entry in entries]
-    for entry, its_graph in zip(entries, graphs, strict=True):
-        check_data(entry, its_graph)
-    del graphs
+    check_data(entries[0], graph)
+    for entry in entries[1:]:
+        # Each sees the graph in its own way; they are looked at one by one, since one alone may fill the memory.
+        check_data(entry, recipe_graph(entry.recipe)[0])
     memo = Memo(out / "measured.json")
     how = {"device": str(place), "num_threads": num_threads}
     with stop_requests() as stop:
