@@ -81,7 +81,7 @@ def load(reference: str | Path, *, num_tasks: int | None = None, device: str | N
         reference: a ``Path`` is the folder of a bundle; a ``str`` is the name of a model that came with this
             installation, or ``owner/name`` on the Hub, perhaps with ``@`` and a tag, a branch or a commit.
         num_tasks: T; replaces the head by a new, untrained one with so many outputs, for training on other labels.
-            None keeps the trained head.
+            None keeps the trained head. The inputs stay as they were, also the columns of labels that a model reads.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
 
     Returns:
