@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.layers.graphs import gen_stack, gradients, stack_inputs
+from zoo.errors import DataError
 from zoo.layers import captured
 from zoo.layers.block import Block
 from zoo.layers.captured import capture_layers, capture_report
@@ -271,6 +272,17 @@ def test_only_parts_that_do_not_fit_are_recorded_anew():
         with torch.no_grad():
             stack(*stack_inputs(num_nodes))
     assert len(runner_of(stack)._sessions) == captured.MAX_SESSIONS
+
+
+def test_a_damaged_graph_is_refused_each_time():
+    stack, twin = twins()
+    x, inputs = stack_inputs()
+    stack(x, inputs)
+    damaged = inputs._replace(csr=CSR(inputs.csr.rowptr, inputs.csr.col + len(x)))
+    for _ in range(2):
+        with pytest.raises(DataError, match="does not exist"):
+            stack(x, damaged)
+    assert_same(run(stack, x, inputs), run(twin, x, inputs))
 
 
 def test_what_was_nan_in_one_part_is_not_in_the_next():

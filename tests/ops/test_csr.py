@@ -87,8 +87,10 @@ def test_a_csr_written_into_a_larger_one_keeps_its_rows_and_the_rest_is_nobodys_
         overwrite(room, csr)
         assert torch.equal(room.rowptr[: num_nodes + 1], csr.rowptr)
         assert torch.equal(room.col[:num_edges], csr.col)
-        # What is left of the edges belongs to the last row, and comes from many nodes.
-        assert room.rowptr[num_nodes:].tolist() == [num_edges] * (8 - num_nodes) + [20]
+        # What is left of the edges belongs to the rows that are left, about as many to each, and comes from many nodes.
+        degrees = room.rowptr[num_nodes:].diff()
+        assert (int(room.rowptr[num_nodes]), int(degrees.sum())) == (num_edges, 20 - num_edges)
+        assert degrees.max() - degrees.min() <= 1
         assert room.col[num_edges:].tolist() == [k % 8 for k in range(20 - num_edges)]
         check_csr(CSR(room.rowptr.clone(), room.col.clone()))
     assert place == (room.rowptr.data_ptr(), room.col.data_ptr())

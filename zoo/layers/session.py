@@ -109,10 +109,10 @@ class Session:
         width = x.size(1) // num_groups
         self._stream = [x.new_zeros(num_nodes, width, dtype=STREAM_DTYPE) for _ in range(num_groups)]
         self._values = [value.detach().clone() for value in values]
-        leaves = [None if leaf is None else leaf.detach().clone() for leaf in leaves_of(inputs)]
-        for index, count in ((0, num_edges), (3, num_nodes)):
-            leaf = leaves[index]
-            leaves[index] = None if leaf is None else leaf.new_zeros(count, leaf.size(1))
+        leaves = [
+            None if leaf is None else leaf.new_zeros(leaf.shape if count is None else (count, leaf.size(1)))
+            for leaf, count in zip(leaves_of(inputs), (num_edges, None, None, num_nodes), strict=True)
+        ]
         csr = empty_csr(num_nodes, num_edges, inputs.csr)
         self._inputs = with_leaves(inputs._replace(csr=csr), leaves)
         self._groups = self._cut(self._inputs)
@@ -282,8 +282,13 @@ class Session:
         leaves, room = leaves_of(inputs), leaves_of(self._inputs)
         graph = [*inputs.csr, *(leaf for leaf in leaves[:1] if leaf is not None)]
         if not self._saw(graph):
+            # If this fails midway, the next call begins anew.
+            self._seen = []
             overwrite(self._inputs.csr, inputs.csr)
             _load(room[:1], leaves[:1])
+            # Tensors made in inference mode do not count their changes.
+            if not any(tensor.is_inference() for tensor in graph):
+                self._seen = [(weakref.ref(tensor), tensor._version) for tensor in graph]
         for old, new in zip(room[1:3], leaves[1:3], strict=True):
             if old is not None and new is not None:
                 old.copy_(new)
@@ -291,13 +296,9 @@ class Session:
 
     def _saw(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the tensors of last time, unchanged."""
-        if any(tensor.is_inference() for tensor in tensors):
-            self._seen = []
-            return False
-        last = [(seen(), version) for seen, version in self._seen]
-        self._seen = [(weakref.ref(tensor), tensor._version) for tensor in tensors]
-        return len(last) == len(tensors) and all(
-            old is tensor and version == tensor._version for (old, version), tensor in zip(last, tensors, strict=True)
+        return len(self._seen) == len(tensors) and all(
+            seen() is tensor and version == tensor._version
+            for (seen, version), tensor in zip(self._seen, tensors, strict=True)
         )
 
 

@@ -107,9 +107,9 @@ def empty_csr(num_nodes: int, num_edges: int, like: CSR) -> CSR:
 def overwrite(room: CSR, csr: CSR) -> None:
     """Write a CSR into a larger one, whose tensors stay where they are.
 
-    The rows beyond are empty, but for the last, which owns the edges beyond: from every node in turn, so that not all
-    that flows back along them meets in one place. What is remembered of ``room`` and can follow does so, the rest is
-    forgotten.
+    The rows beyond share the edges beyond evenly: a GPU joins the pieces of one long row one after the other. These
+    edges come from every node in turn, so that not all that flows back along them meets in one place. What is
+    remembered of ``room`` and can follow does so, the rest is forgotten.
 
     Args:
         room: more nodes than ``csr``, as many edges or more.
@@ -123,8 +123,9 @@ def overwrite(room: CSR, csr: CSR) -> None:
     if n >= room.num_nodes or num_edges > room.num_edges:
         size = f"{n} nodes and {num_edges} edges"
         raise DataError(f"{size} do not fit into a CSR of {room.num_nodes} nodes and {room.num_edges} edges")
-    room.rowptr[: n + 1].copy_(csr.rowptr)
-    room.rowptr[n + 1 : -1].fill_(num_edges)
+    room.rowptr[:n].copy_(csr.rowptr[:-1])
+    rows = torch.arange(room.num_nodes - n + 1, device=room.rowptr.device)
+    room.rowptr[n:].copy_(rows * (room.num_edges - num_edges) // (room.num_nodes - n) + num_edges)
     room.col[:num_edges].copy_(csr.col)
     beyond = room.col[num_edges:]
     torch.arange(beyond.numel(), dtype=beyond.dtype, device=beyond.device, out=beyond).remainder_(room.num_nodes)
