@@ -3,6 +3,7 @@
 import json
 import runpy
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from tests.workflows.small import recipe_data, write_graph
 from zoo.cli.bench import SUITES as OFFERED
 from zoo.errors import RunError
-from zoo.workflows.bench import SUITES, base_case, run, run_suite
+from zoo.workflows.bench import SUITES, base_case, run, run_suite, worker
 from zoo.workflows.bench.case import Case, build, draw_graph, read_case_recipe
 from zoo.workflows.bench.draw import draw
 from zoo.workflows.bench.fit import fit_lines
 from zoo.workflows.bench.suites import Trend
 from zoo.workflows.bench.worker import measure
+from zoo.workflows.train import epoch_parts
 
 # PyTorch Geometric uses what PyTorch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -46,6 +48,16 @@ def test_an_epoch_is_all_its_parts_and_what_it_takes_to_make_them() -> None:
     assert found["num_parts"] == 4
     assert found["epoch_s"] == pytest.approx(found["partition_s"] + 2 * sum(found["step_s"]))
     assert found["partition_s"] > 0
+
+
+def test_drawing_and_sorting_a_partition_is_part_of_making_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*args: Any) -> Any:
+        time.sleep(0.05)
+        return epoch_parts(*args)
+
+    monkeypatch.setattr(worker, "epoch_parts", slow)
+    found = measure(with_fields(num_parts=2), device=CPU, watch_memory=False)
+    assert found["partition_s"] >= 0.05
 
 
 def test_the_bytes_that_stay_are_counted() -> None:

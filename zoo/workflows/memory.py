@@ -93,7 +93,10 @@ def reset_peak(device: torch.device) -> int:
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes in use since :func:`reset_peak`: of the process on the CPU, of PyTorch's tensors on a GPU."""
+    """The most bytes in use since :func:`reset_peak`: of the process on the CPU, of PyTorch's tensors on a GPU.
+
+    What CUDA graphs work on while they are replayed is no tensor, and is not in it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if platform.system() == "Linux":

@@ -25,7 +25,7 @@ from zoo.workflows.evaluate import num_parts_of
 from zoo.workflows.progress import Progress
 
 OUT_OF_MEMORY = "out of memory"
-_SIGNS_OF_IT = ("MemoryError", "can't allocate memory", "not enough memory", "bad_alloc")
+_SIGNS_OF_IT = (OUT_OF_MEMORY, "MemoryError", "can't allocate memory", "not enough memory", "bad_alloc")
 
 
 def base_case(suite: str, sizes: Mapping[str, int], *, recipe: str | None = None, settings: Sequence[str] = ()) -> Case:

@@ -17,6 +17,7 @@ from zoo.data.graph import Graph, Part, Split
 from zoo.layers.captured import capture_layers
 from zoo.spec.recipe import Recipe
 from zoo.spec.shapes import input_shape
+from zoo.spec.train import TrainSpec
 from zoo.workflows import session
 from zoo.workflows.bench.case import Case, build, case_graph, read_case_recipe
 from zoo.workflows.bench.peers import edge_list
@@ -70,7 +71,7 @@ def _train(
         # PyG wants a list of edges; a user would make it once for each part, so it is no part of a step.
         return part._replace(csr=edge_list(part.csr)) if case.implementation.startswith("pyg") else part  # type: ignore[arg-type]
 
-    parts = (prepared(part) for epoch in range(100) for part, _ in _timed(epoch_parts(graph, spec, -epoch), device))
+    parts = (prepared(part) for epoch in range(100) for part, _ in _timed_parts(graph, spec, -epoch, device))
     next(part for part in parts if training_step(model, optimizer, part, objective, spec) is not None)
     del parts
     gradient_bytes = _num_bytes(p for p in model.parameters() if p.requires_grad)
@@ -79,7 +80,7 @@ def _train(
     part_bytes, peak_bytes, num_parts, epoch = [0], [0], 0, 0
     while len(step_s) < case.num_steps:
         epoch, num_parts, spent_s = epoch + 1, 0, 0.0
-        for part, seconds in _timed(epoch_parts(graph, spec, epoch), device):
+        for part, seconds in _timed_parts(graph, spec, epoch, device):
             num_parts, spent_s = num_parts + 1, spent_s + seconds
             if len(step_s) == case.num_steps:
                 continue
@@ -134,16 +135,14 @@ def _evaluate(
     }
 
 
-def _timed(parts: Iterable[Part], device: torch.device) -> Iterator[tuple[Part, float]]:
-    """Each part on the device, and the seconds that it took to make it."""
-    iterator = iter(parts)
-    while True:
-        start = _now(device)
-        part = next(iterator, None)
-        if part is None:
-            return
+def _timed_parts(graph: Graph, spec: TrainSpec, epoch: int, device: torch.device) -> Iterator[tuple[Part, float]]:
+    """Each part of an epoch on the device, and the seconds that it took to make it; of the first with the partition."""
+    start = _now(device)
+    parts = epoch_parts(graph, spec, epoch)
+    while (part := next(parts, None)) is not None:
         part = part.to(device)
         yield part, _now(device) - start
+        start = _now(device)
 
 
 def _now(device: torch.device) -> float:
