@@ -1,7 +1,7 @@
 # make quickstart   train, evaluate, export and load a small model on real data, in a few minutes
 # make test         lint, type check, import contracts and the whole test suite
 # make bench        measure memory and time of training steps on the CPU; writes benchmarks/results
-# make bench-gpu    the same on a GPU, in under ten minutes, and benchmarks/gpu.md; SET="--set KEY=VALUE" changes recipes
+# make bench-gpu    the same on a GPU, meant to take under ten minutes, and benchmarks/gpu.md; SET="--set KEY=VALUE" changes recipes
 
 PYTHON ?= python3
 VENV ?= .venv
