@@ -188,7 +188,8 @@ def _request(task: str, run: Run, how: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measurement(entry: Entry, place: torch.device) -> str:
     """The key of an entry's measurement: what it depends on."""
-    what = [recipe_digest(entry.runs[0].recipe), session.environment(place)]
+    run = entry.runs[0]
+    what = [recipe_digest(run.recipe), (run.results() or {}).get("data_sha256"), session.environment(place)]
     return "step " + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

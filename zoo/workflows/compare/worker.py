@@ -71,7 +71,8 @@ def measure_training(recipe: Recipe, folder: Path, device: torch.device) -> dict
     cuts = []
     for epoch in range(1, _NUM_CUTS + 1):
         started = time.perf_counter()
-        epoch_parts(graph, spec, epoch)
+        for other in epoch_parts(graph, spec, epoch):
+            other.to(device)
         finish(device)
         cuts.append(time.perf_counter() - started)
     step_s: Any = timed["median_step_s"]
