@@ -24,8 +24,8 @@ from zoo.layers.captured import capture_layers, capture_report
 from zoo.layers.conv import GATConv, GENConv
 from zoo.layers.inputs import BlockInputs, EdgeInput
 from zoo.layers.recorder import NUM_WARM_UPS, CallRecorder, GraphRecorder
+from zoo.layers.recording import roomy
 from zoo.layers.reversible import ReversibleStack, runner_of
-from zoo.layers.session import roomy
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR, empty_csr, overwrite
 
@@ -82,7 +82,7 @@ def assert_same(actual, expected, rtol=1e-10):
 
 
 def padded(x, inputs):
-    """The same graph with the nodes and edges that a session adds."""
+    """The same graph with the nodes and edges that a recording adds."""
     csr = empty_csr(roomy(len(x) + 1), roomy(inputs.csr.num_edges), inputs.csr)
     overwrite(csr, inputs.csr)
     nodes, edges = csr.num_nodes - len(x), csr.num_edges - inputs.csr.num_edges
@@ -265,13 +265,13 @@ def test_only_parts_that_do_not_fit_are_recorded_anew():
         with torch.no_grad():
             stack(*stack_inputs(num_nodes))
         counts.append(recorder.num_recorded)
-    sessions = runner_of(stack)._sessions
+    recordings = runner_of(stack)._recordings
     assert counts == [1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5]
-    assert sorted(session.num_nodes for session in sessions) == [42, 108, 1024]
+    assert sorted(recording.num_nodes for recording in recordings) == [42, 108, 1024]
     for num_nodes in (2000, 4000, 8000):
         with torch.no_grad():
             stack(*stack_inputs(num_nodes))
-    assert len(runner_of(stack)._sessions) == captured.MAX_SESSIONS
+    assert len(runner_of(stack)._recordings) == captured.MAX_RECORDINGS
 
 
 def test_a_damaged_graph_is_refused_each_time():

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.cases import AGGREGATIONS, Case, assert_close, forward, graph, make_case, run
 from zoo.errors import BackendError
+from zoo.ops import edge_chunks, numba_kernels, pieces
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR, csr_from_edge_index
-from zoo.ops.gen_aggregate import chunked, cpu, gen_aggregate
+from zoo.ops.gen_aggregate import cpu, gen_aggregate
 
 PARITY = Path(__file__).parents[1] / "parity"
 BACKENDS = ("chunked", "numba")
@@ -25,9 +26,9 @@ USES_JVP = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:D
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Make small graphs take every turn: rows in pieces, several chunks, three threads."""
-    monkeypatch.setattr(chunked, "CHUNK_NUMBERS", 2000)
-    monkeypatch.setattr(cpu, "MAX_PIECE_EDGES", 45)
-    monkeypatch.setattr(cpu, "CHUNK_EDGES", 64)
+    monkeypatch.setattr(edge_chunks, "CHUNK_NUMBERS", 2000)
+    monkeypatch.setattr(pieces, "MAX_PIECE_EDGES", 45)
+    monkeypatch.setattr(pieces, "CHUNK_EDGES", 64)
     monkeypatch.setattr(cpu, "ROWS_PER_SUM", 16)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -271,14 +272,14 @@ def test_more_edge_features_than_registers_fit():
 
 
 def test_kernels_need_no_place_to_be_kept(monkeypatch):
-    real_njit = cpu.cpu_kernels.njit
+    real_njit = numba_kernels.njit
 
     def njit(form, *, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return real_njit(form, **options)
 
-    monkeypatch.setattr(cpu.cpu_kernels, "njit", njit)
+    monkeypatch.setattr(numba_kernels, "njit", njit)
     cpu.cpu_kernels.max_forward.cache_clear()
     case = make_case()
     assert_close(run(case, "numba", "max"), run(case.to(torch.float64), "reference", "max"), F32)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from zoo.ops.gen_aggregate.vector_math import exp, log
-from zoo.ops.gen_aggregate.vectors import load, pointer, store
+from zoo.ops.vector_math import exp, log
+from zoo.ops.vectors import load, pointer, store
 
 
 @njit

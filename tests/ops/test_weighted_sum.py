@@ -12,9 +12,9 @@ from torch.autograd import forward_ad
 from tests.layers.memory import peak_bytes
 from tests.ops.cases import assert_close, graph
 from zoo.errors import BackendError, DataError
+from zoo.ops import edge_chunks, pieces
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR
-from zoo.ops.gen_aggregate import chunked, cpu
 from zoo.ops.weighted_sum import weighted_sum
 
 BACKENDS = ("chunked", "numba")
@@ -64,9 +64,9 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Make small graphs take every turn: rows in pieces, several chunks, three threads."""
-    monkeypatch.setattr(chunked, "CHUNK_NUMBERS", 2000)
-    monkeypatch.setattr(cpu, "MAX_PIECE_EDGES", 45)
-    monkeypatch.setattr(cpu, "CHUNK_EDGES", 64)
+    monkeypatch.setattr(edge_chunks, "CHUNK_NUMBERS", 2000)
+    monkeypatch.setattr(pieces, "MAX_PIECE_EDGES", 45)
+    monkeypatch.setattr(pieces, "CHUNK_EDGES", 64)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     yield

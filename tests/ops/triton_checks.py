@@ -5,14 +5,15 @@ import torch
 from torch.nn import functional
 
 from tests.ops.cases import AGGREGATIONS, assert_close, forward, make_case, run
+from zoo.ops import triton_launch
 from zoo.ops.backend import backend_for, use_backend
-from zoo.ops.csr import CSR, empty_csr, overwrite, remembered
+from zoo.ops.csr import CSR, empty_csr, overwrite
 from zoo.ops.gen_aggregate import chunked, cuda
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(cuda, "MAX_PIECE_EDGES", 18)
+    monkeypatch.setattr(triton_launch, "MAX_PIECE_EDGES", 18)
     torch.set_num_threads(1)
 
 
@@ -128,7 +129,7 @@ def test_a_plan_covers_every_edge_once_and_has_a_shape_that_edges_do_not_decide(
     one, other = make_case(8, 60, C=7).csr, make_case(8, 60, C=7, seed=5).csr
     assert not torch.equal(one.rowptr, other.rowptr)
     for csr in (one, other):
-        plan = cuda._make_plan(csr)
+        plan = triton_launch.plan_of(csr)
         assert [len(tensor) for tensor in plan] == [8 + 60 // 18, 8 + 60 // 18, 60 // 18, 9]
         covered = [edge for start, end in zip(plan.start, plan.end, strict=True) for edge in range(start, end)]
         assert sorted(covered) == list(range(60))
@@ -139,9 +140,9 @@ def test_a_plan_covers_every_edge_once_and_has_a_shape_that_edges_do_not_decide(
 
 
 def test_a_large_graph_is_cut_into_fewer_pieces_rather_than_more(monkeypatch):
-    monkeypatch.setattr(cuda, "MAX_FURTHER_PIECES", 2)
+    monkeypatch.setattr(triton_launch, "MAX_FURTHER_PIECES", 2)
     case = make_case(8, 120, C=7, D=3)
-    plan = cuda._make_plan(case.csr)
+    plan = triton_launch.plan_of(case.csr)
     assert plan.target.numel() == 120 // 72
     assert int((plan.end - plan.start).max()) > 18
     equals_reference(case, "max")
@@ -151,7 +152,7 @@ def test_a_large_graph_is_cut_into_fewer_pieces_rather_than_more(monkeypatch):
 def test_an_overwritten_csr_gives_the_same_and_its_plan_stays_where_it_is(aggr):
     room = empty_csr(10, 70, make_case(8, 45, C=7).csr)
     overwrite(room, make_case(9, 70, C=7).csr)
-    plan = remembered(room, "triton", cuda._make_plan)
+    plan = triton_launch.plan_of(room)
     case = make_case(8, 45, C=7, D=3, seed=3)
     overwrite(room, case.csr)
     padded = case._replace(
@@ -161,7 +162,7 @@ def test_an_overwritten_csr_gives_the_same_and_its_plan_stays_where_it_is(aggr):
         grad=functional.pad(case.grad, (0, 0, 0, 2)),
     )
     found = run(padded, "triton", aggr)
-    assert remembered(room, "triton", cuda._make_plan) is plan
+    assert triton_launch.plan_of(room) is plan
     lengths = {"output": 8, "gradient of x": 8, "gradient of edge_attr": 45}
     own = {name: value[: lengths[name]] if name in lengths else value for name, value in found.items()}
     assert_close(own, run(case.to(torch.float64), "reference", aggr), 3e-5)

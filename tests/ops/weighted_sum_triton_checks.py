@@ -5,12 +5,12 @@ import torch
 
 from tests.ops.cases import assert_close
 from tests.ops.test_weighted_sum import make_case, run, same
-from zoo.ops.gen_aggregate import cuda
+from zoo.ops import triton_launch
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(cuda, "MAX_PIECE_EDGES", 18)
+    monkeypatch.setattr(triton_launch, "MAX_PIECE_EDGES", 18)
     torch.set_num_threads(1)
 
 

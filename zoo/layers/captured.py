@@ -6,8 +6,8 @@ block evaluated once with the tape on, its input restored, its gradients) are re
 are. Before each replay the parameters of its layer are copied there, after each backward replay their gradients are
 copied out. Neither recording nor memory depends on depth, and layers that share parameters add up their gradients.
 
-Parts of a graph differ in size. A session has room for a few more nodes and edges than it was made for; nodes beyond
-the part's own are nobody's source, get no gradient, and are never returned.
+Parts of a graph differ in size. A recording has room for a few more nodes and edges than it was made for; nodes
+beyond the part's own are no source of the part's nodes, give them no gradient, and are never returned.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from zoo.layers.conv import MLP, GENConv
 from zoo.layers.coupling import join_groups
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.recorder import GraphRecorder, Recorder
+from zoo.layers.recording import Kind, Recording, Template, leaves_of, roomy, with_leaves
 from zoo.layers.replay import Slot, collect, exclusive
 from zoo.layers.reversible import ReversibleStack, run_by, runner_of
-from zoo.layers.session import Kind, Session, Template, leaves_of, roomy, with_leaves
 from zoo.ops.csr import CSR
 
 _LOGGER = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _LOGGER = logging.getLogger(__name__)
 # What these do is the same each time: no random numbers, no statistics over nodes, nothing read back from the GPU.
 REPEATABLE: frozenset[type[nn.Module]] = frozenset({Block, GENConv, MLP, nn.LayerNorm, nn.Linear, nn.ReLU})
 # Parts to learn from and parts to evaluate on, and one of each that did not fit.
-MAX_SESSIONS = 4
+MAX_RECORDINGS = 4
 
 
 def capture_layers(model: nn.Module, *, recorder: Recorder | None = None) -> None:
@@ -43,7 +43,8 @@ def capture_layers(model: nn.Module, *, recorder: Recorder | None = None) -> Non
 
     Where it is not, the stack runs as before; a warning and :func:`capture_report` say why. Layers are looked at now:
     hooks or other modules put into them later are not seen; call this again. New values of parameters, and new
-    parameters, are.
+    parameters, are. Plain attributes (temperature, eps) and PyTorch's precision of matrix products, if changed later,
+    are not seen either.
 
     Args:
         model: any; copies made of it later start without.
@@ -67,7 +68,7 @@ def _stacks(model: nn.Module) -> dict[str, ReversibleStack]:
 
 
 class Captured:
-    """The runner of one stack: its sessions, each recorded for a kind of input and a size.
+    """The runner of one stack: its recordings, each recorded for a kind of input and a size.
 
     Args:
         stack: whose layers are recorded; they are kept, the stack is not.
@@ -85,7 +86,7 @@ class Captured:
         self._places = [_places(layer) for layer in layers]
         slots = [[place for place in self._places[0] if place.group == group] for group in range(stack.num_groups)]
         self._template = Template(layers[0], [[place.slot for place in places] for places in slots], stack.slice_edges)
-        self._sessions: list[Session] = []
+        self._recordings: list[Recording] = []
 
     def __call__(self, stack: ReversibleStack, x: Tensor, inputs: BlockInputs) -> Tensor | None:
         """See ``reversible.Runner``."""
@@ -111,40 +112,40 @@ class Captured:
             wanted=tuple(with_tape and wanted for wanted in learned),
             with_tape=with_tape,
         )
-        session = self._session(kind, x, inputs, layers[0])
+        recording = self._recording(kind, x, inputs, layers[0])
         if not with_tape:
-            return join_groups(session.advance(x, inputs, layers, stack.num_steps), x.dtype)
+            return join_groups(recording.advance(x, inputs, layers, stack.num_steps), x.dtype)
         distinct, positions = _distinct(layers)
-        call = _Call(stack, session, positions)
+        call = _Call(stack, recording, positions)
         return cast(Tensor, _Replay.apply(call, x, *inputs.csr, *leaves, *distinct))  # type: ignore[no-untyped-call]
 
-    def _session(self, kind: Kind, x: Tensor, inputs: BlockInputs, values: Sequence[Tensor]) -> Session:
-        """The smallest session that serves the graph, or a new one."""
+    def _recording(self, kind: Kind, x: Tensor, inputs: BlockInputs, values: Sequence[Tensor]) -> Recording:
+        """The smallest recording that serves the graph, or a new one."""
         n, num_edges = inputs.csr.num_nodes, inputs.csr.num_edges
-        same = [session for session in self._sessions if session.kind == kind]
-        able = [session for session in same if session.serves(n, num_edges)]
+        same = [recording for recording in self._recordings if recording.kind == kind]
+        able = [recording for recording in same if recording.serves(n, num_edges)]
         if able:
-            session = min(able, key=lambda session: (session.num_edges, session.num_nodes))
-            self._sessions.remove(session)
+            recording = min(able, key=lambda recording: (recording.num_edges, recording.num_nodes))
+            self._recordings.remove(recording)
         else:
-            near = [session for session in same if session.resembles(n, num_edges)]
+            near = [recording for recording in same if recording.resembles(n, num_edges)]
             size = (
-                max([roomy(n + 1), *(session.num_nodes for session in near)]),
-                max([roomy(num_edges), *(session.num_edges for session in near)]),
+                max([roomy(n + 1), *(recording.num_nodes for recording in near)]),
+                max([roomy(num_edges), *(recording.num_edges for recording in near)]),
             )
             # Parameters and states may have been made in inference mode; what is recorded serves training too.
             with torch.inference_mode(False), torch.no_grad():
-                session = Session(self._template, kind, size, x, inputs, values, self._recorder)
-            self._sessions = [other for other in self._sessions if other not in near][1 - MAX_SESSIONS :]
-        self._sessions.append(session)
-        return session
+                recording = Recording(self._template, kind, size, x, inputs, values, self._recorder)
+            self._recordings = [other for other in self._recordings if other not in near][1 - MAX_RECORDINGS :]
+        self._recordings.append(recording)
+        return recording
 
 
 class _Call(NamedTuple):
     """What the Function needs to know besides tensors; ``positions[d][k]`` is parameter k of distinct layer d."""
 
     stack: ReversibleStack
-    session: Session
+    recording: Recording
     positions: list[list[int]]
 
 
@@ -157,7 +158,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Any) -> Tensor:
         inputs, layers = _unpack(call, tensors)
-        stream = call.session.advance(x, inputs, layers, call.stack.num_steps)
+        stream = call.recording.advance(x, inputs, layers, call.stack.num_steps)
         ctx.call = call
         ctx.save_for_backward(*stream, *tensors)
         return join_groups(stream, x.dtype)
@@ -170,7 +171,7 @@ class _Replay(torch.autograd.Function):
         num_groups = call.stack.num_groups
         inputs, layers = _unpack(call, saved[num_groups:])
         with exclusive(call.stack):
-            grad_x, leaves, parameters = call.session.retreat(
+            grad_x, leaves, parameters = call.recording.retreat(
                 saved[:num_groups], grad, inputs, layers, call.stack.num_steps
             )
         total: list[Tensor | None] = [None] * (len(saved) - num_groups - NUM_INPUTS)

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_CLEAR_PEAK = "5"
+from zoo.errors import RunError
+
+_CLEAR_REFS, _CLEAR_PEAK = Path("/proc/self/clear_refs"), "5"
 # Parameters of glibc's mallopt. Source: mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _PROMPT_BYTES = 1 << 16
@@ -80,14 +82,27 @@ def finish(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> int:
-    """Start to watch the peak; the bytes in use now."""
+    """Start to watch the peak; the bytes in use now.
+
+    Raises:
+        RunError: if this machine does not let a process reset its peak.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     if platform.system() == "Linux":
-        _c_library().malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+        # Only glibc has it; others keep more of what died, which then counts as in use.
+        trim = getattr(_c_library(), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        try:
+            _CLEAR_REFS.write_text(_CLEAR_PEAK)
+        except OSError as error:
+            raise RunError(
+                f"{_CLEAR_REFS}: cannot be written ({error.strerror or error}), so memory cannot be measured here; "
+                "measure where a process may reset its own peak"
+            ) from error
         return _status("VmRSS")
     return peak(device)
 

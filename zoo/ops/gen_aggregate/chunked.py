@@ -6,67 +6,23 @@ meet in one row, PyTorch's own ``index_add_`` and ``scatter_reduce_`` decide abo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from zoo.ops.csr import CSR
+from zoo.ops.edge_chunks import Chunk, chunks, sum_dtype
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
 from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN
-
-# Numbers in the [edges, C] tensors of one chunk: a few of them fit into the caches of a processor.
-CHUNK_NUMBERS = 1 << 20
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _full(like: Tensor, value: float) -> Tensor:
     """[N, C] of the type in which sums are kept."""
-    return torch.full(like.shape, value, dtype=_dtype(like), device=like.device)
-
-
-class Chunk(NamedTuple):
-    """Consecutive edges, and the rows they belong to."""
-
-    edges: slice
-    rows: slice  # the rows that these edges belong to; the first and the last may have further edges elsewhere
-    row: Tensor  # [edges] int64, counted from the first of these rows
-    col: Tensor  # [edges]
-
-    def gather(self, values: Tensor) -> Tensor:
-        """[N, ...] to [edges, ...]."""
-        return values[self.rows].index_select(0, self.row)
-
-    def scatter(self, values: Tensor, how: str, start: float) -> Tensor:
-        """[edges, C] to [rows, C]."""
-        out = values.new_full((self.rows.stop - self.rows.start, values.shape[1]), start)
-        return out.scatter_reduce_(0, self.row[:, None].expand_as(values), values, how)
-
-
-def chunks(csr: CSR, num_channels: int) -> Iterator[Chunk]:
-    """All edges in turn, at most CHUNK_NUMBERS / num_channels at a time."""
-    rowptr, col = csr
-    num_edges, size = csr.num_edges, max(CHUNK_NUMBERS // max(num_channels, 1), 1)
-    if not num_edges:
-        return
-    starts = torch.arange(0, num_edges, size, device=rowptr.device)
-    stops = (starts + size).clamp(max=num_edges)
-    # The row of an edge is the last one that starts at it or before it.
-    first_rows = torch.searchsorted(rowptr, starts, right=True) - 1
-    stop_rows = torch.searchsorted(rowptr, stops - 1, right=True)
-    for start, stop, first, end in torch.stack([starts, stops, first_rows, stop_rows], 1).tolist():
-        within = rowptr[first : end + 1].clamp(start, stop)
-        row = torch.repeat_interleave(within.diff(), output_size=stop - start)
-        yield Chunk(slice(start, stop), slice(first, end), row, col[start:stop])
+    return torch.full(like.shape, value, dtype=sum_dtype(like), device=like.device)
 
 
 def _arguments(messages: Messages, chunk: Chunk) -> Tensor:
     """[edges, C], what the ReLU is applied to."""
-    dtype = _dtype(messages.x)
+    dtype = sum_dtype(messages.x)
     value = messages.x.index_select(0, chunk.col).to(dtype)
     if messages.edge_attr is not None:
         attr = messages.edge_attr[chunk.edges].to(dtype)

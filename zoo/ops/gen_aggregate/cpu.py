@@ -7,55 +7,26 @@ aggregations with respect to x are sums over threads and the same for the same n
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.errors import BackendError
-from zoo.ops.csr import CSR, remembered
+from zoo.ops.csr import CSR
 from zoo.ops.gen_aggregate import cpu_kernels
 from zoo.ops.gen_aggregate.chunked import max_edge_gradient
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
-from zoo.ops.gen_aggregate.pieces import Pieces, chunk_bounds, cut_rows, joining_rounds
-from zoo.ops.gen_aggregate.threads import run_tasks
+from zoo.ops.numba_kernels import addresses, kind_of
+from zoo.ops.pieces import intervals, plan_of
+from zoo.ops.strides import unit_stride
+from zoo.ops.threads import run_tasks
+from zoo.ops.vectors import LANES
 
-LANES = 8
-# Longer rows are shared by several threads.
-MAX_PIECE_EDGES = 16384
-# Work is handed to threads in chunks of at least so many edges.
-CHUNK_EDGES = 1 << 15
 # Reading this many edges ahead hides the latency of memory; tables of x below a size stay in the cache anyway.
 PREFETCH_EDGES = 32
 PREFETCH_BYTES = 4 << 20
 # Rows whose gradients with respect to the weights are summed in the tensors' own precision, then in float64.
 ROWS_PER_SUM = 4096
-
-
-class Plan(NamedTuple):
-    """How the rows of a CSR are shared by threads: pieces, how they are joined, and where chunks of them end."""
-
-    pieces: Pieces
-    rounds: list[tuple[Tensor, Tensor]]
-    bounds: list[int]
-    col: Tensor | None  # int32, unless the CSR's own is
-
-
-def make_plan(csr: CSR) -> Plan:
-    """To be remembered as "numba".
-
-    Raises:
-        BackendError: if there are too many edges.
-    """
-    if csr.num_edges >= 2**31:
-        raise BackendError(f"numba: {csr.num_edges} edges are too many for 32-bit edge ids; use_backend('chunked')")
-    pieces = cut_rows(csr, MAX_PIECE_EDGES)
-    # Bounds do not depend on the number of threads, so that sums over chunks do not either.
-    bounds = chunk_bounds(pieces, row_cost=8, chunk_cost=CHUNK_EDGES, max_chunks=256)
-    own = csr.col.dtype == torch.int32
-    return Plan(pieces, joining_rounds(pieces), bounds, None if own else csr.col.to(torch.int32))
 
 
 class _Layout:
@@ -64,8 +35,8 @@ class _Layout:
     def __init__(self, messages: Messages) -> None:
         x, csr, edge_attr, weight, bias, self.eps = messages
         self.csr, self.num_channels = csr, x.shape[1]
-        self.plan: Plan = remembered(csr, "numba", make_plan)
-        self.kind = kind(x)
+        self.plan = plan_of(csr)
+        self.kind = kind_of(x)
         self.C = -(-self.num_channels // LANES) * LANES
         self.D = 0 if weight is None else weight.shape[1]
         self.embedded = edge_attr is not None and weight is None
@@ -114,26 +85,6 @@ class _Layout:
         return tensor if tensor.shape == shape else tensor[: shape[0], : shape[1]].clone()
 
 
-def addresses(*tensors: Tensor) -> tuple[int, ...]:
-    """Where the tensors' numbers begin; tensors must outlive their use."""
-    return tuple(tensor.data_ptr() for tensor in tensors)
-
-
-def kind(tensor: Tensor) -> str:
-    """The number type as the kernels call it."""
-    return "f64" if tensor.dtype == torch.float64 else "f32"
-
-
-def unit_stride(tensor: Tensor) -> Tensor:
-    """[n, C] with the channels of a row side by side; rows may lie apart."""
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
-
-
-def intervals(bounds: list[int]) -> list[tuple[int, int]]:
-    """What lies between each two bounds, if anything does."""
-    return [(first, stop) for first, stop in pairwise(bounds) if stop > first]
-
-
 def max_forward(messages: Messages, *, with_arg: bool) -> tuple[Tensor, Tensor | None]:
     """See ``interface.Backend``."""
     layout = _Layout(messages)
@@ -157,8 +108,8 @@ def max_backward(
     """See ``interface.Backend``."""
     N, C = grad.shape
     D = 0 if weight is None else weight.shape[1]
-    kernel = cpu_kernels.max_backward(D, kind(grad))
-    plan: Plan = remembered(csr, "numba", make_plan)
+    kernel = cpu_kernels.max_backward(D, kind_of(grad))
+    plan = plan_of(csr)
     col = csr.col if plan.col is None else plan.col
     grad, arg = grad.contiguous(), arg.to(torch.int32).contiguous()
     attr = grad.new_empty(0) if edge_attr is None or weight is None else unit_stride(edge_attr)

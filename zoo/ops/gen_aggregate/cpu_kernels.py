@@ -14,19 +14,16 @@ Channels come in multiples of eight; ``out``, ``arg`` and the like are [pieces, 
 
 from __future__ import annotations
 
-import inspect
 import math
-import zlib
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
-from numba import float32, float64, int32, int64, njit, void
+from numba import float32, float64, int32, int64, njit
 
-from zoo.ops.gen_aggregate import reference, vector_math, vectors
+from zoo.ops.gen_aggregate import reference
 from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN
-from zoo.ops.gen_aggregate.vector_math import exp, log
-from zoo.ops.gen_aggregate.vectors import (
+from zoo.ops.numba_kernels import BLOCK, Kernel, compiled
+from zoo.ops.vector_math import exp, log
+from zoo.ops.vectors import (
     accumulate,
     add_item,
     add_scaled,
@@ -47,33 +44,8 @@ from zoo.ops.gen_aggregate.vectors import (
     where,
 )
 
-Kernel = Callable[..., None]
-
-# Edges per block: their messages, 1 KB per eight channels, and rows of x stay in the first-level cache.
-BLOCK = 32
+# Numbers in the messages of a block, for eight channels.
 TILE = 8 * BLOCK
-
-
-# Numba renews what it keeps on disk when this file changes; what is compiled in from others goes into the names.
-_PARTS = zlib.crc32("".join(inspect.getsource(module) for module in (vectors, vector_math, reference)).encode())
-
-
-def compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Kernel]:
-    """Compile for integers followed by so many floats; kept on disk where some folder can be written."""
-    number = float32 if kind == "f32" else float64
-
-    def compile_(function: Callable[..., None]) -> Kernel:
-        form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[number] * num_floats)
-        function.__qualname__ += f".{_PARTS:08x}"
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-        try:
-            kernel: Kernel = njit(form, cache=True, **options)(function)
-        except (RuntimeError, OSError):
-            # Neither the package's folder nor the user's cache can be written.
-            kernel = njit(form, **options)(function)
-        return kernel
-
-    return compile_
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -182,7 +154,7 @@ def sum_forward(D: int, embedded: bool, powered: bool, kind: str) -> Kernel:
     """The sum over each piece of the messages, or of their powers."""
     number = float32 if kind == "f32" else float64
 
-    @compiled(2, kind)
+    @compiled(2, kind, reference)
     def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, eps, power):  # type: ignore[no-untyped-def]
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
         xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
@@ -288,7 +260,7 @@ def sum_backward(form: str, D: int, embedded: bool, with_edges: bool, kind: str)
     number = float32 if kind == "f32" else float64
     powered, softmax = form == "power", form == "softmax"
 
-    @compiled(2, kind)
+    @compiled(2, kind, reference)
     def kernel(  # type: ignore[no-untyped-def]
         start, end, first, stop, target, num_rows, col, last, ahead, x, x_stride, a, a_stride, w, b, C,
         wt, grad, out, lse, dx, da, dw, db, dp, attached, eps, factor

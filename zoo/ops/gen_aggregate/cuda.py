@@ -7,25 +7,20 @@ their place. So it does for float64, which serves tests.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from zoo.errors import BackendError
-from zoo.ops.csr import CSR, remembered
+from zoo.ops.csr import CSR
 from zoo.ops.gen_aggregate import chunked, cuda_kernels
 from zoo.ops.gen_aggregate.chunked import max_edge_gradient
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
+from zoo.ops.strides import unit_stride
+from zoo.ops.triton_kernels import join_sum
+from zoo.ops.triton_launch import BLOCK_EDGES, join, launch, plan_of, tile
 
-# Longer rows are shared by several programs; yet there is room for so many pieces of them at most, since each has
-# results of its own.
-MAX_PIECE_EDGES = 256
-MAX_FURTHER_PIECES = 1 << 16
-# Edges that a program handles at once: the side of the smallest matrix product.
-BLOCK_EDGES = 16
 BLOCK_ROWS = 32
 # Programs spread what they add to one place over so many places.
 SLOTS = 64
@@ -33,70 +28,21 @@ SLOTS = 64
 PRECISION = "tf32x3"
 
 
-class _Plan(NamedTuple):
-    """Rows cut into pieces of bounded length; shapes depend on N and E alone.
-
-    Piece i < N begins row i. Room for what is left of long rows follows, row by row; what is not needed of it is empty.
-    """
-
-    start: Tensor  # [P] first edge of each piece
-    end: Tensor  # [P]
-    target: Tensor  # [P - N] rows of the pieces from N on; N of those that no row needs
-    tail_ptr: Tensor  # [N + 1] where the further pieces of each row begin, counted from N
-
-    def refill(self, csr: CSR) -> None:
-        """See ``csr.Refillable``."""
-        for old, new in zip(self, _make_plan(csr), strict=True):
-            old.copy_(new)
-
-
-def _make_plan(csr: CSR) -> _Plan:
-    if csr.num_edges >= 2**31:
-        raise BackendError(f"triton: {csr.num_edges} edges are too many for 32-bit edge ids; use_backend('chunked')")
-    limit = MAX_PIECE_EDGES
-    while csr.num_edges // limit > MAX_FURTHER_PIECES:
-        limit *= 2
-    # Nothing here is read back from the GPU.
-    first, last = csr.rowptr[:-1], csr.rowptr[1:]
-    extra = (last - first - 1).div(limit, rounding_mode="floor").clamp(min=0)  # [N] pieces after the first
-    tail_ptr = torch.zeros_like(csr.rowptr)
-    torch.cumsum(extra, 0, out=tail_ptr[1:])
-    room = csr.num_edges // limit
-    unused = room - tail_ptr[-1:]
-    target = torch.repeat_interleave(torch.cat([extra, unused]), output_size=room)
-    # A row beyond the last has no edges, whatever piece of it is asked for.
-    after = csr.rowptr[-1:]
-    nth = torch.arange(1, room + 1, device=target.device) - tail_ptr[target]
-    tail_end = torch.cat([last, after])[target]
-    tail_start = torch.minimum(torch.cat([first, after])[target] + nth * limit, tail_end)
-    start = torch.cat([first, tail_start])
-    end = torch.minimum(start + limit, torch.cat([last, tail_end]))
-    return _Plan(start, end, target, tail_ptr)
-
-
-def _launch(kernel: Any, grid: tuple[int, int], device: torch.device, *args: Any, **options: Any) -> None:
-    # Triton launches on the current GPU, which need not be that of the tensors.
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        # Fused multiply-add is what the kernels are written for; newer versions ask to say so.
-        kernel[grid](*args, **options, enable_fp_fusion=True)
-
-
 class _Call:
     """What the kernels of one call share."""
 
     def __init__(self, messages: Messages, *, widest: int = 64) -> None:
         x, csr, edge_attr, weight, bias, eps = messages
-        self.plan: _Plan = remembered(csr, "triton", _make_plan)
+        self.plan = plan_of(csr)
         self.num_rows, self.C = x.shape
         self.D = 0 if weight is None else weight.shape[1]
-        x = _unit_stride(x)
+        x = unit_stride(x)
         # What a kernel does not read may be any tensor.
-        attr = x if edge_attr is None else _unit_stride(edge_attr)
+        attr = x if edge_attr is None else unit_stride(edge_attr)
         weight = x if weight is None else weight.contiguous()
         shift = x if bias is None else bias.contiguous()
         self.inputs = (csr.col, x, x.stride(0), attr, attr.stride(0), weight, shift, self.C, eps)
-        self.BC, warps = _tile(self.C, widest)
-        self.joining = {"BC": self.BC, "num_warps": warps}
+        self.BC, self.num_warps = tile(self.C, widest)
         self.options: dict[str, Any] = {
             "D": self.D,
             "DP": max(16, triton.next_power_of_2(self.D)),
@@ -104,7 +50,8 @@ class _Call:
             "BIASED": bias is not None,
             "PRECISION": PRECISION,
             "BE": BLOCK_EDGES,
-            **self.joining,
+            "BC": self.BC,
+            "num_warps": self.num_warps,
         }
         self.device = x.device
 
@@ -118,31 +65,11 @@ class _Call:
 
     def run(self, kernel: Any, *args: Any, **flags: Any) -> None:
         """One program per piece and tile of channels."""
-        _launch(kernel, self.grid, self.device, self.plan.start, self.plan.end, *args, **{**self.options, **flags})
-
-    def join(self, kernel: Any, *results: Tensor, **flags: bool) -> None:
-        """Join the pieces of cut rows in place."""
-        target, tail_ptr = self.plan.target, self.plan.tail_ptr
-        if target.numel():
-            grid = (target.numel(), self.grid[1])
-            _launch(
-                kernel, grid, self.device, target, tail_ptr, self.num_rows, self.C, *results, **flags, **self.joining
-            )
+        launch(kernel, self.grid, self.device, self.plan.start, self.plan.end, *args, **{**self.options, **flags})
 
     def rows(self, results: Tensor) -> Tensor:
         """[P, C] to [N, C], a fresh tensor."""
         return results if len(results) == self.num_rows else results[: self.num_rows].clone()
-
-
-def _tile(num_channels: int, widest: int = 64) -> tuple[int, int]:
-    """Channels of a tile, and warps that work on it: little padding, few tiles."""
-    sizes = [size for size in (64, 32, 16) if size <= widest]
-    size = min(sizes, key=lambda size: triton.cdiv(num_channels, size) * (size + 12))
-    return size, max(1, size // 32)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
 def _left_to_chunked(tensor: Tensor, *, backward: bool = False) -> bool:
@@ -158,7 +85,7 @@ def max_forward(messages: Messages, *, with_arg: bool) -> tuple[Tensor, Tensor |
     out = call.empty()
     arg = call.empty(torch.int32) if with_arg else out
     call.run(cuda_kernels.max_forward, *call.inputs, out, arg, WITH_ARG=with_arg)
-    call.join(cuda_kernels.join_max, out, arg, WITH_ARG=with_arg)
+    join(cuda_kernels.join_max, call.plan, out, arg, WITH_ARG=with_arg)
     return call.rows(out), call.rows(arg) if with_arg else None
 
 
@@ -171,13 +98,13 @@ def max_backward(
     N, C = grad.shape
     D = 0 if weight is None else weight.shape[1]
     grad, arg = grad.contiguous(), arg.contiguous()
-    attr = grad if edge_attr is None else _unit_stride(edge_attr)
-    size, warps = _tile(C)
+    attr = grad if edge_attr is None else unit_stride(edge_attr)
+    size, warps = tile(C)
     num_blocks = triton.cdiv(N, BLOCK_ROWS)
     dx = torch.zeros(N, C, dtype=grad.dtype, device=grad.device)
     dw = torch.empty(num_blocks, D, C, dtype=grad.dtype, device=grad.device)
     db = torch.empty(num_blocks, C, dtype=grad.dtype, device=grad.device)
-    _launch(
+    launch(
         cuda_kernels.max_backward,
         (num_blocks, triton.cdiv(C, size)),
         grad.device,
@@ -199,7 +126,7 @@ def sum_forward(messages: Messages, power: Tensor | None) -> Tensor:
     out = call.empty()
     powered = power is not None
     call.run(cuda_kernels.sum_forward, *call.inputs, power if powered else out, out, POWERED=powered)
-    call.join(cuda_kernels.join_sum, out)
+    join(join_sum, call.plan, out)
     return call.rows(out)
 
 
@@ -218,7 +145,7 @@ def softmax_forward(messages: Messages, temperature: Tensor) -> tuple[Tensor, Te
     call = _Call(messages)
     out, logsum = call.empty(), call.empty()
     call.run(cuda_kernels.softmax_forward, *call.inputs, temperature, out, logsum)
-    call.join(cuda_kernels.join_softmax, out, logsum)
+    join(cuda_kernels.join_softmax, call.plan, out, logsum)
     return call.rows(out), call.rows(logsum)
 
 
@@ -275,7 +202,7 @@ def _sum_backward(
         FORM=form,
         WITH_EDGES=d_edges is not None,
         SLOTS=SLOTS,
-        num_warps=(2 if D else 1) * call.joining["num_warps"],
+        num_warps=(2 if D else 1) * call.num_warps,
     )
     return Gradients(
         dx,

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from zoo.ops.gen_aggregate import reference
+from zoo.ops.triton_kernels import cut_row
 
 _POWER_MIN = tl.constexpr(reference.POWER_MIN)
 _POWER_MAX = tl.constexpr(reference.POWER_MAX)
@@ -98,28 +99,9 @@ def max_forward(
 
 
 @triton.jit
-def _cut_row(target, tail_ptr, num_rows, C, BC: tl.constexpr):
-    """The further pieces of the row whose second piece is the program's, and where its results stand.
-
-    No pieces, and no channel inside, for any other program.
-    """
-    piece = tl.program_id(0)
-    channels = tl.program_id(1) * BC + tl.arange(0, BC)
-    row = tl.load(target + piece)
-    # Pieces that no row needs name a row beyond the last.
-    known = tl.minimum(row, num_rows - 1)
-    first = tl.load(tail_ptr + known)
-    stop = tl.load(tail_ptr + known + 1)
-    # For the first of a row's further pieces; nothing is done for the others.
-    width = tl.where(first == piece, C, 0)
-    width = tl.where(row < num_rows, width, 0)
-    return first, tl.where(width > 0, stop, first), known * C + channels, channels, channels < width
-
-
-@triton.jit
 def join_max(target, tail_ptr, num_rows, C, out, arg, WITH_ARG: tl.constexpr, BC: tl.constexpr):
     """Join the pieces of each cut row in the order of its edges: the first of equals stays, and a NaN."""
-    first, stop, row, channels, inside = _cut_row(target, tail_ptr, num_rows, C, BC)
+    first, stop, row, channels, inside = cut_row(target, tail_ptr, num_rows, C, BC)
     best = tl.load(out + row, mask=inside)
     if WITH_ARG:
         winner = tl.load(arg + row, mask=inside)
@@ -191,16 +173,6 @@ def sum_forward(
 
 
 @triton.jit
-def join_sum(target, tail_ptr, num_rows, C, out, BC: tl.constexpr):
-    """Add up the pieces of each cut row in the order of its edges."""
-    first, stop, row, channels, inside = _cut_row(target, tail_ptr, num_rows, C, BC)
-    total = tl.load(out + row, mask=inside)
-    for tail in range(first, stop):
-        total += tl.load(out + (num_rows + tail) * C + channels, mask=inside)
-    tl.store(out + row, total, mask=inside)
-
-
-@triton.jit
 def softmax_forward(
     start, end, col, x, x_stride, attr, attr_stride, weight, bias, C, eps, temperature, out, logsum,
     D: tl.constexpr, DP: tl.constexpr, EMBEDDED: tl.constexpr, BIASED: tl.constexpr,
@@ -244,7 +216,7 @@ def softmax_forward(
 @triton.jit
 def join_softmax(target, tail_ptr, num_rows, C, out, logsum, BC: tl.constexpr):
     """Join the pieces of each cut row in the order of its edges."""
-    first, stop, row, channels, inside = _cut_row(target, tail_ptr, num_rows, C, BC)
+    first, stop, row, channels, inside = cut_row(target, tail_ptr, num_rows, C, BC)
     mean = tl.load(out + row, mask=inside)
     log = tl.load(logsum + row, mask=inside)
     for tail in range(first, stop):

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from zoo.ops.autograd import exact_backward
 from zoo.ops.csr import CSR
 from zoo.ops.gen_aggregate.interface import Backend, Gradients, Messages
-
-Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
-
-
-def exact_backward(function: Backward) -> Backward:
-    """A backward pass in the precision of its tensors, whatever autocast says; a second derivative is an error."""
-
-    @wraps(function)
-    def exact(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad.device.type, enabled=False):
-            return function(ctx, grad)
-
-    once: Backward = once_differentiable(exact)
-    return once
 
 
 class MaxAggregate(Function):

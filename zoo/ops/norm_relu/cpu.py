@@ -11,11 +11,11 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from zoo.ops.gen_aggregate.cpu_kernels import Kernel
-from zoo.ops.gen_aggregate.threads import run_tasks
 from zoo.ops.norm_relu import cpu_kernels
+from zoo.ops.numba_kernels import Kernel, kind_of
+from zoo.ops.threads import run_tasks
+from zoo.ops.vectors import LANES
 
-LANES = 8
 # Numbers in the rows of a block: enough work to be worth handing to a thread.
 BLOCK_NUMBERS = 1 << 17
 
@@ -45,7 +45,7 @@ def _place(tensor: Tensor) -> tuple[int, int]:
 
 
 def _kernel(make: Callable[[bool, str], Kernel], x: Tensor, mask: Tensor | None) -> Kernel:
-    return make(mask is not None, "f64" if x.dtype == torch.float64 else "f32")
+    return make(mask is not None, kind_of(x))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,8 +15,8 @@ from functools import cache
 
 from numba import carray, float32, float64, njit
 
-from zoo.ops.gen_aggregate.cpu_kernels import Kernel, compiled
-from zoo.ops.gen_aggregate.vectors import lane, load, pointer, splat, store, where
+from zoo.ops.numba_kernels import Kernel, compiled
+from zoo.ops.vectors import lane, load, pointer, splat, store, where
 
 
 @njit(forceinline=True, error_model="numpy")

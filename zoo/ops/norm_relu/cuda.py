@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from zoo.ops.gen_aggregate.cuda import _launch
 from zoo.ops.norm_relu import cuda_kernels
+from zoo.ops.triton_launch import launch
 
 # Numbers that a program holds of each tensor.
 TILE_NUMBERS = 2048
@@ -24,7 +24,7 @@ def _run(kernel: Any, max_programs: int, x: Tensor, mask: Tensor | None, *args: 
     grid = (min(triton.cdiv(len(x), height), max_programs), 1)
     # What a kernel does not read may be any tensor.
     place = (x, x.stride(0), x, 0) if mask is None else (x, x.stride(0), mask, mask.stride(0))
-    _launch(kernel, grid, x.device, *place, *args, MASKED=mask is not None, BR=height, BC=width, num_warps=NUM_WARPS)
+    launch(kernel, grid, x.device, *place, *args, MASKED=mask is not None, BR=height, BC=width, num_warps=NUM_WARPS)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from zoo.ops.csr import CSR
-from zoo.ops.gen_aggregate.chunked import chunks
+from zoo.ops.edge_chunks import chunks, sum_dtype
 
 
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
     """See ``functions.Backend``."""
-    out = torch.zeros(x.shape, dtype=_dtype(x), device=x.device)
+    out = torch.zeros(x.shape, dtype=sum_dtype(x), device=x.device)
     for chunk in chunks(csr, x[0:1].numel()):
         message = x.index_select(0, chunk.col).to(out.dtype)
         if weight is not None:
@@ -30,7 +30,3 @@ def edge_products(grad: Tensor, x: Tensor, csr: CSR) -> Tensor:
         message = x.index_select(0, chunk.col).to(out.dtype)
         torch.sum(message.mul_(chunk.gather(grad)), 2, out=out[chunk.edges])
     return out
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

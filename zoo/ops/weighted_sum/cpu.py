@@ -11,21 +11,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.ops.csr import CSR, remembered
-from zoo.ops.gen_aggregate.cpu import LANES, Plan, addresses, intervals, kind, make_plan, unit_stride
-from zoo.ops.gen_aggregate.threads import run_tasks
+from zoo.ops.csr import CSR
+from zoo.ops.numba_kernels import Kernel, addresses, kind_of
+from zoo.ops.pieces import Plan, intervals, plan_of
+from zoo.ops.strides import unit_stride
+from zoo.ops.threads import run_tasks
+from zoo.ops.vectors import LANES
 from zoo.ops.weighted_sum import cpu_kernels
-from zoo.ops.weighted_sum.cpu_kernels import Kernel
 
 
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
     """See ``functions.Backend``."""
-    (N, H, channels), plan = x.shape, _plan(csr)
+    (N, H, channels), plan = x.shape, plan_of(csr)
     rows, C = _rows(x)
     weights = None if weight is None else weight.contiguous()
     out = torch.empty(plan.pieces.num_pieces, H, C, dtype=x.dtype)
     source = (rows.data_ptr(), rows.stride(0), 0 if weights is None else weights.data_ptr())
-    _run(cpu_kernels.weighted_sum(weight is not None, kind(x)), csr, plan, *source, H, C, out.data_ptr())
+    _run(cpu_kernels.weighted_sum(weight is not None, kind_of(x)), csr, plan, *source, H, C, out.data_ptr())
     for first, more in plan.rounds:
         out[first] += out[more]
     # A fresh tensor, not a view of one: autograd would forbid to change a view in place.
@@ -34,18 +36,14 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
 
 def edge_products(grad: Tensor, x: Tensor, csr: CSR) -> Tensor:
     """See ``functions.Backend``."""
-    plan = _plan(csr)
+    plan = plan_of(csr)
     rows, C = _rows(x)
     grads, _ = _rows(grad)
     out = torch.empty(csr.num_edges, x.shape[1], dtype=x.dtype)
     targets = (plan.pieces.target.data_ptr(), csr.num_nodes)
     both = (rows.data_ptr(), rows.stride(0), grads.data_ptr(), grads.stride(0))
-    _run(cpu_kernels.edge_products(kind(x)), csr, plan, *targets, *both, x.shape[1], C, out.data_ptr())
+    _run(cpu_kernels.edge_products(kind_of(x)), csr, plan, *targets, *both, x.shape[1], C, out.data_ptr())
     return out
-
-
-def _plan(csr: CSR) -> Plan:
-    return remembered(csr, "numba", make_plan)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

@@ -13,8 +13,8 @@ from functools import cache
 
 from numba import float32, float64, int64
 
-from zoo.ops.gen_aggregate.cpu_kernels import BLOCK, Kernel, compiled
-from zoo.ops.gen_aggregate.vectors import (
+from zoo.ops.numba_kernels import BLOCK, Kernel, compiled
+from zoo.ops.vectors import (
     add_scaled_rows,
     item,
     load,
@@ -26,8 +26,6 @@ from zoo.ops.gen_aggregate.vectors import (
     store_rows,
     total,
 )
-
-__all__ = ["Kernel", "edge_products", "weighted_sum"]
 
 # Sums that stay in registers at once; other counts of channels end with one at a time.
 WIDE = 4

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from zoo.ops.autograd import exact_backward
 from zoo.ops.csr import CSR, csr_from_edge_index, remembered
-from zoo.ops.gen_aggregate.functions import exact_backward
 from zoo.ops.segment import edge_targets
 
 

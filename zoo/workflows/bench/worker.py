@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.graph import Graph, Part, Split
+from zoo.errors import ZooError
 from zoo.layers.captured import capture_layers
 from zoo.spec.recipe import Recipe
 from zoo.spec.shapes import input_shape
@@ -166,14 +167,20 @@ def _num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def main() -> None:
-    """Read the measurement to make from the command line, print its result as JSON."""
+def main() -> int:
+    """Read the measurement to make from the command line, print its result as JSON; an error is one line on stderr."""
     request = json.loads(sys.argv[1])
-    device = session.start(request["device"], request["num_threads"])
     # JSON has no tuples.
     case = Case.model_validate_json(json.dumps(request["case"]))
-    json.dump(measure(case, device=device, watch_memory=request["watch_memory"]), sys.stdout)
+    try:
+        device = session.start(request["device"], request["num_threads"])
+        measured = measure(case, device=device, watch_memory=request["watch_memory"])
+    except ZooError as error:
+        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        return error.exit_code
+    json.dump(measured, sys.stdout)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

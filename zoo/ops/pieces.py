@@ -1,13 +1,20 @@
-"""Rows cut into pieces of bounded length, and pieces grouped into chunks of like cost."""
+"""How the rows of a CSR are shared by threads: cut into pieces of bounded length, grouped into chunks of like cost."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zoo.ops.csr import CSR
+from zoo.errors import BackendError
+from zoo.ops.csr import CSR, remembered
+
+# Longer rows are shared by several threads.
+MAX_PIECE_EDGES = 16384
+# Work is handed to threads in chunks of at least so many edges.
+CHUNK_EDGES = 1 << 15
 
 
 class Pieces(NamedTuple):
@@ -78,3 +85,36 @@ def chunk_bounds(pieces: Pieces, *, row_cost: int, chunk_cost: int, max_chunks: 
     inner = torch.arange(1, num_chunks, device=cost.device) * total // num_chunks
     cuts: list[int] = torch.searchsorted(cost, inner).tolist()
     return [0, *cuts, pieces.num_pieces]
+
+
+def intervals(bounds: list[int]) -> list[tuple[int, int]]:
+    """What lies between each two bounds, if anything does."""
+    return [(first, stop) for first, stop in pairwise(bounds) if stop > first]
+
+
+class Plan(NamedTuple):
+    """Pieces, how they are joined, and where chunks of them end."""
+
+    pieces: Pieces
+    rounds: list[tuple[Tensor, Tensor]]
+    bounds: list[int]
+    col: Tensor | None  # int32, unless the CSR's own is
+
+
+def plan_of(csr: CSR) -> Plan:
+    """The plan of a CSR, made once.
+
+    Raises:
+        BackendError: if there are too many edges.
+    """
+    return remembered(csr, "numba", _make_plan)
+
+
+def _make_plan(csr: CSR) -> Plan:
+    if csr.num_edges >= 2**31:
+        raise BackendError(f"numba: {csr.num_edges} edges are too many for 32-bit edge ids; use_backend('chunked')")
+    pieces = cut_rows(csr, MAX_PIECE_EDGES)
+    # Bounds do not depend on the number of threads, so that sums over chunks do not either.
+    bounds = chunk_bounds(pieces, row_cost=8, chunk_cost=CHUNK_EDGES, max_chunks=256)
+    own = csr.col.dtype == torch.int32
+    return Plan(pieces, joining_rounds(pieces), bounds, None if own else csr.col.to(torch.int32))

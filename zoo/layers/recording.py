@@ -18,7 +18,7 @@ from zoo.ops.csr import empty_csr, overwrite
 
 TensorT = TypeVar("TensorT", Tensor, "Tensor | None")
 
-# Parts are about as large as the room of a session if neither is less than this share of the other.
+# Parts are about as large as the room of a recording if neither is less than this share of the other.
 SHARE = 0.75
 
 
@@ -77,7 +77,7 @@ def roomy(count: int) -> int:
     return -(-count // step) * step
 
 
-class Session:
+class Recording:
     """Room for the states, inputs and parameters of one layer, and the recorded work on them.
 
     Every call fills the room anew, so calls may be mixed in any order.

@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
-from zoo.ops.gen_aggregate.vectors import F32, LANES, constant, llvm
+from zoo.ops.vectors import F32, LANES, constant, llvm
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _LOG = (

@@ -1,0 +1,63 @@
+"""How the Numba kernels of all ops are compiled, and how they are told of tensors."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import zlib
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from numba import float32, float64, int64, njit, void
+from torch import Tensor
+
+from zoo.ops import vector_math, vectors
+
+Kernel = Callable[..., None]
+
+# Edges per block: their messages, 1 KB per eight channels, and rows of x stay in the first-level cache.
+BLOCK = 32
+
+
+def compiled(num_floats: int, kind: str, *parts: ModuleType) -> Callable[[Callable[..., None]], Kernel]:
+    """Compile for integers followed by so many floats; kept on disk where some folder can be written.
+
+    Args:
+        num_floats: how many.
+        kind: of the floats, as :func:`kind_of` calls it.
+        parts: modules of the op whose constants are compiled in, besides the file of the function itself.
+    """
+    number = float32 if kind == "f32" else float64
+
+    def compile_(function: Callable[..., None]) -> Kernel:
+        form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[number] * num_floats)
+        function.__qualname__ += f".{_stamp(*parts):08x}"
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+        try:
+            kernel: Kernel = njit(form, cache=True, **options)(function)
+        except (RuntimeError, OSError):
+            # Neither the package's folder nor the user's cache can be written.
+            kernel = njit(form, **options)(function)
+        return kernel
+
+    return compile_
+
+
+@cache
+def _stamp(*parts: ModuleType) -> int:
+    """Numba renews what it keeps on disk when a kernel's file changes; what comes from others goes into its name."""
+    modules = (sys.modules[__name__], vectors, vector_math, *parts)
+    return zlib.crc32("".join(inspect.getsource(module) for module in modules).encode())
+
+
+def addresses(*tensors: Tensor) -> tuple[int, ...]:
+    """Where the tensors' numbers begin; tensors must outlive their use."""
+    return tuple(tensor.data_ptr() for tensor in tensors)
+
+
+def kind_of(tensor: Tensor) -> str:
+    """The number type as the kernels call it."""
+    return "f64" if tensor.dtype == torch.float64 else "f32"
