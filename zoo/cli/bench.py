@@ -95,7 +95,7 @@ def command(
     for fit in result["fits"]:
         unit = "" if fit["per"] == 1 else f"{fit['per']:,} "
         say(
-            f"{fit['implementation']}: {fit['of']} = {fit['intercept']:.4g} + {fit['slope']:.4g} per "
+            f"{fit['implementation']}: {fit['of']} = {fit['intercept']:.4g} {fit['slope']:+.4g} per "
             f"{unit}{fit['over']}, R^2 {fit['r2']:.4f}"
         )
     say(f"written: {out / result['file']}.json, {out / result['file']}.png")

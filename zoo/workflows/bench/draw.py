@@ -75,7 +75,7 @@ def _line(axes: Axes, fit: dict[str, Any], over: Sequence[float]) -> None:
     xs = [ends[0] + (ends[1] - ends[0]) * index / 50 for index in range(51)]
     ys = [scale * (fit["intercept"] + fit["slope"] * x / fit["per"]) for x in xs]
     what = {"num_layers": "layer", "num_edges": "million edges"}[fit["over"]]
-    words = f"{scale * fit['intercept']:.3g} + {scale * fit['slope']:.3g} {unit} per {what}, R² = {fit['r2']:.4f}"
+    words = f"{scale * fit['intercept']:.3g} {scale * fit['slope']:+.3g} {unit} per {what}, R² = {fit['r2']:.4f}"
     axes.plot(xs, ys, "--", color=_COLORS[fit["implementation"]], linewidth=1, label=words)
 
 
