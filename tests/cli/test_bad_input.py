@@ -289,7 +289,8 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, zoo_process: Callab
 def test_light_commands_do_not_import_torch(zoo_process: Callable[..., Any], tmp_path: Path) -> None:
     code = (
         "import sys, zoo.cli\n"
-        "for arguments in (['--help'], ['list'], ['check', 'rev_deep'], ['info', 'rev_wide'], ['train', '--help']):\n"
+        "for arguments in (['--help'], ['list'], ['check', 'rev_deep'], ['info', 'rev_wide'], ['train', '--help'],\n"
+        "        ['compare', '--help']):\n"
         "    assert zoo.cli.main(arguments) == 0, arguments\n"
         "assert not {'torch', 'numpy', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
     )
