@@ -3,12 +3,8 @@
 import contextlib
 import copy
 import gc
-import os
 import pickle
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.interpreted import assert_checks_pass
 from tests.layers.graphs import gen_stack, gradients, stack_inputs
 from zoo.errors import DataError
 from zoo.layers import captured
@@ -373,13 +370,7 @@ def test_a_captured_stack_is_copied_saved_and_forgotten_like_any_other():
 
 
 def test_recorded_work_never_waits_for_the_gpu():
-    checks = Path(__file__).with_name("captured_checks.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checks.parents[2])
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert "passed" in result.stdout
-    assert "skipped" not in result.stdout
+    assert_checks_pass(__file__, "captured_checks.py")
 
 
 def test_graphs_are_recorded_after_warming_up_and_share_the_memory_of_those_alive(monkeypatch):

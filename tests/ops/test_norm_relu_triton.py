@@ -1,9 +1,7 @@
 """The GPU kernels of norm_relu without a GPU: interpreted they compute the definition, compiled they do not spill."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tests.interpreted import assert_checks_pass
 from zoo.ops.norm_relu import MAX_CHANNELS, cuda, cuda_kernels
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -18,13 +17,7 @@ NUMBERS = dict.fromkeys(("x_stride", "mask_stride", "grad_stride", "N", "C"), "i
 
 
 def test_interpreted_kernels_equal_the_definition():
-    checks = Path(__file__).with_name("norm_relu_triton_checks.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checks.parents[2])
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert "passed" in result.stdout
-    assert "skipped" not in result.stdout
+    assert_checks_pass(__file__, "norm_relu_triton_checks.py")
 
 
 @pytest.mark.parametrize("kernel", [cuda_kernels.forward, cuda_kernels.backward])

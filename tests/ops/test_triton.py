@@ -1,9 +1,7 @@
 """The GPU kernels without a GPU: interpreted they compute the definition, compiled they keep to registers."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tests.interpreted import assert_checks_pass
 from zoo.ops.gen_aggregate import cuda_kernels
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -25,13 +24,7 @@ GRADIENTS = {"WITH_EDGES": False, "SLOTS": 64}
 
 
 def test_interpreted_kernels_equal_the_reference():
-    checks = Path(__file__).with_name("triton_checks.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checks.parents[2])
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert "passed" in result.stdout
-    assert "skipped" not in result.stdout
+    assert_checks_pass(__file__, "triton_checks.py")
 
 
 @pytest.mark.parametrize(
