@@ -25,7 +25,8 @@ from zoo.layers.captured import capture_layers, capture_report
 from zoo.layers.recorder import CallRecorder
 from zoo.models.factory import build_model
 from zoo.ops.csr import CSR
-from zoo.spec.recipe import GraphShape, read_recipe
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import session
 

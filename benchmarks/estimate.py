@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.spec.recipe import GraphShape, read_recipe
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.spec.size import count_parameters
 

@@ -21,7 +21,7 @@ _PUBLIC = {
     "list_recipes": "zoo.spec.shipped",
     "load_graph": "zoo.data.datasets",
     "directed_edges": "zoo.data.graph",
-    "GraphShape": "zoo.spec.recipe",
+    "GraphShape": "zoo.spec.shape",
     "ZooError": "zoo.errors",
 }
 
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from zoo.data.graph import directed_edges
     from zoo.errors import ZooError
     from zoo.models.factory import build_model
-    from zoo.spec.recipe import GraphShape, read_recipe
+    from zoo.spec.recipe import read_recipe
+    from zoo.spec.shape import GraphShape
     from zoo.spec.shipped import list_recipes
     from zoo.workflows.load import load
 

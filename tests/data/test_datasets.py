@@ -19,7 +19,7 @@ from zoo.data.graph import directed_edges
 from zoo.data.metrics import check_metric
 from zoo.data.planetoid import read_pickle
 from zoo.errors import DataError
-from zoo.spec.recipe import DatasetName
+from zoo.spec.shape import DatasetName
 
 
 def test_every_data_set_of_a_recipe_is_known() -> None:

@@ -17,7 +17,7 @@ from zoo.errors import BundleError, ZooError
 from zoo.hub.card import _NOT_PROSE, card_faults, is_generated, known_numbers, render_card, unrecorded_numbers
 from zoo.hub.config import parse_config, read_config
 from zoo.spec.recipe import read_recipe
-from zoo.spec.shapes import known_shape
+from zoo.spec.shape import known_shape
 from zoo.spec.shipped import card_path, list_recipes, recipe_path, shipped_dir
 from zoo.spec.size import count_parameters
 from zoo.workflows.card import check_card, write_card

@@ -10,9 +10,10 @@ from zoo.errors import RecipeError
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible, take_solve_metrics
 from zoo.layers.reversible_solver import solve_reversibly
 from zoo.models.factory import build_model
+from zoo.spec.faults import parse_spec
 from zoo.spec.model import DeqSpec, Model
-from zoo.spec.recipe import GraphShape, Recipe, parse_spec, read_recipe
-from zoo.spec.shapes import known_shape
+from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import recipe_path
 from zoo.spec.size import count_parameters
 

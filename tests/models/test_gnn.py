@@ -10,7 +10,7 @@ from zoo.models.convert import convert_state_dict
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
 from zoo.spec.model import GATConvSpec, GCNConvSpec, GenConvSpec, RevGATSpec, RevSpec, SAGEConvSpec
-from zoo.spec.recipe import GraphShape
+from zoo.spec.shape import GraphShape
 from zoo.spec.size import count_parameters
 
 SHAPE = GraphShape(num_node_features=7, num_node_categories=3, num_edge_features=4, num_tasks=5)

@@ -18,7 +18,7 @@ from zoo.models.gnn import DropoutMasks
 from zoo.models.revgat import RevGATRandomness
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import csr_from_edge_index
-from zoo.spec.recipe import GraphShape
+from zoo.spec.shape import GraphShape
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 # In float32 one backend is enough: what another does otherwise, float64 shows a hundred thousand times as sharply.

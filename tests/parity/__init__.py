@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from zoo.spec.model import RevGATSpec, RevSpec
-from zoo.spec.recipe import GraphShape
+from zoo.spec.shape import GraphShape
 
 FOLDER = Path(__file__).parent
 

@@ -3,7 +3,7 @@
 import pytest
 
 from zoo.spec.recipe import read_recipe
-from zoo.spec.shapes import known_shape
+from zoo.spec.shape import known_shape
 from zoo.spec.shipped import card_path, recipe_path
 from zoo.spec.size import count_parameters
 

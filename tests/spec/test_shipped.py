@@ -9,7 +9,7 @@ from zoo.data.digits import digits_graph
 from zoo.data.features import NUM_EIGENVECTORS, build_features
 from zoo.errors import NotFoundError
 from zoo.spec.recipe import read_recipe, recipe_schema
-from zoo.spec.shapes import DATASET_WIDTHS, known_shape
+from zoo.spec.shape import DATASET_WIDTHS, known_shape
 from zoo.spec.shipped import list_recipes, recipe_path, shipped_dir
 
 
@@ -51,5 +51,5 @@ def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
 
 
 def test_recipes_are_read_without_torch() -> None:
-    code = "import sys, zoo.cli, zoo.spec.shapes; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
+    code = "import sys, zoo.cli, zoo.spec.shape; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,8 +4,8 @@ from pydantic import TypeAdapter
 
 from zoo.models.factory import build_model
 from zoo.spec.model import Model
-from zoo.spec.recipe import GraphShape, read_recipe
-from zoo.spec.shapes import known_shape
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import list_recipes, recipe_path
 from zoo.spec.size import count_parameters
 

@@ -15,8 +15,9 @@ from zoo.errors import BundleError, NotFoundError, RunError
 from zoo.hub.bundle import Contents, write_bundle
 from zoo.hub.config import Provenance
 from zoo.models.factory import build_model
-from zoo.spec.recipe import GraphShape, parse_recipe
+from zoo.spec.recipe import parse_recipe
 from zoo.spec.results import Measured
+from zoo.spec.shape import GraphShape
 from zoo.workflows.export import export
 from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.run_dir import RunDir

@@ -13,7 +13,7 @@ from zoo.data.partition import random_parts
 from zoo.models.factory import build_model
 from zoo.ops.csr import CSR
 from zoo.spec.recipe import Recipe
-from zoo.spec.shapes import input_shape
+from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows.evaluate import Protocol, predict
 from zoo.workflows.graphs import recipe_graph

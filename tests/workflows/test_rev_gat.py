@@ -14,7 +14,8 @@ from zoo.errors import DataError
 from zoo.layers.conv import RevGATConv
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
-from zoo.spec.recipe import GraphShape, Recipe, read_recipe
+from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import session
 from zoo.workflows.evaluate import evaluate

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from zoo.spec.recipe import Recipe, override, read_json_object, read_recipe
+from zoo.errors import RecipeError
+from zoo.json_object import read_json_object
+from zoo.spec.overrides import override
+from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path
 
@@ -64,7 +67,7 @@ def chosen_recipe(name: str, assignments: Sequence[str]) -> Recipe:
     """
     path = recipe_path(name)
     recipe = read_recipe(path, assignments)
-    data = read_json_object(path)
+    data = read_json_object(path, error=RecipeError)
     before, after = (dict(_described(values)) for values in (data, override(data, assignments)))
     changes = [f"{place}={value}" for place, value in after.items() if before.get(place) != value]
     changes += [f"{place} left out" for place in before if place not in after]

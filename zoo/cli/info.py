@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from zoo.cli.common import common_options, example, json_option, reference, say, say_figures, say_json
-from zoo.spec.recipe import GraphShape, Recipe, read_recipe
+from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
-from zoo.spec.shapes import known_shape
+from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import recipe_path
 from zoo.spec.size import count_parameters
 

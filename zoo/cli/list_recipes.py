@@ -8,7 +8,7 @@ import click
 
 from zoo.cli.common import common_options, example, json_option, say, say_json, say_table
 from zoo.spec.recipe import Recipe, read_recipe
-from zoo.spec.shapes import known_shape
+from zoo.spec.shape import known_shape
 from zoo.spec.shipped import list_recipes, recipe_path
 from zoo.spec.size import count_parameters
 

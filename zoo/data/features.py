@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.data.graph import EDGE_CHUNK, Graph
 from zoo.errors import DataError
-from zoo.spec.recipe import MAX_WIDTH
+from zoo.spec.shape import MAX_WIDTH
 
 NUM_EIGENVECTORS = 32
 ONE_HOT = "species_one_hot"

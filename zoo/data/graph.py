@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.errors import DataError
 from zoo.ops.csr import CSR
-from zoo.spec.recipe import MAX_EDGE_FEATURES, MAX_WIDTH, GraphShape
+from zoo.spec.shape import MAX_EDGE_FEATURES, MAX_WIDTH, GraphShape
 
 Task = Literal["multilabel", "multiclass", "binary"]
 

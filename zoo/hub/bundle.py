@@ -31,8 +31,9 @@ from zoo.hub.config import (
 )
 from zoo.hub.files import atomic_write, sync_folder
 from zoo.hub.tensor_file import Header, TensorFileError, read_tensors, write_tensors
-from zoo.spec.recipe import GraphShape, Recipe
+from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
+from zoo.spec.shape import GraphShape
 
 
 @dataclass(frozen=True)

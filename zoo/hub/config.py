@@ -11,11 +11,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from zoo.errors import BundleError, RecipeError
+from zoo.errors import BundleError
 from zoo.hub.files import read_regular
+from zoo.json_object import MAX_JSON_BYTES, parse_json_object
 from zoo.spec.base import Spec
-from zoo.spec.recipe import MAX_RECIPE_BYTES, GraphShape, Recipe, parse_json_object, parse_spec
+from zoo.spec.faults import parse_spec
+from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
+from zoo.spec.shape import GraphShape
 from zoo.spec.size import count_parameters
 
 FORMAT_VERSION: Literal[1] = 1
@@ -63,7 +66,7 @@ def read_config(folder: Path) -> BundleConfig:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder")
     try:
-        raw = read_regular(where, max_bytes=MAX_RECIPE_BYTES)
+        raw = read_regular(where, max_bytes=MAX_JSON_BYTES)
     except FileNotFoundError:
         raise BundleError(f"{folder}: not a bundle: it has no {CONFIG_FILE}") from None
     except OSError as error:
@@ -79,14 +82,11 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
     Raises:
         BundleError: with every fault, one a line, each with its place.
     """
-    try:
-        data = parse_json_object(raw, where=where)
-        version = data.get("format_version")
-        if type(version) is int and version > FORMAT_VERSION:
-            raise BundleError(f"{where}: format_version {version} is of a newer revgnn-zoo; upgrade to read it")
-        config = parse_spec(BundleConfig, data, where=where)
-    except RecipeError as error:
-        raise BundleError(str(error)) from error
+    data = parse_json_object(raw, where=where, error=BundleError)
+    version = data.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise BundleError(f"{where}: format_version {version} is of a newer revgnn-zoo; upgrade to read it")
+    config = parse_spec(BundleConfig, data, where=where, error=BundleError)
     num_parameters = count_parameters(config.recipe.model, config.shape)
     if config.weights.num_bytes < 4 * num_parameters:
         raise BundleError(

@@ -13,7 +13,7 @@ from zoo.hub.client import LIBRARY, Hub, plain_errors
 from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE, BundleConfig, parse_config
 from zoo.hub.files import read_regular
 from zoo.hub.pull import Pulled
-from zoo.spec.recipe import MAX_RECIPE_BYTES
+from zoo.json_object import MAX_JSON_BYTES
 
 MAX_LISTED = 1000
 
@@ -125,7 +125,7 @@ def weights_header(hub: Hub, pulled: Pulled) -> dict[str, int]:
 
 def _bundle_in(folder: Path) -> BundleConfig | None:
     try:
-        config = parse_config(read_regular(folder / CONFIG_FILE, max_bytes=MAX_RECIPE_BYTES), where=str(folder))
+        config = parse_config(read_regular(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES), where=str(folder))
         is_whole = (folder / WEIGHTS_FILE).stat().st_size == config.weights.num_bytes
     except (OSError, BundleError):
         return None

@@ -28,7 +28,7 @@ from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, Bu
 from zoo.hub.files import atomic_write, read_regular
 from zoo.hub.reference import Reference, is_commit
 from zoo.hub.verify import drop, has_cached_id, has_sha256
-from zoo.spec.recipe import MAX_RECIPE_BYTES
+from zoo.json_object import MAX_JSON_BYTES
 
 # What a bundle may hold beside what it must hold, and how large that may be.
 OPTIONAL_FILES = {CARD_FILE: 1 << 20, CURVES_FILE: 16 << 20}
@@ -172,12 +172,12 @@ def _resolve(hub: Hub, reference: Reference) -> str:
 
 def _fetch_config(hub: Hub, reference: Reference, commit: str, say: Say) -> tuple[Path, BundleConfig]:
     def check(path: Path) -> bytes:
-        content = read_regular(path, max_bytes=MAX_RECIPE_BYTES)
+        content = read_regular(path, max_bytes=MAX_JSON_BYTES)
         if not has_cached_id(path, content):
             raise _DamagedError("its content does not match its id")
         return content
 
-    path, content = _fetch(hub, reference, commit, CONFIG_FILE, check, say, max_bytes=MAX_RECIPE_BYTES)
+    path, content = _fetch(hub, reference, commit, CONFIG_FILE, check, say, max_bytes=MAX_JSON_BYTES)
     return path, parse_config(content, where=f"{reference.at(commit)}: {CONFIG_FILE}")
 
 

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import RecipeError
 from zoo.hub.files import atomic_write, open_regular
-from zoo.spec.recipe import parse_json_object
+from zoo.json_object import parse_json_object
 
 _CODES = {
     torch.float64: "F64",
@@ -174,10 +173,7 @@ def _read_header(file: io.BufferedReader, max_header_bytes: int, update: Callabl
     raw = file.read(length)
     update(prefix)
     update(raw)
-    try:
-        entries = parse_json_object(raw, where="header", max_bytes=max_header_bytes)
-    except RecipeError as error:
-        raise TensorFileError(str(error)) from error
+    entries = parse_json_object(raw, where="header", error=TensorFileError, max_bytes=max_header_bytes)
     metadata = entries.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise TensorFileError(f"header: {_METADATA} must hold text only")

@@ -34,7 +34,7 @@ from zoo.spec.model import (
     SAGEConvSpec,
     Solver,
 )
-from zoo.spec.recipe import GraphShape
+from zoo.spec.shape import GraphShape
 from zoo.spec.size import MAX_PARAMETERS, count_parameters
 
 

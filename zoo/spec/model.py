@@ -70,7 +70,14 @@ class PowermeanAggr(Spec):
 Aggr = Annotated[MaxAggr | MeanAggr | SumAggr | SoftmaxAggr | PowermeanAggr, Field(discriminator="type")]
 
 
-class GenConvSpec(Spec):
+class _ConvSpec(Spec):
+    @property
+    def reads_edges(self) -> bool:
+        """Whether the convolution reads edge features."""
+        return False
+
+
+class GenConvSpec(_ConvSpec):
     """GENConv (arXiv 2006.07739): messages relu(x_j + e_ij) + eps, joined by ``aggr``, then an MLP on x_i + m_i."""
 
     type: Literal["gen"]
@@ -83,20 +90,25 @@ class GenConvSpec(Spec):
     message_norm: bool = False
     learn_message_scale: bool = False
 
+    @property
+    def reads_edges(self) -> bool:
+        """Whether the convolution reads edge features."""
+        return self.edge_encoder != "none"
 
-class GCNConvSpec(Spec):
+
+class GCNConvSpec(_ConvSpec):
     """Graph convolution with symmetric normalisation and self-loops (arXiv 1609.02907)."""
 
     type: Literal["gcn"]
 
 
-class SAGEConvSpec(Spec):
+class SAGEConvSpec(_ConvSpec):
     """GraphSAGE: the mean of the neighbours and the node itself, each through a linear map (arXiv 1706.02216)."""
 
     type: Literal["sage"]
 
 
-class GATConvSpec(Spec):
+class GATConvSpec(_ConvSpec):
     """Graph attention, heads averaged (arXiv 1710.10903)."""
 
     type: Literal["gat"]
@@ -141,6 +153,11 @@ class ResSpec(Spec):
         _tied(self.num_distinct_layers, self.num_layers)
         return self
 
+    @property
+    def reads_edges(self) -> bool:
+        """Whether the model reads edge features, if the graph has any."""
+        return self.conv.reads_edges
+
 
 class RevSpec(Spec):
     """RevGNN (arXiv 2106.07476): grouped reversible residual layers; training memory does not grow with depth."""
@@ -160,6 +177,11 @@ class RevSpec(Spec):
         _divisible(self.hidden_channels, self.num_groups, "hidden_channels")
         _tied(self.num_distinct_layers, self.num_layers)
         return self
+
+    @property
+    def reads_edges(self) -> bool:
+        """Whether the model reads edge features, if the graph has any."""
+        return self.conv.reads_edges
 
 
 class RevGATSpec(Spec):
@@ -182,6 +204,11 @@ class RevGATSpec(Spec):
     def _groups(self) -> Self:
         _divisible(self.hidden_channels, self.num_groups, "hidden_channels")
         return self
+
+    @property
+    def reads_edges(self) -> bool:
+        """Whether the model reads edge features, if the graph has any."""
+        return False
 
 
 Tolerance = Annotated[float, Field(gt=0, lt=1, description="relative residual at which a solve has converged")]
@@ -311,6 +338,11 @@ class DeqSpec(Spec):
         """The convolutions that a forward solve passes at most: two in each evaluation of the equation."""
         evaluations = 2 if isinstance(self.solver, ReversibleSolver) else 1
         return 2 * evaluations * self.solver.max_iters
+
+    @property
+    def reads_edges(self) -> bool:
+        """Whether the model reads edge features, if the graph has any."""
+        return self.conv.reads_edges
 
 
 Model = Annotated[RevSpec | ResSpec | DeqSpec | RevGATSpec, Field(discriminator="type")]

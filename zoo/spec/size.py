@@ -19,7 +19,7 @@ from zoo.spec.model import (
 )
 
 if typing.TYPE_CHECKING:
-    from zoo.spec.recipe import GraphShape
+    from zoo.spec.shape import GraphShape
 
 MAX_PARAMETERS = 20_000_000_000
 

@@ -18,8 +18,8 @@ from zoo.hub.config import BundleConfig, Provenance
 from zoo.hub.files import open_regular
 from zoo.models.convert import convert_state_dict
 from zoo.spec.model import RevGATSpec
-from zoo.spec.recipe import GraphShape, Recipe
-from zoo.spec.shapes import reads_edges
+from zoo.spec.recipe import Recipe
+from zoo.spec.shape import GraphShape
 from zoo.spec.size import count_parameters
 from zoo.workflows.load import expected_state
 
@@ -102,6 +102,6 @@ def _shape(path: Path, recipe: Recipe, state: Mapping[str, Tensor]) -> GraphShap
     return GraphShape(
         num_node_features=size("node_encoder.linear.weight", 1, 2),
         num_node_categories=size(category, 1, 2) if category in state else 0,
-        num_edge_features=size("edge_encoder.weight", 1, 2) if reads_edges(recipe.model) else 0,
+        num_edge_features=size("edge_encoder.weight", 1, 2) if recipe.model.reads_edges else 0,
         num_tasks=size("head.weight", 0, 2),
     )

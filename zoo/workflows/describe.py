@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.hub.config import read_config
-from zoo.spec.recipe import GraphShape, Recipe
+from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
+from zoo.spec.shape import GraphShape
 from zoo.workflows.load import is_run, saved_shape
 from zoo.workflows.run_dir import RunDir, measured
 

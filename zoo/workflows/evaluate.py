@@ -15,7 +15,7 @@ from zoo.data.partition import random_parts
 from zoo.errors import RecipeError, RunError
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, protocol_in_words
-from zoo.spec.shapes import input_shape
+from zoo.spec.shape import input_shape
 from zoo.spec.train import Partition
 from zoo.workflows import session
 from zoo.workflows.graphs import is_synthetic, place_graph, recipe_graph

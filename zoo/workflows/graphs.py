@@ -17,7 +17,6 @@ from zoo.data.metrics import check_metric
 from zoo.data.ogb import ogb_info
 from zoo.errors import DataError, RecipeError
 from zoo.spec.recipe import Recipe
-from zoo.spec.shapes import reads_edges
 from zoo.workflows.objective import LOSSES
 
 # A graph is kept on the GPU if it takes no more than this share of the free memory.
@@ -56,7 +55,7 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
                 "there must be at least a node for each part"
             )
     graph = build_features(graph, recipe.data.node_features)
-    if not reads_edges(recipe.model):
+    if not recipe.model.reads_edges:
         # Nobody gathers what nobody reads.
         graph = replace(graph, edge_attr=None)
     if recipe.data.self_loops:

@@ -16,9 +16,11 @@ from zoo.errors import BundleError, NotFoundError, RecipeError, RunError, ZooErr
 from zoo.hub.bundle import read_weights
 from zoo.hub.config import CONFIG_FILE, read_config
 from zoo.models.factory import build_model
+from zoo.spec.faults import parse_spec
 from zoo.spec.model import Model
-from zoo.spec.recipe import GraphShape, Recipe, parse_spec
+from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
+from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import shipped_dir
 from zoo.workflows import session
 from zoo.workflows.pull import fetch

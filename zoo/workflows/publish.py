@@ -15,7 +15,8 @@ from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, Bu
 from zoo.hub.files import read_regular
 from zoo.hub.push import Content, Options, Published, inspect, push
 from zoo.hub.reference import check_repo_id, check_revision
-from zoo.spec.recipe import MAX_RECIPE_BYTES, GraphShape
+from zoo.json_object import MAX_JSON_BYTES
+from zoo.spec.shape import GraphShape
 from zoo.workflows import session
 from zoo.workflows.card import bundle_card, prepare_bundle
 from zoo.workflows.load import Located, load_located
@@ -59,7 +60,7 @@ def publish(
     if faults:
         raise BundleError(f"{folder}: {CARD_FILE}: {'; '.join(faults)}; see: revgnn-zoo card {folder} --check")
     files: dict[str, Content] = {
-        CONFIG_FILE: read_regular(folder / CONFIG_FILE, max_bytes=MAX_RECIPE_BYTES),
+        CONFIG_FILE: read_regular(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES),
         WEIGHTS_FILE: folder / WEIGHTS_FILE,
         CARD_FILE: card.encode(),
     }

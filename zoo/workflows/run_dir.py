@@ -32,7 +32,9 @@ from torch import Tensor
 from zoo.errors import RecipeError, RunError
 from zoo.hub.files import atomic_write
 from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
-from zoo.spec.recipe import Recipe, parse_json_object, parse_recipe, parse_spec, read_json_object
+from zoo.json_object import parse_json_object, read_json_object
+from zoo.spec.faults import parse_spec
+from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, Measured, RunResults
 
 STATE_FORMAT = 1
@@ -114,7 +116,7 @@ class RunDir:
             RecipeError: if the file was damaged.
         """
         path = self.path / "recipe.json"
-        return parse_recipe(read_json_object(path), where=str(path))
+        return parse_recipe(read_json_object(path, error=RecipeError), where=str(path))
 
     def results(self) -> dict[str, Any] | None:
         """What the finished run measured; None if it is not finished. The content is that of a RunResults.
@@ -125,11 +127,8 @@ class RunDir:
         path = self.path / "results.json"
         if not path.is_file():
             return None
-        try:
-            data = read_json_object(path)
-            parse_spec(RunResults, data, where=str(path))
-        except RecipeError as error:
-            raise RunError(str(error)) from error
+        data = read_json_object(path, error=RunError)
+        parse_spec(RunResults, data, where=str(path), error=RunError)
         return data
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -205,12 +204,9 @@ class RunDir:
         path = self.path / "metrics.jsonl"
         lines = path.read_bytes().splitlines() if path.is_file() else []
         records = []
-        try:
-            for number, line in enumerate(lines, start=1):
-                records.append(parse_json_object(line, where=f"{path}:{number}"))
-                parse_spec(EpochRecord, records[-1], where=f"{path}:{number}")
-        except RecipeError as error:
-            raise RunError(str(error)) from error
+        for number, line in enumerate(lines, start=1):
+            records.append(parse_json_object(line, where=f"{path}:{number}", error=RunError))
+            parse_spec(EpochRecord, records[-1], where=f"{path}:{number}", error=RunError)
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> int:
@@ -383,12 +379,13 @@ def _read_saved(path: Path) -> Saved:
     try:
         file = read_tensors(path)
         where = f"{path}: metadata"
-        envelope = parse_json_object(file.metadata.get(_METADATA_KEY, "").encode(), where=where, max_bytes=1 << 26)
+        raw = file.metadata.get(_METADATA_KEY, "").encode()
+        envelope = parse_json_object(raw, where=where, error=TensorFileError, max_bytes=1 << 26)
         text, digest = envelope.get("tree"), envelope.get("sha256")
         if not isinstance(text, str) or digest_of(file.tensors, text) != digest:
             raise RunError(f"{path}: damaged: its content does not match its SHA-256")
-        tree = parse_json_object(text.encode(), where=where, max_bytes=1 << 26)
-    except (TensorFileError, RecipeError) as error:
+        tree = parse_json_object(text.encode(), where=where, error=TensorFileError, max_bytes=1 << 26)
+    except TensorFileError as error:
         raise RunError(f"{path}: damaged: {error}") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error

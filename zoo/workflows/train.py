@@ -32,7 +32,7 @@ from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
-from zoo.spec.shapes import input_shape
+from zoo.spec.shape import input_shape
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.workflows import session
 from zoo.workflows.evaluate import (

@@ -15,7 +15,8 @@ from zoo.errors import RunError
 from zoo.models.factory import build_model
 from zoo.spec.base import Spec
 from zoo.spec.model import GenConvSpec, MaxAggr, RevSpec
-from zoo.spec.recipe import GraphShape, Recipe, read_recipe
+from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.workflows.bench.peers import PyGModel
 from zoo.workflows.graphs import recipe_graph

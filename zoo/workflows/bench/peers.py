@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.ops.csr import CSR
 from zoo.ops.segment import edge_targets
-from zoo.spec.recipe import GraphShape
+from zoo.spec.shape import GraphShape
 
 
 class PyGBlock(nn.Module):

@@ -17,7 +17,7 @@ from zoo.data.graph import Graph, Part, Split
 from zoo.errors import ZooError
 from zoo.layers.captured import capture_layers
 from zoo.spec.recipe import Recipe
-from zoo.spec.shapes import input_shape
+from zoo.spec.shape import input_shape
 from zoo.spec.train import TrainSpec
 from zoo.workflows import session
 from zoo.workflows.bench.case import Case, build, case_graph, read_case_recipe

@@ -12,7 +12,7 @@ from zoo.data.graph import Graph
 from zoo.errors import RecipeError, RunError
 from zoo.hub.config import read_config
 from zoo.spec.recipe import DataSpec, Recipe
-from zoo.spec.shapes import input_shape
+from zoo.spec.shape import input_shape
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import graph_digest
 from zoo.workflows.load import expected_state, is_run

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import RecipeError, RunError
+from zoo.errors import RunError
 from zoo.hub.files import atomic_write
-from zoo.spec.recipe import read_json_object
+from zoo.json_object import read_json_object
 
 
 class Memo:
@@ -24,8 +24,8 @@ class Memo:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._values = read_json_object(path, max_bytes=1 << 26) if path.exists() else {}
-        except RecipeError as error:
+            self._values = read_json_object(path, error=RunError, max_bytes=1 << 26) if path.exists() else {}
+        except RunError as error:
             raise RunError(f"{error}; remove the file") from error
 
     def get(self, key: str) -> Any:

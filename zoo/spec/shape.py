@@ -1,0 +1,123 @@
+"""The shapes of graphs; those of named data sets are known before any data are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from zoo.spec.base import Spec
+
+if TYPE_CHECKING:
+    from zoo.spec.recipe import Recipe
+
+MAX_WIDTH = 1_000_000
+MAX_EDGE_FEATURES = 65_536
+
+
+class GraphShape(Spec):
+    """What a model must know of a graph: the sizes of its inputs and outputs.
+
+    Attributes:
+        num_node_features: columns of x.
+        num_node_categories: how many of the last columns of x are a one-hot code of a category; 0 if none.
+        num_edge_features: columns of edge_attr; 0 if the edges carry no features.
+        num_tasks: outputs per node.
+    """
+
+    num_node_features: int = Field(ge=1, le=MAX_WIDTH)
+    num_node_categories: int = Field(default=0, ge=0, le=MAX_WIDTH)
+    num_edge_features: int = Field(default=0, ge=0, le=MAX_EDGE_FEATURES)
+    num_tasks: int = Field(ge=1, le=MAX_WIDTH)
+
+    @model_validator(mode="after")
+    def _categories(self) -> Self:
+        if self.num_node_categories >= self.num_node_features and self.num_node_categories:
+            raise ValueError(
+                f"num_node_categories ({self.num_node_categories}) must be less than "
+                f"num_node_features ({self.num_node_features})"
+            )
+        return self
+
+
+class Widths(NamedTuple):
+    """Columns of a data set's node features and edge features, number of node categories, outputs per node."""
+
+    node: int
+    edge: int
+    categories: int
+    tasks: int
+
+
+DatasetName = Literal[
+    "ogbn-proteins",
+    "ogbn-arxiv",
+    "ogbn-products",
+    "digits",
+    "minesweeper",
+    "roman-empire",
+    "amazon-ratings",
+    "tolokers",
+    "questions",
+    "cora",
+    "citeseer",
+    "pubmed",
+    "file",
+]
+NodeFeature = Literal["node", "edge_sum", "species_one_hot", "degree", "laplacian", "constant"]
+
+DATASET_WIDTHS: Mapping[str, Widths] = MappingProxyType(
+    {
+        "ogbn-proteins": Widths(0, 8, 8, 112),
+        "ogbn-arxiv": Widths(128, 0, 0, 40),
+        "ogbn-products": Widths(100, 0, 0, 47),
+        "digits": Widths(64, 5, 0, 10),
+        "minesweeper": Widths(7, 0, 0, 1),
+        "roman-empire": Widths(300, 0, 0, 18),
+        "amazon-ratings": Widths(300, 0, 0, 5),
+        "tolokers": Widths(10, 0, 0, 1),
+        "questions": Widths(301, 0, 0, 1),
+        "cora": Widths(1433, 0, 0, 7),
+        "citeseer": Widths(3703, 0, 0, 6),
+        "pubmed": Widths(500, 0, 0, 3),
+    }
+)
+_LAPLACIAN_WIDTH = 32
+
+
+def input_shape(recipe: Recipe, graph: GraphShape) -> GraphShape:
+    """The shape that a recipe's model reads of its graph: under label reuse, a column more for each class."""
+    if recipe.train.label_reuse is None:
+        return graph
+    return graph.model_copy(update={"num_node_features": graph.num_node_features + graph.num_tasks})
+
+
+def known_shape(recipe: Recipe) -> GraphShape | None:
+    """The shape that a recipe's model reads; None for a graph of the user's own, whose files decide."""
+    widths = DATASET_WIDTHS.get(recipe.data.dataset)
+    if widths is None:
+        return None
+    names = recipe.data.node_features
+    columns = feature_columns(widths)
+    graph = GraphShape(
+        num_node_features=sum(columns[name] for name in names),
+        num_node_categories=widths.categories if "species_one_hot" in names else 0,
+        num_edge_features=widths.edge if recipe.model.reads_edges else 0,
+        num_tasks=widths.tasks,
+    )
+    return input_shape(recipe, graph)
+
+
+def feature_columns(widths: Widths) -> dict[NodeFeature, int]:
+    """The number of columns of each node feature in a data set."""
+    return {
+        "node": widths.node,
+        "edge_sum": widths.edge,
+        "species_one_hot": widths.categories,
+        "degree": 1,
+        "laplacian": _LAPLACIAN_WIDTH,
+        "constant": 1,
+    }
