@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ogb_files import write_random_arxiv, write_random_products
 from zoo.data.graph import Graph, Split
-from zoo.data.synthetic import write_synthetic_arxiv, write_synthetic_products, write_synthetic_proteins
+from zoo.data.synthetic import write_synthetic_proteins
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +18,8 @@ def written_ogb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with small data sets in the raw format of OGB; not to be changed by a test."""
     root = tmp_path_factory.mktemp("ogb")
     write_synthetic_proteins(root, 300, mean_degree=20)
-    write_synthetic_arxiv(root, 200, num_edges=900)
-    write_synthetic_products(root, 200, num_edges=900)
+    write_random_arxiv(root, 200, num_edges=900)
+    write_random_products(root, 200, num_edges=900)
     return root
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ogb_files import write_random_arxiv, write_random_products
 from zoo.data.partition import random_parts
-from zoo.data.synthetic import write_synthetic_arxiv, write_synthetic_products, write_synthetic_proteins
+from zoo.data.synthetic import write_synthetic_proteins
 from zoo.models.factory import build_model
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import list_recipes, recipe_path
@@ -24,8 +25,8 @@ OGB_RECIPES = [name for name in list_recipes() if read_recipe(recipe_path(name))
 def _ogb_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     root = tmp_path_factory.mktemp("data")
     write_synthetic_proteins(root, 120, mean_degree=12)
-    write_synthetic_arxiv(root, 120, num_edges=600)
-    write_synthetic_products(root, 120, num_edges=600)
+    write_random_arxiv(root, 120, num_edges=600)
+    write_random_products(root, 120, num_edges=600)
     patch = pytest.MonkeyPatch()
     patch.setenv("ZOO_DATA", str(root))
     yield

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.ogb_files import write_random_arxiv, write_random_products
 from tests.workflows.small import small_recipe
 from zoo.data.graph import directed_edges
-from zoo.data.synthetic import write_synthetic_arxiv, write_synthetic_products
 from zoo.errors import DataError
 from zoo.layers.conv import RevGATConv
 from zoo.models.factory import build_model
@@ -31,8 +31,8 @@ NUM_NODES = 90
 @pytest.fixture(scope="module")
 def ogb_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ogb")
-    write_synthetic_arxiv(root, NUM_NODES, num_edges=300)
-    write_synthetic_products(root, NUM_NODES, num_edges=300)
+    write_random_arxiv(root, NUM_NODES, num_edges=300)
+    write_random_products(root, NUM_NODES, num_edges=300)
     return root
 
 

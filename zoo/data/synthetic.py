@@ -1,67 +1,147 @@
-"""Synthetic data sets in the exact raw format of OGB, at any scale.
+"""A synthetic stand-in for ogbn-proteins at any scale, as a graph or as files in OGB's raw format.
 
-What they are for: everything that works on them works on the real ones, without a download. The graph in the format
-of ogbn-proteins has a task worth learning (see ``zoo.data.synthetic_model``); the other two are small and random.
+Proteins belong to hidden functional modules that exist in every species. A module has its own mix of evidence
+channels; most edges are background. A label depends on the modules of the protein and of the proteins one and two
+strong links away (much experimental, database or homology evidence). So a model has to read the edge features, to
+pass messages more than once, and to carry that over to species without training labels.
+
+The sizes, the species, the channels and the spread of the scores are those of the real data set; the wiring and the
+labels are invented.
 """
 
 from __future__ import annotations
 
+import gzip
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from tqdm import tqdm
+import torch
 
-from zoo.data.csv_writer import GzipWriter, csv_ints, csv_milli, write_floats, write_ints
 from zoo.data.files import check_free_space, make_folder
-from zoo.data.synthetic_model import (
-    CHANNELS,
-    FULL_EDGES,
-    FULL_NODES,
-    NUM_TASKS,
-    SPECIES,
-    Evidence,
-    Proteins,
-    draw_edge_features,
-    draw_edges,
-    draw_evidence,
-    draw_labels,
-    draw_proteins,
-    is_strong,
-)
+from zoo.data.graph import Graph, Split
 from zoo.errors import DataError
 
 Array = np.ndarray[Any, Any]
 
 MIN_NODES = 64
-FULL_DEGREE = 2 * FULL_EDGES / FULL_NODES
-CHUNK_EDGES = 1_500_000
+FULL_NODES, FULL_EDGES, NUM_TASKS = 132_534, 39_561_252, 112
 SPLITS = ("train", "valid", "test")
+# Taxonomy id, nodes at full scale, split. How the train nodes divide over the species is an approximation.
+SPECIES = (
+    (3702, 25_449, "train"),
+    (4932, 6_574, "train"),
+    (6239, 17_500, "train"),
+    (7227, 13_615, "train"),
+    (9606, 19_354, "train"),
+    (511145, 4_127, "train"),
+    (10090, 21_236, "valid"),
+    (7955, 24_679, "test"),
+)
+
+
+class Channel(NamedTuple):
+    """A kind of evidence for a link.
+
+    Attributes:
+        background_rate: how often an edge outside a module has some.
+        module_rate: how often an edge inside a module has some.
+        scale: mean of a score above the least one, in thousandths.
+        top: the highest score, in thousandths.
+    """
+
+    background_rate: float
+    module_rate: float
+    scale: float
+    top: int
+
+
+CHANNELS = {
+    "homology": Channel(0.0, 0.0, 0, 0),
+    "neighborhood": Channel(0.035, 0.060, 55, 325),
+    "fusion": Channel(0.002, 0.004, 60, 718),
+    "cooccurence": Channel(0.006, 0.012, 110, 434),
+    "coexpression": Channel(0.48, 0.55, 105, 997),
+    "experimental": Channel(0.24, 0.32, 150, 998),
+    "database": Channel(0.03, 0.12, 0, 900),
+    "textmining": Channel(0.70, 0.62, 150, 987),
+}
+HOMOLOGY, NEIGHBORHOOD, FUSION, COOCCURENCE, COEXPRESSION, EXPERIMENTAL, DATABASE, TEXTMINING = range(len(CHANNELS))
+_DATABASE_SCORES = np.array([360, 540, 600, 650, 720, 800, 900])
+_DATABASE_RATES = np.array([0.011, 0.028, 0.048, 0.022, 0.014, 0.016, 0.861])
+
+# Kinds of edges and their shares; a pair that is sampled as two kinds is of the first.
+MODULE, HOMOLOGOUS, BACKGROUND = range(3)
+_KIND_SHARES = (0.30, 0.05, 0.65)
+# Bounds the memory of one round of sampling, and the rounds where a graph is too dense to hold all edges.
+_MAX_CANDIDATES, _MAX_ROUNDS = 1 << 22, 200
+_CHUNK_ROWS = 1 << 20
+_MILLI = np.frombuffer(b"".join(b"%.3f," % (value / 1000) for value in range(1001)), np.uint8).reshape(1001, 6)
+
+
+def synthetic_graph(num_nodes: int, num_edges: int, *, seed: int = 0) -> Graph:
+    """Sample a graph like ogbn-proteins; the same arguments give the same graph.
+
+    Args:
+        num_nodes: N, at least 64.
+        num_edges: stored undirected edges E; fewer come back only if so few nodes cannot have them.
+        seed: of all random numbers.
+
+    Returns:
+        A graph with edge features and without node features, which are built from these.
+
+    Raises:
+        DataError: if an argument does not fit.
+    """
+    n, mean_degree = num_nodes, 2 * num_edges / max(num_nodes, 1)
+    if n < MIN_NODES:
+        raise DataError(f"a synthetic ogbn-proteins needs at least {MIN_NODES} nodes, not {n}")
+    if seed < 0:
+        raise DataError(f"seed must not be negative, not {seed}")
+    if not 1 <= mean_degree <= n / 4:
+        raise DataError(f"the mean degree must lie in 1 .. {n / 4:g} (a quarter of the nodes), not {mean_degree:g}")
+    rng = np.random.default_rng(seed)
+    nodes = _sample_nodes(rng, n)
+    edge_index, kind = _sample_edges(rng, nodes, num_edges)
+    gains = _sample_gains(rng, nodes.membership.shape[1])
+    edge_attr = np.empty((len(kind), len(CHANNELS)), np.float32)
+    strong = np.empty(len(kind), bool)
+    for start in range(0, len(kind), _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        evidence = _sample_evidence(rng, nodes, gains, edge_index[:, rows], kind[rows])
+        edge_attr[rows] = evidence / np.float32(1000)
+        strong[rows] = (evidence[:, [EXPERIMENTAL, DATABASE, HOMOLOGY]] > (300, 500, 1)).any(1)
+    labels = _sample_labels(rng, nodes, edge_index[:, strong])
+    split = np.array([name for _, _, name in SPECIES])[nodes.species]
+    return Graph(
+        name="synthetic",
+        edge_index=torch.from_numpy(edge_index).int(),
+        undirected=True,
+        num_nodes=n,
+        categories=torch.from_numpy(nodes.species),
+        edge_attr=torch.from_numpy(edge_attr),
+        y=torch.from_numpy(labels).float(),
+        splits=(Split(*(torch.from_numpy(np.flatnonzero(split == name)) for name in SPLITS)),),
+        task="multilabel",
+        num_tasks=NUM_TASKS,
+    )
 
 
 def write_synthetic_proteins(
-    root: str | Path,
-    num_nodes: int = 13_000,
-    *,
-    mean_degree: float | None = None,
-    num_modules: int | None = None,
-    seed: int = 0,
-    gzip_level: int = 1,
+    root: str | Path, num_nodes: int = 13_000, *, mean_degree: float | None = None, seed: int = 0
 ) -> Path:
-    """Write a synthetic data set in the raw format of ogbn-proteins; the same arguments give the same bytes.
+    """Write a synthetic graph in the raw format of ogbn-proteins; the same arguments give the same bytes.
 
-    It has the real one's species, kinds of evidence, number of labels and split by species. At full scale it takes
-    about a minute and a half, 1.3 GiB of memory and 0.4 GiB of disk. Do not mistake scores on it for scores on the
-    real one.
+    Do not mistake scores on it for scores on the real one.
 
     Args:
         root: gets the folder ``ogbn_proteins``, which must not exist.
         num_nodes: at least 64; 132,534 is full scale.
         mean_degree: messages per node; by default 597 at full scale, shrinking with the square root of the nodes.
-        num_modules: hidden functional modules; by default more for more nodes.
-        seed: of all random draws.
-        gzip_level: 1 (fast) .. 9 (small).
+        seed: of all random numbers.
 
     Returns:
         The folder written.
@@ -69,178 +149,211 @@ def write_synthetic_proteins(
     Raises:
         DataError: if an argument does not fit or the folder exists.
     """
-    n = num_nodes
-    if n < MIN_NODES:
-        raise DataError(f"a synthetic ogbn-proteins needs at least {MIN_NODES} nodes, not {n}")
-    if seed < 0 or not 1 <= gzip_level <= 9:
-        raise DataError(f"seed must not be negative and gzip_level must lie in 1 .. 9, not {seed} and {gzip_level}")
-    if mean_degree is None:
-        mean_degree = FULL_DEGREE * min(1.0, (n / FULL_NODES) ** 0.5)
-    if not 1 <= mean_degree <= n / 4:
-        raise DataError(f"mean_degree must lie in 1 .. {n / 4:g} (a quarter of the nodes), not {mean_degree:g}")
-    if num_modules is None:
-        num_modules = int(np.clip(round(12 * (n / 1000) ** 0.3), 8, 60))
-    if not 3 <= num_modules <= n:
-        raise DataError(f"num_modules must lie in 3 .. {n:,} (the nodes), not {num_modules}")
-    num_edges = round(n * mean_degree / 2)
-    folder = _new_folder(root, "ogbn_proteins", "species", num_edges * 16)
-
-    rng = np.random.default_rng(seed)
-    proteins = draw_proteins(rng, n, num_modules)
-    evidence = draw_evidence(rng, num_modules)
-    keys, kinds = draw_edges(rng, proteins, num_edges)
-    strong = _write_edges(rng, folder / "raw", proteins, evidence, keys, kinds, gzip_level)
-
-    links = scipy.sparse.csr_matrix((np.ones(strong.shape[1], np.float32), (strong[0], strong[1])), shape=(n, n))
-    links = links + links.T
-    scale = 1 / np.maximum(np.asarray(links.sum(1)), 1e-9)
-    one_hop = scale * (links @ (proteins.membership / proteins.membership.sum(1, keepdims=True)))
-    labels = draw_labels(rng, proteins, one_hop, scale * (links @ one_hop))
-
-    taxonomy = np.array([taxon for taxon, _, _ in SPECIES])[proteins.species]
-    split = np.array([name for _, _, name in SPECIES])[proteins.species]
-    write_ints(folder / "raw" / "node_species.csv.gz", taxonomy)
-    write_ints(folder / "raw" / "node-label.csv.gz", labels, level=6)
-    _write_counts(folder, n, len(keys))
-    _write_splits(folder / "split" / "species", {name: np.flatnonzero(split == name) for name in SPLITS})
-    with GzipWriter(folder / "mapping" / "nodeidx2proteinid.csv.gz", 6) as writer:
-        lines = (f"{i},{taxon}.SYN{i:06d}\n" for i, taxon in enumerate(taxonomy.tolist()))
-        writer.write(("node idx,protein id\n" + "".join(lines)).encode("ascii"))
-    with GzipWriter(folder / "mapping" / "labelidx2GO.csv.gz", 9) as writer:
-        lines = (f"{task},SYN:{task:07d}\n" for task in range(NUM_TASKS))
-        writer.write(("label idx,label name\n" + "".join(lines)).encode("ascii"))
-    about = f"num_nodes={n} mean_degree={mean_degree} num_modules={num_modules} seed={seed}"
-    _finish(folder, "ogbn-proteins", f"{about}\nEdge features: {', '.join(CHANNELS)}\n")
-    return folder
-
-
-def write_synthetic_arxiv(root: str | Path, num_nodes: int = 500, *, num_edges: int = 3_000, seed: int = 0) -> Path:
-    """Write a small random data set in the raw format of ogbn-arxiv: directed, 128 node features, 40 classes, years.
-
-    Args:
-        root: gets the folder ``ogbn_arxiv``, which must not exist.
-        num_nodes: at least 64.
-        num_edges: directed edges.
-        seed: of all random draws.
-
-    Returns:
-        The folder written.
-
-    Raises:
-        DataError: if an argument does not fit or the folder exists.
-    """
-    folder, rng = _write_random(
-        root, "ogbn_arxiv", "time", num_nodes, num_edges, seed, num_features=128, num_classes=40
-    )
-    write_ints(folder / "raw" / "node_year.csv.gz", rng.integers(2010, 2021, num_nodes))
-    _finish(folder, "ogbn-arxiv", f"num_nodes={num_nodes} num_edges={num_edges} seed={seed}\n")
-    return folder
-
-
-def write_synthetic_products(root: str | Path, num_nodes: int = 500, *, num_edges: int = 3_000, seed: int = 0) -> Path:
-    """Write a small random data set in the raw format of ogbn-products: undirected, 100 node features, 47 classes.
-
-    Args:
-        root: gets the folder ``ogbn_products``, which must not exist.
-        num_nodes: at least 64.
-        num_edges: undirected edges.
-        seed: of all random draws.
-
-    Returns:
-        The folder written.
-
-    Raises:
-        DataError: if an argument does not fit or the folder exists.
-    """
-    folder, _ = _write_random(
-        root, "ogbn_products", "sales_ranking", num_nodes, num_edges, seed, num_features=100, num_classes=47
-    )
-    _finish(folder, "ogbn-products", f"num_nodes={num_nodes} num_edges={num_edges} seed={seed}\n")
-    return folder
-
-
-def _write_random(
-    root: str | Path,
-    name: str,
-    split: str,
-    num_nodes: int,
-    num_edges: int,
-    seed: int,
-    *,
-    num_features: int,
-    num_classes: int,
-) -> tuple[Path, np.random.Generator]:
-    """Write edges, features around a centre per class, labels and a random split."""
-    if num_nodes < MIN_NODES or num_edges < 1 or seed < 0:
-        raise DataError(
-            f"a synthetic {name} needs at least {MIN_NODES} nodes, 1 edge and a seed that is not negative, "
-            f"not {num_nodes}, {num_edges} and {seed}"
-        )
-    folder = _new_folder(root, name, split, num_edges * 16 + num_nodes * num_features * 10)
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, num_classes, num_nodes)
-    centres = rng.normal(0, 1, (num_classes, num_features))
-    write_ints(folder / "raw" / "edge.csv.gz", rng.integers(0, num_nodes, (num_edges, 2)))
-    write_floats(folder / "raw" / "node-feat.csv.gz", centres[labels] + rng.normal(0, 1, (num_nodes, num_features)))
-    write_ints(folder / "raw" / "node-label.csv.gz", labels)
-    _write_counts(folder, num_nodes, num_edges)
-    order = rng.permutation(num_nodes)
-    cuts = np.split(order, [num_nodes // 2, 3 * num_nodes // 4])
-    _write_splits(folder / "split" / split, {key: np.sort(nodes) for key, nodes in zip(SPLITS, cuts, strict=True)})
-    return folder, rng
-
-
-def _write_edges(
-    rng: np.random.Generator,
-    raw: Path,
-    proteins: Proteins,
-    evidence: Evidence,
-    keys: Array,
-    kinds: Array,
-    gzip_level: int,
-) -> Array:
-    """Write edges and their features; return the strong edges [2, S]."""
-    n, strong = len(proteins.species), [np.empty((2, 0), np.int32)]
-    bar = tqdm(total=len(keys), desc="writing edges", unit=" edges", unit_scale=True, disable=None, leave=False)
-    with (
-        bar,
-        GzipWriter(raw / "edge.csv.gz", gzip_level) as edge_file,
-        GzipWriter(raw / "edge-feat.csv.gz", gzip_level) as feature_file,
-    ):
-        for start in range(0, len(keys), CHUNK_EDGES):
-            u, v = np.divmod(keys[start : start + CHUNK_EDGES], n)
-            features = draw_edge_features(rng, proteins, evidence, u, v, kinds[start : start + CHUNK_EDGES])
-            edge_file.write(csv_ints(np.stack([u, v], 1)))
-            feature_file.write(csv_milli(features))
-            rows = np.flatnonzero(is_strong(features))
-            strong.append(np.stack([u[rows], v[rows]]).astype(np.int32))
-            bar.update(len(u))
-    return np.concatenate(strong, axis=1)
-
-
-def _new_folder(root: str | Path, name: str, split: str, required_bytes: int) -> Path:
-    folder = Path(root).expanduser() / name
+    folder = Path(root).expanduser() / "ogbn_proteins"
     if folder.exists():
         raise DataError(f"{folder}: exists already; remove it or choose another root")
-    for part in ("raw", f"split/{split}", "mapping", "processed"):
+    if mean_degree is None:
+        mean_degree = 2 * FULL_EDGES / FULL_NODES * min(1.0, (num_nodes / FULL_NODES) ** 0.5)
+    if not math.isfinite(mean_degree):
+        raise DataError(f"the mean degree must be a number, not {mean_degree}")
+    graph = synthetic_graph(num_nodes, round(num_nodes * mean_degree / 2), seed=seed)
+    for part in ("raw", "split/species", "mapping", "processed"):
         make_folder(folder / part)
-    check_free_space(folder, required_bytes, "the synthetic data")
+    check_free_space(folder, graph.num_edges * 16, "the synthetic data")
+    raw, species = folder / "raw", graph.categories
+    _write(raw / "edge.csv.gz", graph.edge_index.T)
+    _write(raw / "edge-feat.csv.gz", graph.edge_attr, format_rows=csv_milli)
+    _write(raw / "node_species.csv.gz", torch.tensor([taxon for taxon, _, _ in SPECIES])[species])
+    _write(raw / "node-label.csv.gz", graph.y)
+    _write(raw / "num-node-list.csv.gz", torch.tensor([num_nodes]))
+    _write(raw / "num-edge-list.csv.gz", torch.tensor([graph.num_edges]))
+    for name in SPLITS:
+        _write(folder / "split" / "species" / f"{name}.csv.gz", getattr(graph.splits[0], name))
+    about = "A synthetic stand-in for ogbn-proteins in the raw format of v1: random numbers, not real data.\n"
+    sizes = f"num_nodes={num_nodes} mean_degree={mean_degree} seed={seed}\nEdge features: {', '.join(CHANNELS)}\n"
+    (folder / "SYNTHETIC.txt").write_text(about + sizes, encoding="utf-8")
+    # Last, because readers take the release file for the sign of a whole folder.
+    (folder / "RELEASE_v1.txt").write_text(about, encoding="utf-8")
     return folder
 
 
-def _write_counts(folder: Path, num_nodes: int, num_edges: int) -> None:
-    write_ints(folder / "raw" / "num-node-list.csv.gz", np.array([num_nodes]))
-    write_ints(folder / "raw" / "num-edge-list.csv.gz", np.array([num_edges]))
+def species_sizes(num_nodes: int) -> Array:
+    """[8] nodes per species, in the proportions of the full data set."""
+    full = np.cumsum([0, *(nodes for _, nodes, _ in SPECIES)])
+    return np.diff(full * num_nodes // FULL_NODES)
 
 
-def _write_splits(folder: Path, splits: dict[str, Array]) -> None:
-    for name, nodes in splits.items():
-        write_ints(folder / f"{name}.csv.gz", nodes)
+def csv_ints(values: Array) -> bytes:
+    """Format whole numbers, [rows, columns], as CSV."""
+    line = ",".join(["%d"] * values.shape[1]) + "\n"
+    return (line * len(values) % tuple(values.ravel().tolist())).encode("ascii")
 
 
-def _finish(folder: Path, name: str, about: str) -> None:
-    """Say what this is; the release file comes last, because readers take it for the sign of a whole folder."""
-    (folder / "SYNTHETIC.txt").write_text(about, encoding="utf-8")
-    text = f"Synthetic stand-in for {name}: not real data, random draws only.\n\n{about}"
-    (folder / "mapping" / "README.md").write_text(text, encoding="utf-8")
-    (folder / "RELEASE_v1.txt").write_text(f"Synthetic stand-in for {name} in the raw format of v1\n", encoding="utf-8")
+def csv_milli(values: Array) -> bytes:
+    """Format numbers, [rows, columns] in 0 .. 1, as CSV with three decimals; they are looked up in a table."""
+    text = _MILLI[np.rint(values * 1000).astype(int)].reshape(len(values), -1)
+    text[:, -1] = ord("\n")
+    rows: bytes = text.tobytes()
+    return rows
+
+
+class _Nodes(NamedTuple):
+    """The proteins: hidden causes of edges and labels, all [N] but for membership."""
+
+    species: Array
+    activity: Array  # how many links a protein tends to have
+    module: Array
+    second_module: Array  # another one, or -1
+    membership: Array  # [N, M] float32, how much a protein belongs to each module
+    fame: Array  # how well it is studied
+
+
+class _Sampler:
+    """Samples nodes from groups in proportion to their activity.
+
+    Args:
+        nodes: [M] node ids; a node may stand in several groups.
+        groups: [M] the group of each, 0 .. G - 1.
+        activity: [N] weights.
+    """
+
+    def __init__(self, nodes: Array, groups: Array, activity: Array) -> None:
+        order = np.argsort(groups, kind="stable")
+        self._nodes = nodes[order]
+        self._cumulative = np.concatenate([[0.0], np.cumsum(activity[self._nodes])])
+        self._start = np.searchsorted(groups[order], np.arange(groups.max() + 2))
+
+    def sample(self, rng: np.random.Generator, groups: Array) -> Array:
+        """One node of each of the groups asked for, none of which may be empty."""
+        first, last = self._start[groups], self._start[groups + 1]
+        low, high = self._cumulative[first], self._cumulative[last]
+        index = np.searchsorted(self._cumulative, low + rng.random(len(groups)) * (high - low), side="right") - 1
+        # Rounding can lead to the node beside a group.
+        sampled: Array = self._nodes[np.clip(index, first, last - 1)]
+        return sampled
+
+
+def _sample_nodes(rng: np.random.Generator, num_nodes: int) -> _Nodes:
+    n, num_modules = num_nodes, int(np.clip(round(12 * (num_nodes / 1000) ** 0.3), 8, 60))
+    species = np.repeat(np.arange(len(SPECIES)), species_sizes(n))
+    # A heavy tail, as in protein networks, without single nodes that are linked to everything.
+    activity = (1 - rng.random(n)) ** (-1 / 1.8) * rng.lognormal(0, 0.7, n)
+    activity = np.minimum(activity, 14 * activity.mean())
+    popularity = 1 / (np.arange(num_modules) + 4.0)
+    popularity /= popularity.sum()
+    module, far = rng.choice(num_modules, (2, n), p=popularity)
+    # A second module is usually next to the first on a ring, as in a hierarchy of functions.
+    near = (module + rng.choice([-2, -1, 1, 2], n)) % num_modules
+    second = np.where(rng.random(n) < 0.7, near, far)
+    has_second = rng.random(n) < 0.45
+    membership = np.zeros((n, num_modules), np.float32)
+    rows = np.flatnonzero(has_second)
+    membership[rows, second[rows]] = 0.6
+    membership[np.arange(n), module] = 1.0
+    return _Nodes(species, activity, module, np.where(has_second, second, -1), membership, rng.normal(0, 1, n))
+
+
+def _sample_edges(rng: np.random.Generator, nodes: _Nodes, num_edges: int) -> tuple[Array, Array]:
+    """Sample [2, E] int64 undirected edges with source < target, sorted, and [E] their kinds."""
+    species, second, n = nodes.species, nodes.second_module, len(nodes.species)
+    everybody, extra = np.arange(n), np.flatnonzero(second >= 0)
+    member, module = np.concatenate([everybody, extra]), np.concatenate([nodes.module, second[extra]])
+    sources = _Sampler(everybody, np.zeros(n, int), nodes.activity)
+    samplers = {
+        MODULE: _Sampler(member, module * len(SPECIES) + species[member], nodes.activity),
+        HOMOLOGOUS: _Sampler(member, module, nodes.activity),
+        BACKGROUND: _Sampler(everybody, species, nodes.activity),
+    }
+    # One whole number holds an edge and its kind, so that sorting finds what was sampled twice.
+    codes = np.empty(0, np.int64)
+    for _ in range(_MAX_ROUNDS):
+        if len(codes) >= num_edges:
+            break
+        size = min(int(1.2 * (num_edges - len(codes))) + 64, _MAX_CANDIDATES)
+        source = sources.sample(rng, np.zeros(size, int))
+        kind = rng.choice(len(_KIND_SHARES), size, p=_KIND_SHARES)
+        shared = np.where((rng.random(size) < 0.5) & (second[source] >= 0), second[source], nodes.module[source])
+        groups = {MODULE: shared * len(SPECIES) + species[source], HOMOLOGOUS: shared, BACKGROUND: species[source]}
+        target = np.empty_like(source)
+        for key, sampler in samplers.items():
+            rows = np.flatnonzero(kind == key)
+            target[rows] = sampler.sample(rng, groups[key][rows])
+        usable = (source != target) & ((kind != HOMOLOGOUS) | (species[source] != species[target]))
+        pair = np.minimum(source, target) * n + np.maximum(source, target)
+        codes = np.sort(np.concatenate([codes, (pair * len(samplers) + kind)[usable]]))
+        first = np.ones(len(codes), bool)
+        first[1:] = codes[1:] // len(samplers) != codes[:-1] // len(samplers)
+        codes = codes[first]
+    if len(codes) > num_edges:
+        codes = np.delete(codes, rng.choice(len(codes), len(codes) - num_edges, replace=False))
+    pair, kind = np.divmod(codes, len(samplers))
+    return np.stack(np.divmod(pair, n)), kind
+
+
+def _sample_gains(rng: np.random.Generator, num_modules: int) -> tuple[Array, Array]:
+    """Sample factors on the rates of the channels, [M, 8] of the modules and [8, 8] of the species."""
+    module = np.clip(rng.lognormal(0, 1.0, (num_modules, len(CHANNELS))), 0.1, 8)
+    species = np.exp(rng.normal(0, 0.22, (len(SPECIES), len(CHANNELS))))
+    # Context of genes tells much in bacteria; mouse and fish have fewer experiments.
+    species[5, [NEIGHBORHOOD, FUSION, COOCCURENCE]] *= 6
+    species[6:, EXPERIMENTAL] *= 0.8
+    return module, species
+
+
+def _sample_evidence(
+    rng: np.random.Generator, nodes: _Nodes, gains: tuple[Array, Array], edge_index: Array, kind: Array
+) -> Array:
+    """Sample [E, 8] evidence for edges in thousandths, 1 where there is none."""
+    (u, v), (module_gain, species_gain) = edge_index, gains
+    evidence = np.ones((len(u), len(CHANNELS)), np.uint16)
+    inside, one, two = kind == MODULE, nodes.module, nodes.second_module
+    # The module that both ends belong to; outside modules it plays no part.
+    module = np.where((one[u] == one[v]) | (one[u] == two[v]), one[u], np.where(two[u] == one[v], one[v], two[u]))
+    fame = np.exp(0.45 * (nodes.fame[u] + nodes.fame[v]) / np.sqrt(2))
+    for index, channel in enumerate(CHANNELS.values()):
+        rate = np.where(inside, channel.module_rate * module_gain[module, index], channel.background_rate)
+        rate *= species_gain[nodes.species[u], index]
+        if index in (EXPERIMENTAL, TEXTMINING):
+            rate *= fame
+        rows = np.flatnonzero((rng.random(len(u)) < np.minimum(rate, 0.97)) & (kind != HOMOLOGOUS))
+        if index == DATABASE:
+            scores = rng.choice(_DATABASE_SCORES, len(rows), p=_DATABASE_RATES)
+        else:
+            scores = 41 + rng.exponential(channel.scale, len(rows)) * np.where(inside[rows], 1.7, 1.0)
+        evidence[rows, index] = 1 + np.minimum(scores, channel.top).astype(int)
+    evidence[kind == HOMOLOGOUS, HOMOLOGY] = 501
+    # No edge is listed without any evidence: give the empty ones a weak hint.
+    empty = np.flatnonzero((evidence == 1).all(1))
+    hinted = np.where(rng.random(len(empty)) < 0.6, TEXTMINING, COEXPRESSION)
+    evidence[empty, hinted] = 151 + np.minimum(rng.exponential(40, len(empty)), 200).astype(int)
+    return evidence
+
+
+def _sample_labels(rng: np.random.Generator, nodes: _Nodes, strong: Array) -> Array:
+    """Sample [N, 112] labels that depend on the modules up to two of the strong edges [2, S] away."""
+    n, num_modules = nodes.membership.shape
+    links = scipy.sparse.csr_matrix((np.ones(strong.shape[1], np.float32), tuple(strong)), shape=(n, n))
+    links = links + links.T
+    scale = 1 / np.maximum(np.asarray(links.sum(1)), 1e-9)
+    one_hop = scale * (links @ (nodes.membership / nodes.membership.sum(1, keepdims=True)))
+    two_hops = scale * (links @ one_hop)
+    labels = np.zeros((n, NUM_TASKS), np.uint8)
+    for task, density in enumerate(np.exp(rng.uniform(np.log(0.015), np.log(0.30), NUM_TASKS))):
+        own, near = np.zeros((2, num_modules))
+        chosen = rng.choice(num_modules, rng.integers(1, 4), replace=False)
+        own[chosen] = rng.uniform(0.6, 1.4, len(chosen))
+        near[rng.choice(num_modules, 2, replace=False)] = 1.0
+        terms = ((1.0, nodes.membership @ own), (1.0, one_hop @ (own + 0.7 * near)), (0.8, two_hops @ (own + near)))
+        signal = sum(weight * (term - term.mean()) / (term.std() + 1e-9) for weight, term in terms)
+        score = signal + 0.25 * nodes.fame + rng.logistic(0, 0.55, n)
+        labels[:, task] = score > np.quantile(score, 1 - density)
+    return labels
+
+
+def _write(path: Path, tensor: Any, format_rows: Callable[[Array], bytes] = csv_ints) -> None:
+    """Write a tensor as gzipped CSV, one row per line; a vector becomes one column."""
+    values = tensor.reshape(len(tensor), -1).numpy()
+    # Neither name nor time in the header, so that the bytes depend on the content alone.
+    with open(path, "wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as writer:
+        for start in range(0, len(values), _CHUNK_ROWS):
+            writer.write(format_rows(values[start : start + _CHUNK_ROWS]))
