@@ -118,7 +118,7 @@ def main() -> None:
         "relative_distance_of_gradients": apart,
         "report": capture_report(captured),
         "milliseconds": milliseconds,
-        "environment": session.environment(device),
+        "environment": session.environment(device).model_dump(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")

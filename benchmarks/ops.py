@@ -229,7 +229,7 @@ def main() -> None:
             rows += measure(inputs, aggr, arguments.repeats)
             report = {
                 "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-                "environment": environment(device),
+                "environment": environment(device).model_dump(),
                 "graph": {"num_nodes": arguments.num_nodes, "num_edges": arguments.num_edges},
                 "edge_features": arguments.edge_features,
                 "rows": rows,

@@ -40,5 +40,5 @@ LEARNED: list[tuple[str, list[str], float]] = [
 def test_it_reaches_its_accuracy(name: str, overrides: list[str], reached: float, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_path(name), [*QUICK, *overrides])
     results = train(recipe, tmp_path / "run", device="cpu", quiet=True)
-    accuracy = {figure["split"]: figure["value"] for figure in results["results"]}
+    accuracy = {figure.split: figure.value for figure in results.results}
     assert accuracy["test"] >= reached, accuracy

@@ -48,9 +48,9 @@ def test_it_trains_on_its_data_set_as_ogb_publishes_it(name: str, tmp_path: Path
     results = train(recipe, tmp_path / "run", device="cpu", quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
-    assert results["num_steps"] == NUM_EPOCHS * (2 if shipped.train.partition.type == "random" else 1)
-    assert results["data_is_synthetic"]
-    measured = {figure["split"]: figure["value"] for figure in results["results"]}
+    assert results.num_steps == NUM_EPOCHS * (2 if shipped.train.partition.type == "random" else 1)
+    assert results.data_is_synthetic
+    measured = {figure.split: figure.value for figure in results.results}
     assert measured.keys() == {"train", "valid", "test"}
     assert all(0 <= value <= 1 for value in measured.values())
 

@@ -21,7 +21,7 @@ def test_a_recipe_may_ask_for_captured_layers(data, tmp_path, caplog):
     for capture in (False, True):
         data["train"] |= {"capture": capture, "num_epochs": 1}
         results = train.train(parse_recipe(data, where="a test"), tmp_path / str(capture), device="cpu", quiet=True)
-        losses.append(results["results"])
+        losses.append(results.results)
         assert ("CUDA graphs need a GPU" in caplog.text) == capture
     assert losses[0] == losses[1]
 

@@ -53,8 +53,8 @@ def test_the_teacher_is_the_run_without_distillation(finished: Path, tmp_path: P
     assert RunDir(finished / "run/teacher").recipe() == RunDir(tmp_path / "plain").recipe()
     results, teacher = RunDir(finished / "run").results(), RunDir(finished / "run/teacher").results()
     assert results is not None
-    assert results["teacher"] == teacher
-    assert results["results"] != results["teacher"]["results"]
+    assert results.teacher == teacher
+    assert results.results != results.teacher.results
 
 
 def test_the_student_learns_from_what_the_best_teacher_predicts_in_its_evaluation(
@@ -133,8 +133,8 @@ def test_the_lowest_validation_loss_wins_and_its_weights_are_kept(finished: Path
         results, best = RunDir(folder).results(), RunDir(folder).best()
         assert results is not None
         assert best is not None
-        assert results["best_epoch"] == best.tree["epoch"] == 1 + losses.index(min(losses))
-        assert best.tree["value"] == min(losses)
+        assert results.best_epoch == best.epoch.epoch == 1 + losses.index(min(losses))
+        assert best.epoch.value == min(losses)
         loaded = load_for_evaluation(folder)
         graph, split = recipe_graph(loaded.recipe)
         objective = Objective(loaded.recipe.train, graph, split, CPU)
@@ -158,7 +158,7 @@ def test_patience_looks_at_the_loss_where_that_selects(tmp_path: Path, monkeypat
     recipe = small_recipe(tmp_path, **{**REUSE, "train__num_epochs": 30}, train__patience=2)
     results = run(recipe, tmp_path / "run")
     # Epoch 4 only equals epoch 2, and that is not better.
-    assert (results["num_epochs"], results["best_epoch"]) == (4, 2)
+    assert (results.num_epochs, results.best_epoch) == (4, 2)
 
 
 def test_a_validation_loss_is_recorded_whatever_selects(finished_run: Path) -> None:

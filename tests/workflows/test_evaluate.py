@@ -30,7 +30,7 @@ from zoo.workflows.evaluate import (
 from zoo.workflows.export import export
 from zoo.workflows.graphs import is_synthetic, recipe_graph
 from zoo.workflows.load import load_for_evaluation
-from zoo.workflows.run_dir import RunDir, measured
+from zoo.workflows.run_dir import RunDir
 from zoo.workflows.train import train
 
 # Not a test.
@@ -120,7 +120,7 @@ def test_each_split_is_scored_on_its_own_nodes(tmp_path: Path) -> None:
 def test_a_run_evaluates_to_its_own_results(finished_run: Path) -> None:
     results = RunDir(finished_run).results()
     assert results is not None
-    expected = measured(results, where="run")[:3]
+    expected = results.results[:3]
     assert tuple(figures_of(finished_run, device="cpu", quiet=True)) == expected
 
 
@@ -168,7 +168,7 @@ def test_a_run_on_synthetic_data_claims_nothing_of_the_real_ones(
     small = ["model.num_layers=2", "model.hidden_channels=8", "train.num_epochs=1", "test.num_views=1"]
     recipe = read_recipe(recipe_path("rev_deep"), [*small, "test.partition.num_parts=5"])
     assert recipe.source is not None
-    assert train(recipe, tmp_path / "run", device="cpu", quiet=True)["data_is_synthetic"]
+    assert train(recipe, tmp_path / "run", device="cpu", quiet=True).data_is_synthetic
     # The source reports a figure under this very protocol, of the real data.
     assert {one.published for one in evaluate(tmp_path / "run", device="cpu", quiet=True)} == {None}
     path, config = export(tmp_path / "run")

@@ -129,9 +129,9 @@ def test_export_writes_what_the_run_found(finished_run: Path, tmp_path: Path) ->
     results, best = run.results(), run.best()
     assert results is not None
     assert best is not None
-    assert [figure.model_dump() for figure in config.results] == results["results"]
-    assert config.provenance.epoch == results["best_epoch"]
-    assert config.provenance.data_sha256 == results["data_sha256"]
+    assert config.results == results.results
+    assert config.provenance.epoch == results.best_epoch
+    assert config.provenance.data_sha256 == results.data_sha256
     assert not config.provenance.data_is_synthetic
     assert config.recipe.train == run.recipe().train
     model = zoo.load(path)

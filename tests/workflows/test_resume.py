@@ -17,9 +17,9 @@ from zoo.errors import RunError
 from zoo.hub import tensor_file
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
+from zoo.spec.results import Environment, RunResults
 from zoo.workflows import run_dir, state
 from zoo.workflows import train as module
-from zoo.workflows.load import saved_shape
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.session import StoppedError
 from zoo.workflows.state import RunState
@@ -29,7 +29,7 @@ from zoo.workflows.train import build_optimizer, train
 CLOCK = ("epoch_s", "peak_memory_bytes", "train_s")
 
 
-def run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
+def run(recipe: Recipe, out: Path, **options: Any) -> RunResults:
     return train(recipe, out, device="cpu", quiet=True, **options)
 
 
@@ -44,7 +44,7 @@ def outcome(out: Path) -> tuple[Any, ...]:
     tensors = {name: tensor.tolist() for name, tensor in final.tensors.items()}
     tree = {key: value for key, value in final.tree["cursor"].items() if key not in ("train_s", "log_bytes")}
     # A teacher has a run directory, and so an outcome, of its own.
-    kept = {key: value for key, value in results.items() if key not in (*CLOCK, "teacher")}
+    kept = {key: value for key, value in results.to_json().items() if key not in (*CLOCK, "teacher")}
     return (out / "best.safetensors").read_bytes(), tensors, tree, records, kept
 
 
@@ -243,7 +243,8 @@ def test_restore_then_save_gives_the_same_file(finished_run: Path, tmp_path: Pat
     recipe = directory.recipe()
     model = build_model(recipe.model, directory_shape(directory))
     optimizer = build_optimizer(recipe.train.optimizer, model)
-    restored = RunState(directory, model, optimizer, tree["identity"], tree["environment"])
+    environment = Environment.model_validate(tree["environment"])
+    restored = RunState(directory, model, optimizer, tree["identity"], environment)
     assert restored.restore()
     saved.unlink()
     assert restored.save() == saved
@@ -253,7 +254,7 @@ def test_restore_then_save_gives_the_same_file(finished_run: Path, tmp_path: Pat
 def directory_shape(directory: RunDir) -> Any:
     best = directory.best()
     assert best is not None
-    return saved_shape(directory, best.tree)
+    return best.epoch.shape
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_a_full_disk_while_training_is_no_reason_to_stop(
     monkeypatch.setattr(run_dir, "write_tensors", sometimes_full)
     monkeypatch.setattr(state, "_MAX_SHARE", 1e9)
     results = run(recipe, tmp_path / "run")
-    assert results["num_epochs"] == 4
+    assert results.num_epochs == 4
     warnings = [line for line in capsys.readouterr().err.splitlines() if "No space left on device" in line]
     assert len(warnings) == 2
 

@@ -48,12 +48,12 @@ def test_it_trains_and_is_evaluated(name: str, ogb_root: Path, tmp_path: Path, m
     records = RunDir(tmp_path / "run").metrics()
     assert [record["lr"] for record in records] == pytest.approx([0.002 / 50, 0.002 * 2 / 50, 0.002 * 3 / 50])
     losses = [record["valid_loss"] for record in records]
-    assert results["best_epoch"] == 1 + losses.index(min(losses))
+    assert results.best_epoch == 1 + losses.index(min(losses))
     # 128 features and a column for each of 40 labels.
     assert load_for_evaluation(tmp_path / "run").shape.num_node_features == 168
     again = {c.figure.split: c.figure.value for c in evaluate(tmp_path / "run", device="cpu", quiet=True)}
-    assert again == {figure["split"]: figure["value"] for figure in results["results"]}
-    assert ("teacher" in results) == name.endswith("_kd")
+    assert again == {figure.split: figure.value for figure in results.results}
+    assert (results.teacher is not None) == name.endswith("_kd")
     assert (tmp_path / "run/teacher/results.json").exists() == name.endswith("_kd")
 
 

@@ -52,7 +52,7 @@ def test_seeds_are_the_same_for_ever() -> None:
 
 
 def test_the_environment_names_no_user_host_or_folder() -> None:
-    facts = session.environment(torch.device("cpu"))
+    facts = session.environment(torch.device("cpu")).model_dump()
     assert {"zoo", "python", "torch", "device", "num_threads"} <= set(facts)
     text = " ".join(str(value) for value in facts.values())
     for private in (platform.node(), getpass.getuser(), os.getcwd()):

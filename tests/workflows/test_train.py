@@ -1,4 +1,3 @@
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from tests.workflows.small import NUM_NODES, small_recipe, write_graph
 from zoo.data.graph import Graph, Part, Split
 from zoo.errors import DataError, RecipeError, RunError
 from zoo.spec.recipe import Recipe
+from zoo.spec.results import RunResults
 from zoo.workflows import state
 from zoo.workflows import train as module
 from zoo.workflows.evaluate import eval_protocol, measure, predict
@@ -26,7 +26,7 @@ from zoo.workflows.train import set_learning_rate, train
 CPU = torch.device("cpu")
 
 
-def run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
+def run(recipe: Recipe, out: Path, **options: Any) -> RunResults:
     return train(recipe, out, device="cpu", quiet=True, **options)
 
 
@@ -43,14 +43,14 @@ def test_a_run_leaves_the_promised_files(finished_run: Path) -> None:
 def test_the_results_say_what_was_measured_and_how(finished_run: Path) -> None:
     results = RunDir(finished_run).results()
     assert results is not None
-    protocols = [(r["split"], r["num_views"], r["num_parts"]) for r in results["results"]]
+    protocols = [(r.split, r.num_views, r.num_parts) for r in results.results]
     # As the recipe's test says, and then as it validates.
     assert protocols == [(split, views, 2) for views in (3, 2) for split in ("train", "valid", "test")]
-    assert results["num_epochs"] == 4
-    assert results["num_steps"] == 8
-    assert results["num_parameters"] == sum(p.numel() for p in load_for_evaluation(finished_run).model.parameters())
-    assert len(results["data_sha256"]) == 64
-    text = json.dumps(results)
+    assert results.num_epochs == 4
+    assert results.num_steps == 8
+    assert results.num_parameters == sum(p.numel() for p in load_for_evaluation(finished_run).model.parameters())
+    assert len(results.data_sha256) == 64
+    text = results.model_dump_json()
     for private in (str(Path.home()), str(finished_run.parent)):
         assert private not in text
 
@@ -65,21 +65,21 @@ def test_the_log_has_each_epoch_once(finished_run: Path) -> None:
 
 def test_the_model_learns(tmp_path: Path) -> None:
     results = run(small_recipe(tmp_path, train__num_epochs=25, eval__every=5), tmp_path / "run")
-    test = next(r["value"] for r in results["results"] if r["split"] == "test")
+    test = next(r.value for r in results.results if r.split == "test")
     assert test > 0.8
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_every_task_trains(task: str, tmp_path: Path) -> None:
     results = run(small_recipe(tmp_path, task=task, train__num_epochs=10), tmp_path / "run")
-    values = [r["value"] for r in results["results"] if r["split"] == "test"]
+    values = [r.value for r in results.results if r.split == "test"]
     assert min(values) > 0.6
 
 
 def test_the_best_validation_metric_wins_and_the_first_of_equals(tmp_path: Path) -> None:
     results = run(small_recipe(tmp_path, train__num_epochs=8), tmp_path / "run")
     values = [record["valid_accuracy"] for record in RunDir(tmp_path / "run").metrics()]
-    assert results["best_epoch"] == 1 + values.index(max(values))
+    assert results.best_epoch == 1 + values.index(max(values))
     # The saved weights are those of that epoch: they give the same figure again.
     loaded = load_for_evaluation(tmp_path / "run")
     graph, split = recipe_graph(loaded.recipe)
@@ -124,7 +124,7 @@ def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(module, "_measure", fake)
     results = run(small_recipe(tmp_path, train__num_epochs=30, train__patience=2), tmp_path / "run")
     # Epoch 4 only equals epoch 2, and that is not better.
-    assert (results["num_epochs"], results["best_epoch"]) == (4, 2)
+    assert (results.num_epochs, results.best_epoch) == (4, 2)
 
 
 def test_parts_without_train_nodes_are_skipped(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_parts_without_train_nodes_are_skipped(tmp_path: Path) -> None:
     )
     recipe = small_recipe(tmp_path, data__path=str(graph), train__partition__num_parts=10)
     results = run(recipe, tmp_path / "run")
-    assert 4 <= results["num_steps"] <= 8
+    assert 4 <= results.num_steps <= 8
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
@@ -153,18 +153,18 @@ def test_every_optimizer_and_bf16_train(optimizer: str, tmp_path: Path) -> None:
 
 def test_a_baseline_stands_beside_the_results(tmp_path: Path) -> None:
     results = run(small_recipe(tmp_path), tmp_path / "run", baseline=True)
-    assert set(results["baseline"]) == {"valid", "test"}
-    assert 0.5 < results["baseline"]["test"] <= 1
+    assert set(results.baseline) == {"valid", "test"}
+    assert 0.5 < results.baseline["test"] <= 1
 
 
 def test_a_baseline_is_added_to_a_finished_run(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     recipe, before = RunDir(finished_run).recipe(), RunDir(finished_run).results()
     assert before is not None
-    assert "baseline" not in before
+    assert before.baseline is None
     results = run(recipe, tmp_path / "run", baseline=True)
-    assert results == {**before, "baseline": results["baseline"]} == RunDir(tmp_path / "run").results()
-    assert results["baseline"] == run(recipe, tmp_path / "fresh", baseline=True)["baseline"]
+    assert results == before.model_copy(update={"baseline": results.baseline}) == RunDir(tmp_path / "run").results()
+    assert results.baseline == run(recipe, tmp_path / "fresh", baseline=True).baseline
 
 
 def test_a_baseline_on_other_data_is_refused(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _environment(*, as_json: bool) -> None:
     from zoo.ops.backend import describe
     from zoo.workflows.session import environment, resolve_device
 
-    facts, backends = environment(resolve_device(None)), describe()
+    facts, backends = environment(resolve_device(None)).model_dump(), describe()
     if as_json:
         say_json({**facts, "backends": backends})
         return

@@ -55,20 +55,19 @@ def command(
         raise click.UsageError("--resume needs --out, the directory of the run to continue")
     spec = chosen_recipe(recipe, assignments)
     out = out or _fresh_folder(spec.name)
-    from zoo.workflows.run_dir import measured
     from zoo.workflows.train import train
 
     results = train(spec, out, device=device, resume=resume, baseline=baseline, num_threads=threads, quiet=quiet)
     if as_json:
-        say_json({"run": str(out), **results})
+        say_json({"run": str(out), **results.to_json()})
         return
-    say_figures(measured(results, where=str(out)), results.get("baseline"))
-    if "teacher" in results:
+    say_figures(results.results, results.baseline)
+    if results.teacher is not None:
         say()
         say("its teacher:")
-        say_figures(measured(results["teacher"], where=str(out)))
+        say_figures(results.teacher.results)
     say()
-    say(f"best epoch {results['best_epoch']} of {results['num_epochs']}, {results['num_parameters']:,} parameters")
+    say(f"best epoch {results.best_epoch} of {results.num_epochs}, {results.num_parameters:,} parameters")
     say(f"run: {out}")
 
 

@@ -1,8 +1,8 @@
-"""What a run measured and recorded, as data."""
+"""Results and log records of a run, as data."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -37,7 +37,23 @@ class Environment(Spec):
 
 
 class RunResults(Spec):
-    """The content of a run's ``results.json``."""
+    """The content of a run's ``results.json``.
+
+    Attributes:
+        name: of the recipe.
+        results: the figures of the best weights.
+        best_epoch: whose weights these are.
+        num_epochs: epochs that were trained; fewer than the recipe's if it ran out of patience.
+        num_steps: optimizer steps.
+        num_parameters: of the model.
+        train_s: seconds of training and validation.
+        peak_memory_bytes: of the process on the CPU, of PyTorch's tensors on a GPU.
+        data_sha256: of everything that the run read of its graph.
+        data_is_synthetic: whether the graph stands in for the data set that the recipe names.
+        environment: versions, device and threads.
+        baseline: score of a logistic regression by split, if one was fitted.
+        teacher: results of the teacher, under self-distillation.
+    """
 
     name: str
     results: tuple[Measured, ...]
@@ -52,6 +68,10 @@ class RunResults(Spec):
     environment: Environment
     baseline: dict[str, float] | None = None
     teacher: RunResults | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The results as plain JSON data, without what there is not."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class EpochRecord(Spec):

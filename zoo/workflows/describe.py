@@ -1,4 +1,4 @@
-"""What a run directory or a bundle is, without loading its weights."""
+"""Describe a run directory or a bundle."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from zoo.hub.config import read_config
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
-from zoo.workflows.load import is_run, saved_shape
-from zoo.workflows.run_dir import RunDir, measured
+from zoo.workflows.load import is_run
+from zoo.workflows.run_dir import RunDir
 
 
 def describe_folder(folder: Path) -> tuple[Recipe, GraphShape | None, tuple[Measured, ...]]:
@@ -23,6 +23,5 @@ def describe_folder(folder: Path) -> tuple[Recipe, GraphShape | None, tuple[Meas
         return config.recipe, config.shape, config.results
     run = RunDir(folder)
     best, results = run.best(), run.results()
-    shape = None if best is None else saved_shape(run, best.tree)
-    figures = () if results is None else measured(results, where=str(folder))
-    return run.recipe(), shape, figures
+    shape = None if best is None else best.epoch.shape
+    return run.recipe(), shape, () if results is None else results.results

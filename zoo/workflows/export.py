@@ -1,4 +1,4 @@
-"""From a run directory to a bundle."""
+"""Export the best weights of a run directory as a bundle."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from zoo.errors import RunError
 from zoo.hub.bundle import Contents, write_bundle
 from zoo.hub.config import BundleConfig, Provenance
 from zoo.spec.recipe import Recipe
-from zoo.workflows.load import saved_shape
-from zoo.workflows.run_dir import RunDir, measured
+from zoo.workflows.run_dir import RunDir
 
 
 def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
@@ -30,20 +29,18 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
     results, best = run.results(), run.best()
     if results is None or best is None:
         raise RunError(f"{folder}: the run is not finished; continue it with: revgnn-zoo train ... --resume")
-    environment = results["environment"]
-    data_is_synthetic = results.get("data_is_synthetic", False)
     contents = Contents(
-        recipe=_honest(run.recipe(), data_is_synthetic=data_is_synthetic),
-        shape=saved_shape(run, best.tree),
-        results=measured(results, where=str(folder)),
+        recipe=without_claims(run.recipe()) if results.data_is_synthetic else run.recipe(),
+        shape=best.epoch.shape,
+        results=results.results,
         provenance=Provenance(
-            zoo_version=environment["zoo"],
-            torch_version=environment["torch"],
-            device=environment["device"],
-            epoch=best.tree["epoch"],
-            num_epochs=results["num_epochs"],
-            data_sha256=results["data_sha256"],
-            data_is_synthetic=data_is_synthetic,
+            zoo_version=results.environment.zoo,
+            torch_version=results.environment.torch,
+            device=results.environment.device,
+            epoch=best.epoch.epoch,
+            num_epochs=results.num_epochs,
+            data_sha256=results.data_sha256,
+            data_is_synthetic=results.data_is_synthetic,
         ),
         state=best.tensors,
     )
@@ -51,9 +48,7 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
     return path, write_bundle(path, contents)
 
 
-def _honest(recipe: Recipe, *, data_is_synthetic: bool) -> Recipe:
-    """The recipe without what its source found on the real data, if the run saw a stand-in for them."""
-    if not data_is_synthetic:
-        return recipe
+def without_claims(recipe: Recipe) -> Recipe:
+    """The recipe without its source, whose figures hold for the real data, of a run on synthetic data."""
     summary = f"{recipe.name}, trained on synthetic data in place of {recipe.data.dataset}"
     return recipe.model_copy(update={"source": None, "summary": summary})

@@ -6,7 +6,6 @@ import difflib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -16,7 +15,6 @@ from zoo.errors import BundleError, NotFoundError, RecipeError, RunError, ZooErr
 from zoo.hub.bundle import read_weights
 from zoo.hub.config import CONFIG_FILE, read_config
 from zoo.models.factory import build_model
-from zoo.spec.faults import parse_spec
 from zoo.spec.model import Model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
@@ -221,10 +219,5 @@ def _load_run(run: RunDir) -> LoadedModel:
     best = run.best()
     if best is None:
         raise RunError(f"{run.path}: no weights yet: the run has not reached its first evaluation")
-    recipe, shape = run.recipe(), saved_shape(run, best.tree)
+    recipe, shape = run.recipe(), best.epoch.shape
     return LoadedModel(fill(_empty_model(recipe.model, shape), best.tensors), recipe, shape)
-
-
-def saved_shape(run: RunDir, tree: dict[str, Any]) -> GraphShape:
-    """The shape that was saved with the weights of a run."""
-    return parse_spec(GraphShape, tree["shape"], where=f"{run.path}: saved weights: shape")

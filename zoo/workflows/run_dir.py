@@ -27,15 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
 from zoo.errors import RecipeError, RunError
 from zoo.hub.files import atomic_write
 from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
 from zoo.json_object import parse_json_object, read_json_object
+from zoo.spec.base import Spec
 from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
-from zoo.spec.results import EpochRecord, Measured, RunResults
+from zoo.spec.results import EpochRecord, RunResults
+from zoo.spec.shape import GraphShape
 
 STATE_FORMAT = 1
 _NUM_STATES = 2
@@ -54,13 +57,26 @@ class Saved:
     tree: dict[str, Any]
 
 
-def measured(results: Mapping[str, Any], *, where: str) -> tuple[Measured, ...]:
-    """The figures in the results of a run.
+class BestEpoch(Spec):
+    """The epoch with the best validation so far; saved with its weights.
 
-    Raises:
-        RecipeError: if one is malformed.
+    Attributes:
+        epoch: its number.
+        value: its validation metric or loss, whichever the recipe selects by.
+        shape: of the model's inputs and outputs.
     """
-    return tuple(parse_spec(Measured, figure, where=f"{where}: results") for figure in results["results"])
+
+    epoch: int = Field(ge=1)
+    value: float
+    shape: GraphShape
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far and its weights."""
+
+    epoch: BestEpoch
+    tensors: dict[str, Tensor]
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -118,8 +134,8 @@ class RunDir:
         path = self.path / "recipe.json"
         return parse_recipe(read_json_object(path, error=RecipeError), where=str(path))
 
-    def results(self) -> dict[str, Any] | None:
-        """What the finished run measured; None if it is not finished. The content is that of a RunResults.
+    def results(self) -> RunResults | None:
+        """The results of a finished run; None if it is not finished.
 
         Raises:
             RunError: if the file was damaged.
@@ -127,34 +143,36 @@ class RunDir:
         path = self.path / "results.json"
         if not path.is_file():
             return None
-        data = read_json_object(path, error=RunError)
-        parse_spec(RunResults, data, where=str(path), error=RunError)
-        return data
+        return parse_spec(RunResults, read_json_object(path, error=RunError), where=str(path), error=RunError)
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
+    def write_results(self, results: RunResults) -> None:
         """Mark the run as finished.
 
         Raises:
-            RunError: if they cannot be stored, or a figure is not finite.
+            RunError: if they cannot be stored.
         """
-        _write_json(self.path / "results.json", results)
+        _write_json(self.path / "results.json", results.to_json())
 
-    def best(self) -> Saved | None:
+    def best(self) -> Best | None:
         """The weights with the best validation; None before the first evaluation.
 
         Raises:
             RunError: if the file is damaged.
         """
         path = self.path / "best.safetensors"
-        return _read_saved(path) if path.exists() else None
+        if not path.exists():
+            return None
+        saved = _read_saved(path)
+        return Best(parse_spec(BestEpoch, saved.tree, where=f"{path}: metadata", error=RunError), saved.tensors)
 
-    def write_best(self, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
+    def write_best(self, epoch: BestEpoch, tensors: Mapping[str, Tensor]) -> None:
         """Replace the best weights.
 
         Raises:
             RunError: if they cannot be stored; the previous ones are then still there.
         """
-        _write_saved(self.path / "best.safetensors", tensors, tree)
+        # One file holds both, so that no crash can separate the weights from their epoch and value.
+        _write_saved(self.path / "best.safetensors", tensors, epoch.model_dump(mode="json"))
 
     def states(self) -> list[Path]:
         """The saved states, newest first."""
@@ -195,8 +213,8 @@ class RunDir:
             old.unlink()
         return path
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, each with the content of an EpochRecord.
+    def metrics(self) -> list[dict[str, float]]:
+        """The lines of ``metrics.jsonl``: every figure of an epoch by name, at least ``epoch`` and ``train_loss``.
 
         Raises:
             RunError: if a line is damaged.
@@ -209,7 +227,7 @@ class RunDir:
             parse_spec(EpochRecord, records[-1], where=f"{path}:{number}", error=RunError)
         return records
 
-    def append_metrics(self, record: Mapping[str, Any]) -> int:
+    def append_metrics(self, record: Mapping[str, float]) -> int:
         """Add a line to ``metrics.jsonl``.
 
         Returns:

@@ -19,6 +19,7 @@ import torch
 import zoo
 from zoo.errors import RunError, ZooError
 from zoo.ops.backend import backend_for
+from zoo.spec.results import Environment
 
 
 class StoppedError(ZooError):
@@ -140,24 +141,24 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
+def environment(device: torch.device) -> Environment:
     """The facts that may change a result; no name of a user, host or folder."""
     facts: dict[str, str | int] = {
-        "zoo": zoo.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": device_name(device),
         "num_threads": torch.get_num_threads(),
         "backend": backend_for(device)[0],
     }
-    for package in ("torch", "numpy", "numba", "triton", "ogb", "torch-geometric"):
+    for package in ("numpy", "numba", "triton", "ogb", "torch-geometric"):
         try:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     if device.type == "cuda":
         facts["cuda"] = torch.version.cuda or "unknown"
-    return facts
+    return Environment(
+        zoo=zoo.__version__, torch=importlib.metadata.version("torch"), device=device_name(device), **facts
+    )
 
 
 class StopRequest:

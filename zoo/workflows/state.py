@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import RunError
+from zoo.spec.results import Environment
 from zoo.workflows.run_dir import RunDir, Saved
 
 # A save at the end of an epoch may cost this share of the time since the last one.
@@ -75,7 +76,7 @@ class RunState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     identity: dict[str, str]
-    environment: dict[str, str | int]
+    environment: Environment
     cursor: Cursor = field(default_factory=Cursor)
     _saved_at: float = field(default_factory=time.monotonic)
     _save_s: float = 0.0
@@ -113,7 +114,7 @@ class RunState:
         tree = {
             "cursor": asdict(self.cursor),
             "identity": self.identity,
-            "environment": self.environment,
+            "environment": self.environment.model_dump(),
             "optimizer": scalars,
         }
         path = self.run.write_state(self.cursor.step, tensors, tree)
@@ -140,7 +141,7 @@ class RunState:
         for key, value in self.identity.items():
             if tree["identity"].get(key) != value:
                 raise RunError(f"{self.run.path}: cannot continue: the {key} changed since the state was saved")
-        for key, fact in self.environment.items():
+        for key, fact in self.environment.model_dump().items():
             before = tree["environment"].get(key)
             if before != fact:
                 print(f"Warning: {key} was {before} and is now {fact}: results may differ slightly", file=sys.stderr)

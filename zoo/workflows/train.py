@@ -14,11 +14,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +29,7 @@ from zoo.layers.captured import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
-from zoo.spec.results import Measured
+from zoo.spec.results import Measured, RunResults
 from zoo.spec.shape import input_shape
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.workflows import session
@@ -49,7 +47,7 @@ from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress
-from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
+from zoo.workflows.run_dir import BestEpoch, RunDir, open_run, recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
 
@@ -71,7 +69,7 @@ def train(
     baseline: bool = False,
     num_threads: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> RunResults:
     """Train a recipe and evaluate its best weights.
 
     Args:
@@ -84,7 +82,7 @@ def train(
         quiet: show no progress.
 
     Returns:
-        The content of ``results.json``. Of a run that is finished already, nothing but a missing baseline is computed.
+        What ``results.json`` holds. Of a run that is finished already, nothing but a missing baseline is computed.
 
     Raises:
         RunError: if the run directory cannot be used, or a loss or gradient is not finite.
@@ -103,11 +101,12 @@ def train(
             return _train(recipe, run, place, stop, resume=resume, baseline=baseline, quiet=quiet)
         if not quiet:
             Progress(0, unit="step").line(f"{out}: already done")
-        if baseline and "baseline" not in results:
+        if baseline and results.baseline is None:
             graph, split = recipe_graph(recipe)
-            if graph_digest(graph, split) != results["data_sha256"]:
+            if graph_digest(graph, split) != results.data_sha256:
                 raise RunError(f"{out}: the data changed since the run; a baseline on them would not compare")
-            results["baseline"] = logistic_regression(graph, split, recipe.eval.metric)
+            scores = logistic_regression(graph, split, recipe.eval.metric)
+            results = results.model_copy(update={"baseline": scores})
             run.write_results(results)
         return results
 
@@ -121,16 +120,18 @@ def _train(
     resume: bool,
     baseline: bool,
     quiet: bool,
-) -> dict[str, Any]:
+) -> RunResults:
     spec, metric = recipe.train, f"valid_{recipe.eval.metric}"
     selector = "valid_loss" if recipe.eval.select == "loss" else metric
-    taught = _train_teacher(recipe, run, device, stop, resume=resume, quiet=quiet) if spec.distillation else None
+    teacher_results = None
+    if spec.distillation is not None:
+        teacher_results = _train_teacher(recipe, run, device, stop, resume=resume, quiet=quiet)
     graph, split = recipe_graph(recipe)
     data_digest = graph_digest(graph, split)
-    if taught is not None and taught["data_sha256"] != data_digest:
+    if teacher_results is not None and teacher_results.data_sha256 != data_digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
     graph = place_graph(graph, device, spec.edge_precision)
-    teacher = None if taught is None else _teacher_logits(run, graph, split, device)
+    teacher = None if teacher_results is None else _teacher_logits(run, graph, split, device)
     objective = Objective(spec, graph, split, device, teacher)
 
     session.seed_global(spec.seed, "init")
@@ -142,7 +143,8 @@ def _train(
     identity = {"recipe": recipe_digest(recipe), "data": data_digest}
     state = RunState(run, model, optimizer, identity, session.environment(device))
     resumed = state.restore()
-    best = _Best.of(run) if resumed else None
+    saved = run.best() if resumed else None
+    best = None if saved is None else saved.epoch
     cursor, num_parts = state.cursor, num_parts_of(spec.partition)
 
     def pause_if_asked() -> None:
@@ -185,9 +187,8 @@ def _train(
                 record |= {f"eval_{name}": value for name, value in take_solve_metrics(model).items()}
                 value = record[selector]
                 if best is None or (value < best.value if recipe.eval.select == "loss" else value > best.value):
-                    best = _Best(cursor.epoch, value)
-                    tree = {"epoch": best.epoch, "value": best.value, "shape": shape.model_dump()}
-                    run.write_best(model.state_dict(), tree)
+                    best = BestEpoch(epoch=cursor.epoch, value=value, shape=shape)
+                    run.write_best(best, model.state_dict())
                 figures |= {name: f"{record[name]:.4f}" for name in (metric, selector)} | {"best": f"{best.value:.4f}"}
             epoch_s, memory = time.monotonic() - started, session.peak_memory_bytes(device)
             record |= {"lr": optimizer.param_groups[0]["lr"], "epoch_s": round(epoch_s, 3), "peak_memory_bytes": memory}
@@ -200,10 +201,8 @@ def _train(
         state.save()
 
     results = _finish(state, graph, split, recipe, objective, pause_if_asked, quiet=quiet)
-    if baseline:
-        results["baseline"] = logistic_regression(graph, split, recipe.eval.metric)
-    if taught is not None:
-        results["teacher"] = taught
+    scores = logistic_regression(graph, split, recipe.eval.metric) if baseline else None
+    results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
     run.write_results(results)
     plot(run)
     return results
@@ -259,21 +258,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainSpec, epoch: 
         group["lr"] = rate
 
 
-@dataclass(frozen=True)
-class _Best:
-    """The best epoch so far and its validation metric or loss, whichever the recipe selects by."""
-
-    epoch: int
-    value: float
-
-    @classmethod
-    def of(cls, run: RunDir) -> _Best | None:
-        # The file is the only record of it, so no crash can part the weights from what is said of them.
-        saved = run.best()
-        return None if saved is None else cls(saved.tree["epoch"], saved.tree["value"])
-
-
-def _out_of_patience(recipe: Recipe, epoch: int, best: _Best | None) -> bool:
+def _out_of_patience(recipe: Recipe, epoch: int, best: BestEpoch | None) -> bool:
     """Whether too many evaluations before this epoch have brought nothing better."""
     if best is None or not recipe.train.patience:
         return False
@@ -283,7 +268,7 @@ def _out_of_patience(recipe: Recipe, epoch: int, best: _Best | None) -> bool:
 
 def _train_teacher(
     recipe: Recipe, run: RunDir, device: torch.device, stop: StopRequest, *, resume: bool, quiet: bool
-) -> dict[str, Any]:
+) -> RunResults:
     """Train the recipe without its distillation in a run directory of its own, unless that is done already."""
     teacher = recipe.model_copy(update={"train": recipe.train.model_copy(update={"distillation": None})})
     with open_run(run.teacher_path, teacher, resume=resume) as place:
@@ -333,7 +318,7 @@ def _finish(
     pause_if_asked: Callable[[], None],
     *,
     quiet: bool,
-) -> dict[str, Any]:
+) -> RunResults:
     """Evaluate the best weights as the recipe's test says, and also as it validates if that is something else."""
     run, model, best = state.run, state.model, state.run.best()
     if best is None:
@@ -351,21 +336,21 @@ def _finish(
 
         for protocol in protocols:
             key = "test" if protocol is protocols[0] else "eval"
-            with _explained(run, f"epoch {best.tree['epoch']}, evaluation", key):
+            with _explained(run, f"epoch {best.epoch.epoch}, evaluation", key):
                 figures += _measure(model, graph, split, recipe, protocol, objective, on_part)[0]
-    return {
-        "name": recipe.name,
-        "results": [figure.model_dump() for figure in figures],
-        "best_epoch": best.tree["epoch"],
-        "num_epochs": state.cursor.epoch - 1,
-        "num_steps": state.cursor.step,
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "train_s": round(state.cursor.train_s, 3),
-        "peak_memory_bytes": session.peak_memory_bytes(objective.device),
-        "data_sha256": state.identity["data"],
-        "data_is_synthetic": is_synthetic(recipe, graph),
-        "environment": state.environment,
-    }
+    return RunResults(
+        name=recipe.name,
+        results=tuple(figures),
+        best_epoch=best.epoch.epoch,
+        num_epochs=state.cursor.epoch - 1,
+        num_steps=state.cursor.step,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        train_s=round(state.cursor.train_s, 3),
+        peak_memory_bytes=session.peak_memory_bytes(objective.device),
+        data_sha256=state.identity["data"],
+        data_is_synthetic=is_synthetic(recipe, graph),
+        environment=state.environment,
+    )
 
 
 @contextmanager

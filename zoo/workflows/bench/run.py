@@ -110,7 +110,7 @@ def run_suite(
         "file": stem,
         "summary": suite.summary,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "environment": session.environment(place),
+        "environment": session.environment(place).model_dump(),
         "measures": "time and memory" if place.type == "cuda" else suite.measures,
         "fits": [] if suite.trend is None else fit_lines(rows, suite.trend),
         "cases": rows,

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from zoo.data.graph import Graph
 from zoo.errors import RecipeError, RunError
 from zoo.hub.config import read_config
 from zoo.spec.recipe import DataSpec, Recipe
+from zoo.spec.results import RunResults
 from zoo.spec.shape import input_shape
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import graph_digest
@@ -43,7 +44,7 @@ class Run:
         """Which run of its entry it is, in words."""
         return f"split {self.split}, seed {self.seed}"
 
-    def results(self) -> dict[str, Any] | None:
+    def results(self) -> RunResults | None:
         """What it measured if it is a finished run, else None."""
         return RunDir(self.folder).results() if (self.folder / "recipe.json").is_file() else None
 
@@ -215,7 +216,7 @@ def check_data(entry: Entry, graph: Graph) -> None:
             continue
         if run.split not in digests and run.split < len(graph.splits):
             digests[run.split] = graph_digest(graph, graph.splits[run.split])
-        if digests.get(run.split) != results["data_sha256"]:
+        if digests.get(run.split) != results.data_sha256:
             raise RunError(f"{run.folder}: was trained on other data than {graph.name} is now; move it away")
 
 

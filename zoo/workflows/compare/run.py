@@ -15,8 +15,10 @@ import torch
 from zoo.data.baseline import logistic_regression
 from zoo.data.datasets import DATASETS
 from zoo.data.graph import Graph
-from zoo.errors import DataError
+from zoo.errors import DataError, RunError
+from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe
+from zoo.spec.results import RunResults
 from zoo.workflows import session
 from zoo.workflows.compare.draw import draw
 from zoo.workflows.compare.entries import (
@@ -34,7 +36,7 @@ from zoo.workflows.compare.table import markdown
 from zoo.workflows.evaluate import evaluate, figures_by_split, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
 from zoo.workflows.progress import Progress
-from zoo.workflows.run_dir import measured, recipe_digest
+from zoo.workflows.run_dir import recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 
 _SPLITS = ("valid", "test")
@@ -99,7 +101,7 @@ def compare(
     quoted = [r for r in known.reported if r.metric == metric] if known and not synthetic else []
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "environment": session.environment(place),
+        "environment": session.environment(place).model_dump(),
         "data": {
             "dataset": recipe.data.dataset,
             "name": graph.name,
@@ -133,11 +135,12 @@ def _train(
         if wanted and not tasks:
             progress.line("all runs are there already")
 
-        def on_done(task: Task, results: dict[str, Any], warnings: list[str]) -> None:
+        def on_done(task: Task, answer: dict[str, Any], warnings: list[str]) -> None:
             for warning in warnings:
                 progress.line(f"{task.label}: {warning}")
+            results = parse_spec(RunResults, answer, where=task.label, error=RunError)
             test = _under_test_protocol(results, missing[task.label].recipe)["test"]
-            shown = {"test": f"{test:.4f}", "train_s": f"{results['train_s']:.1f}"}
+            shown = {"test": f"{test:.4f}", "train_s": f"{results.train_s:.1f}"}
             progress.step(task.label, shown)
             progress.figures(task.label, shown)
 
@@ -189,7 +192,9 @@ def _request(task: str, run: Run, how: Mapping[str, Any]) -> dict[str, Any]:
 def _measurement(entry: Entry, place: torch.device) -> str:
     """The key of an entry's measurement: what it depends on."""
     run = entry.runs[0]
-    what = [recipe_digest(run.recipe), (run.results() or {}).get("data_sha256"), session.environment(place)]
+    results, environment = run.results(), session.environment(place)
+    digest = None if results is None else results.data_sha256
+    what = [recipe_digest(run.recipe), digest, environment.model_dump()]
     return "step " + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -204,21 +209,23 @@ def _figures(entry: Entry, how: Mapping[str, Any], stop: StopRequest, *, quiet: 
             row |= figures_by_split([item.figure for item in compared])
             row |= {"num_epochs": None, "best_epoch": None, "train_s": None}
         else:
-            results = run.results() or {}
+            results = run.results()
+            if results is None:
+                raise RunError(f"{run.folder}: the run is not finished")
             row |= _under_test_protocol(results, run.recipe)
-            row |= {key: results[key] for key in ("num_epochs", "best_epoch", "train_s")}
             # A teacher is trained for the sake of its student.
-            row["train_s"] += results.get("teacher", {}).get("train_s", 0.0)
+            train_s = results.train_s + (0.0 if results.teacher is None else results.teacher.train_s)
+            row |= {"num_epochs": results.num_epochs, "best_epoch": results.best_epoch, "train_s": train_s}
         rows.append(row)
         if stop:
             _stop(stop, "all runs are finished")
     return rows
 
 
-def _under_test_protocol(results: Mapping[str, Any], recipe: Recipe) -> dict[str, float]:
+def _under_test_protocol(results: RunResults, recipe: Recipe) -> dict[str, float]:
     """The figures of a run that were measured as its recipe's test says, by split."""
     protocol = str(test_protocol(recipe))
-    figures = [figure for figure in measured(results, where=recipe.name) if figure.protocol == protocol]
+    figures = [figure for figure in results.results if figure.protocol == protocol]
     return {name: value for name, value in figures_by_split(figures).items() if name in _SPLITS}
 
 
@@ -270,7 +277,7 @@ def _notes(entries: Sequence[Entry], memo: Memo) -> list[str]:
     finished = [
         results for entry in entries if entry.kind != "bundle" for run in entry.runs if (results := run.results())
     ]
-    machines = {(r["environment"]["device"], r["environment"].get("num_threads")) for r in finished}
+    machines = {(r.environment.device, (r.environment.model_extra or {}).get("num_threads")) for r in finished}
     if len(machines) > 1:
         listed = ", ".join(sorted(f"{device} with {threads} threads" for device, threads in machines))
         notes.append(f"trained on {listed}: training times do not compare")

@@ -93,7 +93,7 @@ def work(request: Mapping[str, Any]) -> dict[str, Any]:
     device, num_threads, folder = request["device"], request["num_threads"], Path(request["folder"])
     recipe = parse_recipe(request["recipe"], where=str(folder))
     if request["task"] == "train":
-        return train(recipe, folder, device=device, resume=True, num_threads=num_threads, quiet=True)
+        return train(recipe, folder, device=device, resume=True, num_threads=num_threads, quiet=True).to_json()
     return measure_training(recipe, folder, session.start(device, num_threads))
 
 
