@@ -1,6 +1,10 @@
 """The errors that a user can cause; each knows the exit code of the command line."""
 
 
+class ZooWarning(UserWarning):
+    """A thing that a user should know although work goes on; the command line shows it as one line."""
+
+
 class ZooError(Exception):
     """A fault with one clear line: where it is, what is wrong, what would be right."""
 

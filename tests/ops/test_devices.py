@@ -7,7 +7,7 @@ import torch
 
 from tests.layers.graphs import gen_stack, stack_inputs
 from tests.ops.cases import AGGREGATIONS, assert_close, forward, make_case, run
-from zoo.layers.captured import capture_layers, capture_report
+from zoo.layers.capture import capture_layers, capture_report
 from zoo.layers.inputs import BlockInputs, EdgeInput
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR
@@ -88,6 +88,7 @@ def test_norm_relu(device, channels):
 
 @pytest.mark.parametrize("num_groups", [2, 4])
 @pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.filterwarnings("ignore:the layers are not captured. the states are on the cpu")
 def test_reversible_stack(device, num_groups, capture):
     stack = gen_stack(num_layers=5, channels=32, num_groups=num_groups)
     plain = copy.deepcopy(stack).double()

@@ -44,7 +44,7 @@ def collect(modules: Iterable[nn.Module], kind: str) -> tuple[list[Tensor], list
 
 
 @contextmanager
-def replaced(slots: Sequence[Slot], tensors: Sequence[Tensor] | Mapping[int, Tensor]) -> Iterator[None]:
+def replaced(slots: Sequence[Slot], tensors: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Iterator[None]:
     """Put other tensors, ``tensors[slot.which]``, in the modules' places for a while."""
     present = [slot.holder[slot.name] for slot in slots]
     try:

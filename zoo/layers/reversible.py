@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,13 @@ from zoo.layers.replay import Slot, collect, exclusive, modes, replaced
 from zoo.layers.rng import RngTape
 
 
+class Executor(Protocol):
+    """Another way to run the layers of a stack."""
+
+    def __call__(self, stack: ReversibleStack, x: Tensor, inputs: BlockInputs) -> Tensor | None:
+        """[N, C] to what ``stack(x, inputs)`` is, gradients included; None leaves it to the stack."""
+
+
 class ReversibleStack(nn.Module):
     """Grouped reversible layers; training memory does not depend on their number.
 
@@ -50,6 +56,9 @@ class ReversibleStack(nn.Module):
     Blocks may hold dropout (the random numbers are replayed) and batch norm (statistics are counted once). A block must
     be a function of its arguments, its parameters, its buffers and the global random number generators: what else it
     holds, such as a generator of its own or a plain tensor attribute that changes, backward cannot bring back.
+
+    Attributes:
+        executor: asked first to run the layers, if set; copies of the stack start without.
 
     Raises:
         ValueError: if there are no layers, or their numbers of groups differ or are less than two.
@@ -72,6 +81,11 @@ class ReversibleStack(nn.Module):
         self.num_steps = len(layers) if num_steps is None else num_steps
         self.slice_edges = slice_edges
         self.reversible = reversible
+        self.executor: Executor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What an executor keeps, such as CUDA graphs, can neither be copied nor pickled.
+        return {**self.__dict__, "executor": None}
 
     @uncompiled
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
@@ -110,8 +124,7 @@ class ReversibleStack(nn.Module):
         raise ValueError(f"a reversible stack needs float32 or float64 states, got {x.dtype}{hint}")
 
     def _forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        runner = runner_of(self)
-        out = None if runner is None else runner(self, x, inputs)
+        out = None if self.executor is None else self.executor(self, x, inputs)
         if out is not None:
             return out
         if not torch.is_grad_enabled():
@@ -148,27 +161,6 @@ class ReversibleStack(nn.Module):
         for blocks, block_inputs in self._steps(self._group_inputs(inputs)):
             couple_in_place(blocks, stream, block_inputs, x.dtype, after_block=None if rng is None else rng.record)
         return stream
-
-
-class Runner(Protocol):
-    """Another way to run the layers of a stack."""
-
-    def __call__(self, stack: ReversibleStack, x: Tensor, inputs: BlockInputs) -> Tensor | None:
-        """[N, C] to what ``stack(x, inputs)`` is, gradients included; None leaves it to the stack."""
-
-
-# Not attributes of the stacks: what a runner keeps can neither be copied nor pickled.
-_RUNNERS: WeakKeyDictionary[ReversibleStack, Runner] = WeakKeyDictionary()
-
-
-def run_by(stack: ReversibleStack, runner: Runner) -> None:
-    """From now on ask ``runner`` first; it must hold no reference to the stack."""
-    _RUNNERS[stack] = runner
-
-
-def runner_of(stack: ReversibleStack) -> Runner | None:
-    """Who is asked first, if anybody."""
-    return _RUNNERS.get(stack)
 
 
 class _Call(NamedTuple):

@@ -25,7 +25,7 @@ from zoo.data.baseline import logistic_regression
 from zoo.data.graph import Graph, Part, Split
 from zoo.data.partition import random_parts
 from zoo.errors import RunError
-from zoo.layers.captured import capture_layers
+from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe

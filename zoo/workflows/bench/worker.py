@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.data.graph import Graph, Part, Split
 from zoo.errors import ZooError
-from zoo.layers.captured import capture_layers
+from zoo.layers.capture import capture_layers
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import input_shape
 from zoo.spec.train import TrainSpec

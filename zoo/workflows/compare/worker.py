@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from zoo.errors import RunError, ZooError
-from zoo.layers.captured import capture_layers
+from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.workflows import session

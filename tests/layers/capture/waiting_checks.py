@@ -1,14 +1,14 @@
-"""Run by test_captured.py in a process of its own, where Triton interprets its kernels on the CPU."""
+"""Run by test_executor.py in a process of its own, where Triton interprets its kernels on the CPU."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.layers.capture.recorders import CallRecorder
 from tests.layers.graphs import gradients, stack_inputs
 from zoo.layers.block import Block
-from zoo.layers.captured import capture_layers, capture_report
+from zoo.layers.capture import capture_layers, capture_report
 from zoo.layers.conv import GENConv
-from zoo.layers.recorder import CallRecorder
 from zoo.layers.reversible import ReversibleStack
 from zoo.ops import triton_launch
 from zoo.ops.backend import use_backend

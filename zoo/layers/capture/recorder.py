@@ -1,4 +1,4 @@
-"""Recorders: a piece of work on fixed tensors, told once and then repeated at little cost."""
+"""Record a function on static buffers once, replay it many times (CUDA graphs)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ NUM_WARM_UPS = 3
 
 
 class Recorder(Protocol):
-    """What turns work into something that repeats it."""
+    """Turns work into a function that repeats it."""
 
     def refusal(self, x: Tensor) -> str | None:
-        """Why work on tensors like ``x`` cannot be recorded; None if it can."""
+        """The reason why work on tensors like ``x`` cannot be recorded; None if it can."""
 
     def record(self, work: Work, device: torch.device) -> Work:
-        """What repeats ``work``; it may have been done any number of times by then."""
+        """A function that repeats ``work``, which may be called any number of times to record it."""
 
 
 class GraphRecorder:
-    """Records CUDA graphs: the work is launched as a whole, and no Python runs.
+    """Records CUDA graphs: all kernels of the work are launched at once, and no Python runs.
 
     All graphs of a recorder share their memory, so they must be replayed one after the other, in one stream.
     """
@@ -68,15 +68,3 @@ class GraphRecorder:
                 work()
         self._graphs.add(graph)
         return graph.replay
-
-
-class CallRecorder:
-    """Does the work again each time: everything but the graph, on any device. It serves tests."""
-
-    def refusal(self, x: Tensor) -> str | None:
-        """See ``Recorder``."""
-        return None
-
-    def record(self, work: Work, device: torch.device) -> Work:
-        """See ``Recorder``."""
-        return work

@@ -13,16 +13,16 @@ from torch import nn
 from torch.nn import functional
 
 from tests.interpreted import assert_checks_pass
+from tests.layers.capture.recorders import CallRecorder
 from tests.layers.graphs import gen_stack, gradients, stack_inputs
-from zoo.errors import DataError
-from zoo.layers import captured
+from zoo.errors import DataError, ZooWarning
 from zoo.layers.block import Block
-from zoo.layers.captured import capture_layers, capture_report
+from zoo.layers.capture import capture_layers, capture_report, executor
+from zoo.layers.capture.recorder import NUM_WARM_UPS, GraphRecorder
+from zoo.layers.capture.recording import round_up
 from zoo.layers.conv import GATConv, GENConv
 from zoo.layers.inputs import BlockInputs, EdgeInput
-from zoo.layers.recorder import NUM_WARM_UPS, CallRecorder, GraphRecorder
-from zoo.layers.recording import roomy
-from zoo.layers.reversible import ReversibleStack, runner_of
+from zoo.layers.reversible import ReversibleStack
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR, empty_csr, overwrite
 
@@ -80,7 +80,7 @@ def assert_same(actual, expected, rtol=1e-10):
 
 def padded(x, inputs):
     """The same graph with the nodes and edges that a recording adds."""
-    csr = empty_csr(roomy(len(x) + 1), roomy(inputs.csr.num_edges), inputs.csr)
+    csr = empty_csr(round_up(len(x) + 1), round_up(inputs.csr.num_edges), inputs.csr)
     overwrite(csr, inputs.csr)
     nodes, edges = csr.num_nodes - len(x), csr.num_edges - inputs.csr.num_edges
     attr = functional.pad(inputs.edges.attr, (0, 0, 0, edges))
@@ -262,13 +262,13 @@ def test_only_parts_that_do_not_fit_are_recorded_anew():
         with torch.no_grad():
             stack(*stack_inputs(num_nodes))
         counts.append(recorder.num_recorded)
-    recordings = runner_of(stack)._recordings
+    recordings = stack.executor._recordings
     assert counts == [1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5]
     assert sorted(recording.num_nodes for recording in recordings) == [42, 108, 1024]
     for num_nodes in (2000, 4000, 8000):
         with torch.no_grad():
             stack(*stack_inputs(num_nodes))
-    assert len(runner_of(stack)._recordings) == captured.MAX_RECORDINGS
+    assert len(stack.executor._recordings) == executor.MAX_RECORDINGS
 
 
 def test_a_damaged_graph_is_refused_each_time():
@@ -324,7 +324,8 @@ def test_layers_that_cannot_be_replayed_run_as_before(layers, reason):
     found = []
     for module in (stack, twin):
         torch.manual_seed(0)
-        found.append(run(module, x, inputs))
+        with pytest.warns(ZooWarning, match=reason) if module is stack else contextlib.nullcontext():
+            found.append(run(module, x, inputs))
     assert_same(found[0], found[1], 0)
     assert capture_report(stack) == {"": reason}
 
@@ -333,12 +334,15 @@ def test_calls_that_cannot_be_replayed_run_as_before():
     stack, twin = twins()
     x, inputs = stack_inputs()
     kept = inputs._replace(kept=torch.ones(4, 60, dtype=torch.bool))
-    assert torch.equal(stack(x, kept), twin(x, kept))
+    with pytest.warns(ZooWarning, match="attends to other edges"):
+        assert torch.equal(stack(x, kept), twin(x, kept))
     assert capture_report(stack) == {"": "every layer attends to other edges"}
     nobody = BlockInputs(CSR(torch.zeros(1, dtype=torch.int64), inputs.csr.col[:0]))
-    assert stack(x[:0], nobody).shape == (0, 8)
+    with pytest.warns(ZooWarning, match="there are no nodes"):
+        assert stack(x[:0], nobody).shape == (0, 8)
     assert capture_report(stack) == {"": "there are no nodes"}
-    with torch.nn.modules.module.register_module_forward_hook(lambda *args: None):
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *args: None)
+    with hook, pytest.warns(ZooWarning, match="all modules have a hook"):
         stack(x, inputs)
     assert capture_report(stack) == {"": "all modules have a hook"}
     stack(x, inputs)
@@ -346,14 +350,15 @@ def test_calls_that_cannot_be_replayed_run_as_before():
     assert capture_report(twin) == {"": "not asked for"}
 
 
-def test_without_a_gpu_graphs_are_not_recorded(caplog):
+def test_without_a_gpu_graphs_are_not_recorded():
     stack = gen_stack().double()
     capture_layers(stack)
     x, inputs = stack_inputs()
-    for _ in range(2):
-        assert_same(run(stack, x, inputs), run(copy.deepcopy(stack), x, inputs), 0)
-    assert len(caplog.records) == 1
-    assert "the layers are not captured: the states are on the cpu" in caplog.text
+    expected = run(copy.deepcopy(stack), x, inputs)
+    with pytest.warns(ZooWarning, match="the layers are not captured: the states are on the cpu"):
+        assert_same(run(stack, x, inputs), expected, 0)
+    # The second time without a warning.
+    assert_same(run(stack, x, inputs), expected, 0)
     assert capture_report(stack) == {"": "the states are on the cpu, and CUDA graphs need a GPU"}
 
 
@@ -370,7 +375,7 @@ def test_a_captured_stack_is_copied_saved_and_forgotten_like_any_other():
 
 
 def test_recorded_work_never_waits_for_the_gpu():
-    assert_checks_pass(__file__, "captured_checks.py")
+    assert_checks_pass(__file__, "waiting_checks.py")
 
 
 def test_graphs_are_recorded_after_warming_up_and_share_the_memory_of_those_alive(monkeypatch):

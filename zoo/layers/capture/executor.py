@@ -1,0 +1,204 @@
+"""Run the layers of a reversible stack as CUDA graphs. Opt-in, by :func:`capture_layers`.
+
+A layer is some fifty small kernels, and launching them one by one from Python takes longer than running them. All
+layers of a stack do the same work on other numbers: so ONE graph of a layer forward and ONE of a layer backward (each
+block evaluated once with the tape on, its input restored, its gradients) are recorded on static buffers. Before each
+replay the parameters of its layer are copied there, after each backward replay their gradients are copied out. Neither
+recording nor memory depends on depth, and layers that share parameters add up their gradients.
+
+Parts of a graph differ in size. The buffers hold a few more nodes and edges than the part they were made for; nodes
+beyond a part's own are no source of the part's nodes, give them no gradient, and are never returned.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from zoo.errors import ZooWarning
+from zoo.layers.block import Block, is_plain
+from zoo.layers.capture.buffers import NUM_LEAVES, leaves_of, with_leaves
+from zoo.layers.capture.recorder import GraphRecorder, Recorder
+from zoo.layers.capture.recording import Layer, Recording, Signature, form, round_up
+from zoo.layers.conv import MLP, GENConv
+from zoo.layers.coupling import join_groups
+from zoo.layers.inputs import BlockInputs
+from zoo.layers.replay import exclusive
+from zoo.layers.reversible import ReversibleStack
+from zoo.ops.csr import CSR
+
+# What these do is the same each time: no random numbers, no statistics over nodes, nothing read back from the GPU.
+REPEATABLE: frozenset[type[nn.Module]] = frozenset({Block, GENConv, MLP, nn.LayerNorm, nn.Linear, nn.ReLU})
+# Parts to learn from and parts to evaluate on, and one of each that did not fit.
+MAX_RECORDINGS = 4
+
+
+def capture_layers(model: nn.Module, *, recorder: Recorder | None = None) -> None:
+    """From now on replay the layers of every reversible stack in a model, where that is possible.
+
+    Where it is not, the stack runs as before; a warning and :func:`capture_report` say why. Layers are looked at now:
+    hooks or other modules put into them later are not seen; call this again. New values of parameters, and new
+    parameters, are. Plain attributes (temperature, eps) and PyTorch's precision of matrix products, if changed later,
+    are not seen either.
+
+    Args:
+        model: any; copies made of it later start without.
+        recorder: None: CUDA graphs.
+    """
+    for stack in _stacks(model).values():
+        stack.executor = CaptureExecutor(stack, recorder or GraphRecorder())
+
+
+def capture_report(model: nn.Module) -> dict[str, str]:
+    """By the name of each reversible stack in a model: ``captured``, or why its last call was not."""
+    return {
+        name: stack.executor.status if isinstance(stack.executor, CaptureExecutor) else "not asked for"
+        for name, stack in _stacks(model).items()
+    }
+
+
+def _stacks(model: nn.Module) -> dict[str, ReversibleStack]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, ReversibleStack)}
+
+
+class CaptureExecutor:
+    """The executor of one stack: its recordings, each for a signature and a size.
+
+    Args:
+        stack: whose layers are recorded; they are kept, the stack is not.
+        recorder: see :mod:`zoo.layers.capture.recorder`.
+
+    Attributes:
+        status: ``captured``, or why the last call was not; before the first call why none will be.
+    """
+
+    def __init__(self, stack: ReversibleStack, recorder: Recorder) -> None:
+        self._layers = [Layer.of(list(cast(nn.ModuleList, layer))) for layer in stack.layers]
+        self._unfit = _unfit(self._layers) if stack.reversible else "the stack is not reversible"
+        self.status, self._warned = self._unfit or "not called yet", False
+        self._recorder, self._slice_edges = recorder, stack.slice_edges
+        self._recordings: list[Recording] = []
+
+    def __call__(self, stack: ReversibleStack, x: Tensor, inputs: BlockInputs) -> Tensor | None:
+        """See ``reversible.Executor``."""
+        reason = self._unfit or self._recorder.refusal(x) or _refusal(x, inputs)
+        if reason is not None:
+            is_news = self.status != reason or not self._warned
+            self.status, self._warned = reason, True
+            if is_news:
+                warnings.warn(f"the layers are not captured: {reason}", ZooWarning, stacklevel=5)
+            return None
+        self.status = "captured"
+        layers = [layer.parameters() for layer in self._layers]
+        signature = Signature.of(x, inputs, layers)
+        recording = self._recording(signature, inputs, layers[0])
+        if not signature.has_backward:
+            return join_groups(recording.forward(x, inputs, layers, stack.num_steps), x.dtype)
+        tensors = *inputs.csr, *leaves_of(inputs), *itertools.chain.from_iterable(layers)
+        return cast(Tensor, _Replay.apply(stack, recording, x, *tensors))  # type: ignore[no-untyped-call]
+
+    def _recording(self, signature: Signature, inputs: BlockInputs, parameters: Sequence[Tensor]) -> Recording:
+        """The smallest recording that serves the graph, or a new one."""
+        num_nodes, num_edges = inputs.csr.num_nodes, inputs.csr.num_edges
+        same = [recording for recording in self._recordings if recording.signature == signature]
+        able = [recording for recording in same if recording.serves(num_nodes, num_edges)]
+        if able:
+            recording = min(able, key=lambda recording: (recording.num_edges, recording.num_nodes))
+            self._recordings.remove(recording)
+        else:
+            near = [recording for recording in same if recording.is_near(num_nodes, num_edges)]
+            size = (
+                max([round_up(num_nodes + 1), *(recording.num_nodes for recording in near)]),
+                max([round_up(num_edges), *(recording.num_edges for recording in near)]),
+            )
+            # Parameters and states may have been made in inference mode; what is recorded serves training too.
+            with torch.inference_mode(False), torch.no_grad():
+                recording = Recording(
+                    self._layers[0], self._slice_edges, signature, size, inputs, parameters, self._recorder
+                )
+            self._recordings = [other for other in self._recordings if other not in near][1 - MAX_RECORDINGS :]
+        self._recordings.append(recording)
+        return recording
+
+
+class _Replay(torch.autograd.Function):
+    """As ``reversible._Reverse``, with layers that are recorded.
+
+    Saved are the final stream, the stack's inputs and the parameters, the last two by reference.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, stack: ReversibleStack, recording: Recording, x: Tensor, *tensors: Any) -> Tensor:
+        inputs, layers = _unpack(tensors, len(stack.layers))
+        stream = recording.forward(x, inputs, layers, stack.num_steps)
+        ctx.stack, ctx.recording = stack, recording
+        ctx.save_for_backward(*stream, *tensors)
+        return join_groups(stream, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        stack: ReversibleStack = ctx.stack
+        saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
+        stream, tensors = saved[: stack.num_groups], saved[stack.num_groups :]
+        inputs, layers = _unpack(tensors, len(stack.layers))
+        with exclusive(stack):
+            grad_x, leaves, parameters = ctx.recording.backward(stream, grad, inputs, layers, stack.num_steps)
+        # A parameter that stands in several layers was handed over several times: autograd adds up its gradients.
+        grads = (None, None, grad_x, None, None, *leaves, *parameters)
+        return tuple(gradient if needed else None for gradient, needed in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+def _unpack(tensors: Sequence[Any], num_layers: int) -> tuple[BlockInputs, list[list[Tensor]]]:
+    """The inputs of the blocks, and the parameters of each distinct layer."""
+    rowptr, col, *rest = tensors
+    leaves, parameters = rest[:NUM_LEAVES], rest[NUM_LEAVES:]
+    count = len(parameters) // num_layers
+    layers = [parameters[start : start + count] for start in range(0, len(parameters), count)]
+    return with_leaves(BlockInputs(CSR(rowptr, col)), leaves), layers
+
+
+def _refusal(x: Tensor, inputs: BlockInputs) -> str | None:
+    """The reason why a call cannot be replayed."""
+    if inputs.kept is not None:
+        return "every layer attends to other edges"
+    if not x.size(0):
+        return "there are no nodes"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is at work"
+    if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return "all modules have a hook"
+    return None
+
+
+def _unfit(layers: Sequence[Layer]) -> str | None:
+    """The reason why layers cannot be replayed, or not one for another."""
+    for number, layer in enumerate(layers):
+        for module in (module for block in layer.blocks for module in block.modules()):
+            name = type(module).__name__
+            if type(module) not in REPEATABLE:
+                return f"{name} is not known to do the same work each time"
+            if not is_plain(module):
+                return f"a {name} of layer {number} has hooks, or a forward of its own"
+        if len({parameter.dtype for parameter in layer.parameters()}) > 1:
+            return f"the parameters of layer {number} are of several precisions"
+        if _structure(layer) != _structure(layers[0]):
+            return f"layer {number} is built in another way than layer 0"
+    return None
+
+
+def _structure(layer: Layer) -> Any:
+    """Everything that is equal in layers that do the same work."""
+    modules = [
+        (type(module), {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"})
+        for block in layer.blocks
+        for module in block.modules()
+    ]
+    places = [[(slot.name, slot.which) for slot in slots] for slots in layer.slots]
+    return modules, places, [form(parameter) for parameter in layer.parameters()]

@@ -1,0 +1,280 @@
+"""One layer on static buffers: recorded once, replayed for all layers of a stack and for many graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.layers.capture.buffers import NUM_LEAVES, GradientBuffers, StaticInputs, copy_rows, leaves_of, with_leaves
+from zoo.layers.capture.recorder import Recorder
+from zoo.layers.coupling import STREAM_DTYPE, couple_in_place, uncouple_with_gradients
+from zoo.layers.inputs import BlockInputs
+from zoo.layers.replay import Slot, collect, replaced
+
+TensorT = TypeVar("TensorT", Tensor, "Tensor | None")
+Form = tuple[torch.dtype, tuple[int, ...]]
+
+# A recording serves graphs that fill at least this share of its buffers.
+MIN_FILL = 0.75
+
+
+class Layer(NamedTuple):
+    """One layer of a stack and the places of its K parameters.
+
+    Attributes:
+        blocks: its G blocks.
+        slots: for each block where it keeps which of the layer's parameters.
+    """
+
+    blocks: Sequence[nn.Module]
+    slots: Sequence[Sequence[Slot]]
+
+    @classmethod
+    def of(cls, blocks: Sequence[nn.Module]) -> Layer:
+        """The layer of these blocks. A parameter that several blocks share counts once for each."""
+        slots: list[list[Slot]] = []
+        count = 0
+        for block in blocks:
+            parameters, own = collect([block], "_parameters")
+            slots.append([slot._replace(which=slot.which + count) for slot in own])
+            count += len(parameters)
+        return cls(blocks, slots)
+
+    def parameters(self) -> list[Tensor]:
+        """The K parameters that stand in these places now."""
+        present = {slot.which: slot.holder[slot.name] for slots in self.slots for slot in slots}
+        return [tensor for _, tensor in sorted(present.items()) if tensor is not None]
+
+
+class Signature(NamedTuple):
+    """Everything that recorded work depends on besides values and the size of the graph.
+
+    Attributes:
+        dtype: precision of the states.
+        device: of all tensors.
+        num_channels: C.
+        forms: precision and shape, without the number of nodes or edges, of ``col``, of the leaves and of a layer's K
+            parameters; None: not given.
+        autocast: whether it is on, and its precision.
+        leaves_need_grad: which leaves get a gradient.
+        parameters_need_grad: which parameters get a gradient in some layer.
+        has_backward: whether there is a backward pass.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    num_channels: int
+    forms: tuple[Form | None, ...]
+    autocast: tuple[bool, torch.dtype]
+    leaves_need_grad: tuple[bool, ...]
+    parameters_need_grad: tuple[bool, ...]
+    has_backward: bool
+
+    @classmethod
+    def of(cls, x: Tensor, inputs: BlockInputs, layers: Sequence[Sequence[Tensor]]) -> Signature:
+        """The signature of a call on states x [N, C], with the parameters of each distinct layer."""
+        leaves = leaves_of(inputs)
+        attr, weight, bias, mask = leaves
+        tensors = [x, *leaves, *(parameter for layer in layers for parameter in layer)]
+        has_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        return cls(
+            dtype=x.dtype,
+            device=x.device,
+            num_channels=x.size(1),
+            forms=(
+                *(form(t, first=1) for t in (inputs.csr.col, attr, mask)),
+                *(form(t) for t in (weight, bias, *layers[0])),
+            ),
+            autocast=(torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)),
+            leaves_need_grad=tuple(has_backward and leaf is not None and leaf.requires_grad for leaf in leaves),
+            parameters_need_grad=tuple(
+                has_backward and any(layer[k].requires_grad for layer in layers) for k in range(len(layers[0]))
+            ),
+            has_backward=has_backward,
+        )
+
+
+def form(tensor: Tensor | None, *, first: int = 0) -> Form | None:
+    """Precision and shape from dimension ``first`` on."""
+    return None if tensor is None else (tensor.dtype, tuple(tensor.shape)[first:])
+
+
+def round_up(count: int) -> int:
+    """A count rounded up by at most a sixteenth, so that parts of nearly the same size get buffers of the same size."""
+    step = 1 << max(count.bit_length() - 5, 0)
+    return -(-count // step) * step
+
+
+class Recording:
+    """Static buffers for the states, inputs and parameters of one layer, and the recorded work on them.
+
+    Every call fills the buffers anew, so calls may be mixed in any order.
+
+    Args:
+        layer: whose blocks are evaluated, in place of all layers.
+        slice_edges: as of the stack.
+        signature: of the calls it serves.
+        size: nodes and edges of the buffers; one node stays unused.
+        inputs: those of the first call.
+        parameters: those of some layer.
+        recorder: see :mod:`zoo.layers.capture.recorder`.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        slice_edges: bool,
+        signature: Signature,
+        size: tuple[int, int],
+        inputs: BlockInputs,
+        parameters: Sequence[Tensor],
+        recorder: Recorder,
+    ) -> None:
+        self.signature = signature
+        self.num_nodes, self.num_edges = num_nodes, num_edges = size
+        self._layer, self._slice_edges = layer, slice_edges
+        num_groups = len(layer.blocks)
+        shape = num_nodes, signature.num_channels // num_groups
+        self._stream = [torch.zeros(shape, dtype=STREAM_DTYPE, device=signature.device) for _ in range(num_groups)]
+        self._parameters = [parameter.detach().clone() for parameter in parameters]
+        self._inputs = StaticInputs(inputs, num_nodes, num_edges)
+        self._inputs.copy_from(inputs)
+        self._replay_forward = recorder.record(self._layer_forward, signature.device)
+        if signature.has_backward:
+            pairs = zip(self._inputs.leaves, signature.leaves_need_grad, strict=True)
+            leaves = [leaf if needed else None for leaf, needed in pairs]
+            self._grads = GradientBuffers(self._stream, signature.dtype, leaves, parameters)
+            self._replay_backward = recorder.record(self._layer_backward, signature.device)
+
+    def serves(self, num_nodes: int, num_edges: int) -> bool:
+        """Whether a graph fits without leaving much of the buffers unused."""
+        return num_nodes < self.num_nodes and num_edges <= self.num_edges and self.is_near(num_nodes, num_edges)
+
+    def is_near(self, num_nodes: int, num_edges: int) -> bool:
+        """Whether a graph is about as large as the buffers."""
+        pairs = ((self.num_nodes, round_up(num_nodes + 1)), (self.num_edges, round_up(num_edges)))
+        return all(MIN_FILL * max(pair) <= min(pair) for pair in pairs)
+
+    def forward(
+        self, x: Tensor, inputs: BlockInputs, layers: Sequence[Sequence[Tensor]], num_steps: int
+    ) -> list[Tensor]:
+        """The stream after the last layer.
+
+        Args:
+            x: [N, C] states.
+            inputs: of the blocks.
+            layers: the parameters of each distinct layer.
+            num_steps: layers to apply; the distinct ones are cycled through.
+
+        Returns:
+            G groups of [N, C/G], float64.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self._inputs.copy_from(inputs)
+            copy_rows(self._stream, x.chunk(len(self._stream), dim=1))
+            for step in range(num_steps):
+                torch._foreach_copy_(self._parameters, list(layers[step % len(layers)]))
+                self._replay_forward()
+            return [group[: x.size(0)].clone() for group in self._stream]
+
+    def backward(
+        self,
+        stream: Sequence[Tensor],
+        grad: Tensor,
+        inputs: BlockInputs,
+        layers: Sequence[Sequence[Tensor]],
+        num_steps: int,
+    ) -> tuple[Tensor, list[Tensor | None], list[Tensor | None]]:
+        """Gradients, by the reverse pass from the last layer to the first.
+
+        Args:
+            stream: what :meth:`forward` returned.
+            grad: [N, C] gradient of the output.
+            inputs: as for :meth:`forward`.
+            layers: as for :meth:`forward`.
+            num_steps: as for :meth:`forward`.
+
+        Returns:
+            Of x; of the leaves; of the parameters, layer after layer. None where none is needed or was found.
+        """
+        grads, num_nodes = self._grads, grad.size(0)
+        with torch.no_grad():
+            self._inputs.copy_from(inputs)
+            copy_rows(self._stream, stream)
+            copy_rows(grads.stream, grad.chunk(len(grads.stream), dim=1))
+            for total in grads.leaves:
+                if total is not None:
+                    total.zero_()
+            table = grads.row.new_zeros(len(layers), grads.row.numel())
+            for step in reversed(range(num_steps)):
+                torch._foreach_copy_(self._parameters, list(layers[step % len(layers)]))
+                self._replay_backward()
+                table[step % len(layers)].add_(grads.row)
+            num_rows = (inputs.csr.num_edges, None, None, num_nodes)
+            leaves = [
+                total[:rows].clone() if total is not None and k in grads.used else None
+                for k, (total, rows) in enumerate(zip(grads.leaves, num_rows, strict=True))
+            ]
+            parameters = grads.split(table)
+            # Layers beyond the last step are not part of the network: they get no gradient.
+            unused = parameters[num_steps * len(self._parameters) :]
+            parameters[len(parameters) - len(unused) :] = [None] * len(unused)
+            return torch.cat([group[:num_nodes] for group in grads.stream], dim=1), leaves, parameters
+
+    def _layer_forward(self) -> None:
+        """The recorded work of one layer forward."""
+        blocks, slots = self._layer
+        with ExitStack() as state:
+            for own in slots:
+                state.enter_context(replaced(own, self._parameters))
+            state.enter_context(self._autocast())
+            state.enter_context(torch.no_grad())
+            couple_in_place(blocks, self._stream, self._groups(self._inputs.leaves), self.signature.dtype)
+
+    def _layer_backward(self) -> None:
+        """The recorded work of one layer backward."""
+        signature, grads = self.signature, self._grads
+        groups = self._groups(self._inputs.leaves)
+        # Sums of gradients are cut like the leaves they belong to.
+        pairs = zip(self._inputs.leaves, grads.leaves, strict=True)
+        sums = self._groups([leaf if total is None else total for leaf, total in pairs])
+        with torch.no_grad():
+            grads.row.zero_()
+        for index, block in reversed(list(enumerate(self._layer.blocks))):
+            slots = self._layer.slots[index]
+            leaves = _aliases(leaves_of(groups[index]), signature.leaves_need_grad)
+            parameters = _aliases(self._parameters, signature.parameters_need_grad)
+            read = [*range(NUM_LEAVES), *(NUM_LEAVES + slot.which for slot in slots)]
+            tensors = [*leaves, *parameters]
+            sources = {k: t for k in read if (t := tensors[k]) is not None and t.requires_grad}
+            with torch.enable_grad(), self._autocast(), replaced(slots, parameters):
+                inputs = with_leaves(groups[index], leaves)
+                found = uncouple_with_gradients(
+                    block, index, self._stream, grads.stream, inputs, list(sources.values())
+                )
+            targets = [*leaves_of(sums[index]), *grads.parameters]
+            with torch.no_grad():
+                grads.add({k: targets[k] for k in sources}, found)
+            del found
+
+    def _groups(self, leaves: Sequence[Tensor | None]) -> list[BlockInputs]:
+        """Leaves, or the gradients of leaves, cut for the groups."""
+        inputs, num_groups = with_leaves(self._inputs.inputs, leaves), len(self._layer.blocks)
+        return [inputs.group(index, num_groups, slice_edges=self._slice_edges) for index in range(num_groups)]
+
+    def _autocast(self) -> torch.autocast:
+        enabled, dtype = self.signature.autocast
+        # Weights that autocast would cache in here are those of one layer.
+        return torch.autocast(self.signature.device.type, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def _aliases(tensors: Sequence[Tensor | None], needs_grad: Sequence[bool]) -> list[Tensor | None]:
+    """The same tensors, as ends of the tape where a gradient is needed."""
+    return [
+        tensor.detach().requires_grad_() if tensor is not None and needed else tensor
+        for tensor, needed in zip(tensors, needs_grad, strict=True)
+    ]
