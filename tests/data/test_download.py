@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.data.conftest import Server
-from zoo.data import files
+from zoo.data import download as download_module
 from zoo.data.download import CHECKSUMS, download, download_and_unpack, unpack
 from zoo.data.ogb import load_ogb
 from zoo.errors import DataError
@@ -86,8 +86,8 @@ def test_a_missing_file_says_what_to_do(server: Server, tmp_path: Path) -> None:
 
 def test_no_room_is_found_before_the_download(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (server.folder / "a").write_bytes(b"x" * 1000)
-    usage = files.shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    usage = download_module.shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="of disk space is needed"):
         download(server.url("a"), tmp_path / "a", manual=MANUAL)
     assert left_over(tmp_path) == ["served"]

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data import files, ogb
+from zoo.data import download, ogb
 from zoo.data.array_cache import MARKER
+from zoo.data.download import data_root
 from zoo.data.graph import Graph, directed_edges
 from zoo.data.ogb import load_ogb, ogb_info, species_to_categories
 from zoo.errors import DataError
@@ -253,8 +254,8 @@ def test_an_incomplete_folder_is_not_replaced_in_silence(tmp_path: Path) -> None
 
 
 def test_too_little_disk_space_is_found_before_the_work(ogb_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = files.shutil.disk_usage(ogb_root)._replace(free=1000)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    usage = download.shutil.disk_usage(ogb_root)._replace(free=1000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="of disk space is needed for the converted ogbn-proteins"):
         load_ogb("ogbn-proteins", root=ogb_root)
 
@@ -304,12 +305,12 @@ def test_the_root_is_the_argument_then_the_environment_then_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "env"))
-    assert files.data_root(tmp_path / "given") == tmp_path / "given"
-    assert files.data_root() == tmp_path / "env"
+    assert data_root(tmp_path / "given") == tmp_path / "given"
+    assert data_root() == tmp_path / "env"
     monkeypatch.delenv("ZOO_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert files.data_root() == tmp_path / "xdg" / "revgnn-zoo" / "data"
+    assert data_root() == tmp_path / "xdg" / "revgnn-zoo" / "data"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert files.data_root() == tmp_path / "home" / ".cache" / "revgnn-zoo" / "data"
-    assert files.data_root("~/data") == tmp_path / "home" / "data"
+    assert data_root() == tmp_path / "home" / ".cache" / "revgnn-zoo" / "data"
+    assert data_root("~/data") == tmp_path / "home" / "data"

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from zoo.errors import RunError
 from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
 
 TENSORS = {
@@ -32,7 +33,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    sha256 = write_tensors(path, TENSORS, {"zoo": "text: ä\n"})
+    sha256 = write_tensors(path, TENSORS, {"zoo": "text: ä\n"}, RunError)
     file = read_tensors(path)
     assert equal(file.tensors, TENSORS)
     assert file.metadata == {"zoo": "text: ä\n"}
@@ -41,7 +42,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
 
 def test_the_public_library_reads_our_files(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_tensors(path, TENSORS, {"zoo": "text"})
+    write_tensors(path, TENSORS, {"zoo": "text"}, RunError)
     assert equal(safetensors.torch.load_file(path), TENSORS)
     with safetensors.safe_open(path, framework="pt") as file:
         assert file.metadata() == {"zoo": "text"}
@@ -55,15 +56,15 @@ def test_we_read_files_of_the_public_library(tmp_path: Path) -> None:
 
 def test_equal_tensors_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     one, other = tmp_path / "1", tmp_path / "2"
-    write_tensors(one, TENSORS, {"zoo": "x"})
-    write_tensors(other, dict(reversed(TENSORS.items())), {"zoo": "x"})
+    write_tensors(one, TENSORS, {"zoo": "x"}, RunError)
+    write_tensors(other, dict(reversed(TENSORS.items())), {"zoo": "x"}, RunError)
     assert one.read_bytes() == other.read_bytes()
 
 
 def test_strided_and_shared_tensors_are_written_as_they_look(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     views = {"transposed": base.t(), "column": base[:, 1], "expanded": torch.tensor([1.0]).expand(4)}
-    write_tensors(tmp_path / "a", views, {})
+    write_tensors(tmp_path / "a", views, {}, RunError)
     assert equal(read_tensors(tmp_path / "a").tensors, {name: view.contiguous() for name, view in views.items()})
 
 
@@ -81,15 +82,15 @@ def test_the_digest_sees_every_change() -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    write_tensors(path, TENSORS, {})
+    write_tensors(path, TENSORS, {}, RunError)
     before = path.read_bytes()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_tensors(path, {"other": torch.zeros(3)}, {})
+    with pytest.raises(RunError, match=r"a\.safetensors: cannot be written: No space left"):
+        write_tensors(path, {"other": torch.zeros(3)}, {}, RunError)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
@@ -179,7 +180,7 @@ def test_a_long_header_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_tensors(path, {"a": torch.arange(3.0), "b": torch.zeros(2)}, {"zoo": "x"})
+    write_tensors(path, {"a": torch.arange(3.0), "b": torch.zeros(2)}, {"zoo": "x"}, RunError)
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from zoo.data.files import exclusive, sha256_of_file
 from zoo.errors import DataError
+from zoo.files import locked, sha256_of, write_errors, write_json
 
 FORMAT_VERSION = 1
 MARKER = "whole.json"
@@ -82,7 +82,7 @@ def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path
     Raises:
         DataError: if the cache cannot be written.
     """
-    with exclusive(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock"), DataError):
         arrays = open_arrays(folder, source)
         if arrays is not None:
             return arrays
@@ -91,15 +91,14 @@ def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path
             shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            build(work)
-            _write_marker(work, source)
-            if folder.exists():
-                # Set aside in one step, so that no other process sees half a folder.
-                folder.rename(work / "replaced")
-            work.chmod(0o755)
-            work.rename(folder)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot write the cache ({error.strerror or error})") from error
+            with write_errors(folder, DataError):
+                build(work)
+                _write_marker(work, source)
+                if folder.exists():
+                    # Set aside in one step, so that no other process sees half a folder.
+                    folder.rename(work / "replaced")
+                work.chmod(0o755)
+                work.rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(folder / "replaced", ignore_errors=True)
@@ -126,7 +125,7 @@ def open_arrays(folder: Path, source: Mapping[str, str] | None) -> Arrays | None
         for name, entry in marker["files"].items():
             path = folder / Path(name).name
             size = path.stat().st_size
-            if size != entry["size"] or (size <= VERIFY_BYTES and sha256_of_file(path) != entry["sha256"]):
+            if size != entry["size"] or (size <= VERIFY_BYTES and sha256_of(path) != entry["sha256"]):
                 return None
         return {
             Path(name).stem: np.load(folder / Path(name).name, mmap_mode="c", allow_pickle=False)
@@ -139,13 +138,6 @@ def open_arrays(folder: Path, source: Mapping[str, str] | None) -> Arrays | None
 
 def _write_marker(folder: Path, source: Mapping[str, str]) -> None:
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
-        for path in sorted(folder.glob("*.npy"))
+        path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.glob("*.npy"))
     }
-    marker = {"format_version": FORMAT_VERSION, "source": dict(source), "files": files}
-    temporary = folder / f"{MARKER}.part"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(marker, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(folder / MARKER)
+    write_json(folder / MARKER, {"format_version": FORMAT_VERSION, "source": dict(source), "files": files}, DataError)

@@ -17,12 +17,12 @@ import torch
 
 from zoo.data.arrays import graph_from_arrays, read_arrays, undirected_edges
 from zoo.data.digits import digits_graph
-from zoo.data.download import download
-from zoo.data.files import data_root, exclusive, make_folder
+from zoo.data.download import data_root, download
 from zoo.data.graph import Graph, Task
 from zoo.data.ogb import load_ogb
 from zoo.data.planetoid import PARTS, planetoid_arrays
 from zoo.errors import DataError
+from zoo.files import locked, make_folder
 from zoo.spec.recipe import ReportedResult
 from zoo.spec.train import MetricName
 
@@ -113,7 +113,7 @@ def _heterophilous(name: str, root: str | Path | None) -> Graph:
     """ROOT/NAME.npz in the zoo's format or in the one of its publishers; downloaded if it is not there."""
     path = data_root(root) / f"{name}.npz"
     if not path.exists():
-        make_folder(path.parent)
+        make_folder(path.parent, DataError)
         url = f"{pyg_url(*HETEROPHILOUS_URL)}/{name.replace('-', '_')}.npz"
         download(url, path, manual=_manual(name, [url], path), max_bytes=MAX_FILE_BYTES)
     arrays = read_arrays(path)
@@ -156,8 +156,8 @@ def _planetoid(name: str, root: str | Path | None) -> Graph:
     path = folder / f"{name}.npz"
     if not path.exists():
         raw = folder / name
-        make_folder(raw)
-        with exclusive(raw / ".lock"):
+        make_folder(raw, DataError)
+        with locked(raw / ".lock", DataError):
             urls = [f"{pyg_url(*PLANETOID_URL)}/ind.{name}.{part}" for part in PARTS]
             for url in urls:
                 target = raw / url.rsplit("/", 1)[1]

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import logging
+import os
 import shutil
 import stat
 import tempfile
@@ -16,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from zoo.data.files import check_free_space, exclusive, make_folder
 from zoo.errors import DataError
+from zoo.files import locked, make_folder
 
 TIMEOUT_S = 30.0
 MAX_DOWNLOAD_BYTES = 16 << 30
@@ -26,6 +27,40 @@ MAX_MEMBERS = 10_000
 CHECKSUMS = "checksums.json"
 
 logger = logging.getLogger(__name__)
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that holds the data sets.
+
+    Args:
+        root: wins if given; else the environment variable ZOO_DATA; else ``revgnn-zoo/data`` in the user's cache
+            folder (XDG_CACHE_HOME, by default ``~/.cache``).
+
+    Returns:
+        An absolute path that need not exist yet.
+    """
+    if root is None:
+        root = os.environ.get("ZOO_DATA") or None
+    if root is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revgnn-zoo" / "data"
+    return Path(root).expanduser().absolute()
+
+
+def check_free_space(folder: Path, required_bytes: int, purpose: str) -> None:
+    """Refuse to start a large write that cannot end well.
+
+    Args:
+        folder: existing folder on the disk to be written to.
+        required_bytes: what will be written.
+        purpose: completes "... is needed for".
+
+    Raises:
+        DataError: if the disk has less than that and a reserve of 64 MiB.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < required_bytes + (64 << 20):
+        needed, free = f"{required_bytes / 2**30:.2f} GiB", f"{free_bytes / 2**30:.2f} GiB"
+        raise DataError(f"{folder}: {needed} of disk space is needed for {purpose}, only {free} is free")
 
 
 def download(url: str, path: Path, *, manual: str, max_bytes: int = MAX_DOWNLOAD_BYTES) -> None:
@@ -95,7 +130,7 @@ def _fetch(address: str, path: Path, url: str, max_bytes: int) -> None:
 def _check_digest(folder: Path, url: str, digest: str, size: int) -> None:
     """Compare with the first download of this URL into this folder, or record it as the first."""
     record = folder / CHECKSUMS
-    with exclusive(folder / f".{CHECKSUMS}.lock"):
+    with locked(folder / f".{CHECKSUMS}.lock", DataError):
         try:
             known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
             entry = known.get(url)
@@ -127,8 +162,8 @@ def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: 
     Raises:
         DataError: if the archive cannot be had, is damaged or unsafe, or lacks the folder.
     """
-    make_folder(folder.parent)
-    with exclusive(folder.parent / f".{folder.name}.lock"):
+    make_folder(folder.parent, DataError)
+    with locked(folder.parent / f".{folder.name}.lock", DataError):
         if folder.exists() and any(folder.iterdir()):
             # Another process was faster.
             return

@@ -21,10 +21,10 @@ import torch
 
 from zoo.data.array_cache import Arrays, open_arrays, open_or_build, write_array
 from zoo.data.csv_arrays import convert_edges, convert_features, count_columns, read_count, read_csv
-from zoo.data.download import download_and_unpack
-from zoo.data.files import check_free_space, data_root, make_folder
+from zoo.data.download import check_free_space, data_root, download_and_unpack
 from zoo.data.graph import Graph, Split, Task, validate
 from zoo.errors import DataError
+from zoo.files import make_folder
 
 # The file that holds the categories of nodes, where a data set has them; the older name is still in circulation.
 SPECIES_FILES = ("node_species.csv.gz", "species.csv.gz")
@@ -151,7 +151,7 @@ def load_ogb(name: str, *, root: str | Path | None = None, url: str | None = Non
         if arrays is not None:
             return _to_graph(info, arrays)
         cache = data_root() / "converted" / f"{info.folder}-{source['edge.csv.gz']}"
-        make_folder(cache.parent)
+        make_folder(cache.parent, DataError)
     return _to_graph(info, open_or_build(cache, source, lambda target: _convert(info, folder, target)))
 
 
@@ -160,7 +160,7 @@ def _get(info: OgbInfo, folder: Path, url: str) -> None:
         raise DataError(
             f"{folder}: has no raw/edge.csv.gz and no usable cache; remove the folder to get {info.name} anew"
         )
-    make_folder(folder.parent)
+    make_folder(folder.parent, DataError)
     download_and_unpack(
         url,
         folder,

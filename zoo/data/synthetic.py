@@ -21,9 +21,10 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from zoo.data.files import check_free_space, make_folder
+from zoo.data.download import check_free_space
 from zoo.data.graph import Graph, Split
 from zoo.errors import DataError
+from zoo.files import make_folder
 
 Array = np.ndarray[Any, Any]
 
@@ -158,7 +159,7 @@ def write_synthetic_proteins(
         raise DataError(f"the mean degree must be a number, not {mean_degree}")
     graph = synthetic_graph(num_nodes, round(num_nodes * mean_degree / 2), seed=seed)
     for part in ("raw", "split/species", "mapping", "processed"):
-        make_folder(folder / part)
+        make_folder(folder / part, DataError)
     check_free_space(folder, graph.num_edges * 16, "the synthetic data")
     raw, species = folder / "raw", graph.categories
     _write(raw / "edge.csv.gz", graph.edge_index.T)

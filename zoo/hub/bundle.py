@@ -8,7 +8,6 @@ weights before their values, and the digest last.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import BundleError
+from zoo.files import atomic_write, read_errors, sync_folder, write_errors, write_json
 from zoo.hub.card import render_card
 from zoo.hub.config import (
     CARD_FILE,
@@ -29,7 +29,6 @@ from zoo.hub.config import (
     Provenance,
     Weights,
 )
-from zoo.hub.files import atomic_write, sync_folder
 from zoo.hub.tensor_file import Header, TensorFileError, read_tensors, write_tensors
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
@@ -58,7 +57,7 @@ def write_bundle(folder: Path, contents: Contents) -> BundleConfig:
     bad = [name for name, tensor in contents.state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise BundleError(f"{_some(bad)}: NaN or infinite weights are not written to a bundle")
-    try:
+    with write_errors(folder, BundleError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             staged = Path(scratch) / folder.name
@@ -70,8 +69,6 @@ def write_bundle(folder: Path, contents: Contents) -> BundleConfig:
                 raise BundleError(f"{folder}: already there and not this bundle; choose another --out")
             staged.rename(folder)
         sync_folder(folder.parent)
-    except OSError as error:
-        raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return config
 
 
@@ -99,11 +96,10 @@ def read_weights(folder: Path, config: BundleConfig, expected: Mapping[str, Tens
     # Room for each name, even if every character of it is escaped, and for its numbers.
     max_header_bytes = 4096 + sum(6 * len(name.encode()) + 256 for name in expected)
     try:
-        file = read_tensors(path, max_header_bytes=max_header_bytes, check=check)
+        with read_errors(path, BundleError):
+            file = read_tensors(path, max_header_bytes=max_header_bytes, check=check)
     except TensorFileError as error:
         raise BundleError(f"{path}: not a whole safetensors file: {error}") from error
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
     if file.sha256 != config.weights.sha256:
         raise BundleError(
             f"{path}: its SHA-256 is {file.sha256}, but {CONFIG_FILE} says {config.weights.sha256}: "
@@ -115,7 +111,7 @@ def read_weights(folder: Path, config: BundleConfig, expected: Mapping[str, Tens
 def _write_files(folder: Path, contents: Contents) -> BundleConfig:
     weights = folder / WEIGHTS_FILE
     recipe = _portable(contents.recipe)
-    sha256 = write_tensors(weights, contents.state, {"format": "pt"})
+    sha256 = write_tensors(weights, contents.state, {"format": "pt"}, BundleError)
     config = BundleConfig(
         format_version=FORMAT_VERSION,
         recipe=recipe,
@@ -125,8 +121,8 @@ def _write_files(folder: Path, contents: Contents) -> BundleConfig:
         weights=Weights(sha256=sha256, num_bytes=weights.stat().st_size),
     )
     data = {**config.model_dump(mode="json", exclude_none=True), "recipe": recipe.to_json()}
-    atomic_write(folder / CONFIG_FILE, [json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"])
-    atomic_write(folder / CARD_FILE, [render_card(config).encode()])
+    write_json(folder / CONFIG_FILE, data, BundleError)
+    atomic_write(folder / CARD_FILE, [render_card(config).encode()], BundleError)
     return config
 
 

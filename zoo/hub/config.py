@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from zoo.errors import BundleError
-from zoo.hub.files import read_regular
+from zoo.files import read_errors, read_regular
 from zoo.json_object import MAX_JSON_BYTES, parse_json_object
 from zoo.spec.base import Spec
 from zoo.spec.faults import parse_spec
@@ -65,12 +65,11 @@ def read_config(folder: Path) -> BundleConfig:
     where = folder / CONFIG_FILE
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder")
-    try:
-        raw = read_regular(where, max_bytes=MAX_JSON_BYTES)
-    except FileNotFoundError:
-        raise BundleError(f"{folder}: not a bundle: it has no {CONFIG_FILE}") from None
-    except OSError as error:
-        raise BundleError(f"{where}: cannot be read: {error.strerror or error}") from error
+    with read_errors(where, BundleError):
+        try:
+            raw = read_regular(where, max_bytes=MAX_JSON_BYTES)
+        except FileNotFoundError:
+            raise BundleError(f"{folder}: not a bundle: it has no {CONFIG_FILE}") from None
     config = parse_config(raw, where=str(where))
     _check_size(folder / WEIGHTS_FILE, config)
     return config
@@ -98,12 +97,11 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
 
 def _check_size(path: Path, config: BundleConfig) -> None:
     """Refuse a wrong size before a model is built, which for a hostile recipe could take very long."""
-    try:
-        num_bytes = path.stat().st_size
-    except FileNotFoundError:
-        raise BundleError(f"{path.parent}: not a whole bundle: it has no {WEIGHTS_FILE}") from None
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with read_errors(path, BundleError):
+        try:
+            num_bytes = path.stat().st_size
+        except FileNotFoundError:
+            raise BundleError(f"{path.parent}: not a whole bundle: it has no {WEIGHTS_FILE}") from None
     if num_bytes != config.weights.num_bytes:
         raise BundleError(
             f"{path}: has {num_bytes:,} bytes, but {CONFIG_FILE} says {config.weights.num_bytes:,}: "

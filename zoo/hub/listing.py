@@ -9,9 +9,9 @@ from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, SafetensorsParsingError
 
 from zoo.errors import BundleError, NetworkError
+from zoo.files import read_regular
 from zoo.hub.client import LIBRARY, Hub, plain_errors
 from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE, BundleConfig, parse_config
-from zoo.hub.files import read_regular
 from zoo.hub.pull import Pulled
 from zoo.json_object import MAX_JSON_BYTES
 

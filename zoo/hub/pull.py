@@ -23,9 +23,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from zoo.errors import BundleError, NetworkError, ZooError
+from zoo.files import atomic_write, make_folder, read_regular
 from zoo.hub.client import Hub, plain_errors, tell, without_xet
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, parse_config
-from zoo.hub.files import atomic_write, read_regular
 from zoo.hub.reference import Reference, is_commit
 from zoo.hub.verify import drop, has_cached_id, has_sha256
 from zoo.json_object import MAX_JSON_BYTES
@@ -139,9 +139,9 @@ def _serve(hub: Hub, reference: Reference, fetch: _Fetch, say: Say) -> Pulled:
         return replace(cached, is_stale=True)
     if known != commit:
         # A cache that may only be read serves all the same.
-        with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(note, [commit.encode()])
+        with contextlib.suppress(ZooError):
+            make_folder(note.parent, ZooError)
+            atomic_write(note, [commit.encode()], ZooError)
     return pulled
 
 

@@ -16,11 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
+from zoo.files import sha256_of
 from zoo.hub.client import Hub, is_unreachable, plain_errors, tell, translate, without_xet
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
 from zoo.hub.reference import DEFAULT_REVISION
-from zoo.hub.verify import git_id, sha256_of
+from zoo.hub.verify import git_id
 
 # What is sent: a small file itself, or where a large one lies.
 Content = bytes | Path

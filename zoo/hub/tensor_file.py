@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.hub.files import atomic_write, open_regular
+from zoo.errors import ZooError
+from zoo.files import atomic_write, open_regular
 from zoo.json_object import parse_json_object
 
 _CODES = {
@@ -74,19 +75,20 @@ class TensorFile:
     sha256: str
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], error: type[ZooError]) -> str:
     """Write a safetensors file, whole or not at all; the same tensors always give the same bytes.
 
     Args:
         path: the file; its folder exists.
         tensors: by name; dense, on any device.
         metadata: free text by key.
+        error: class of the error to raise.
 
     Returns:
         The SHA-256 of the file.
 
     Raises:
-        OSError: if it cannot be stored.
+        error: if it cannot be stored.
     """
     digest = hashlib.sha256()
 
@@ -95,7 +97,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             digest.update(chunk)
             yield chunk
 
-    atomic_write(path, chunks())
+    atomic_write(path, chunks(), error)
     return digest.hexdigest()
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from huggingface_hub import cached_assets_path
 
+from zoo.errors import ZooError
+from zoo.files import atomic_write, sha256_of
 from zoo.hub.client import LIBRARY
-from zoo.hub.files import atomic_write, open_regular
-
-_CHUNK_BYTES = 1 << 20
 
 
 def has_sha256(path: Path, sha256: str, num_bytes: int) -> bool:
@@ -40,22 +39,9 @@ def has_sha256(path: Path, sha256: str, num_bytes: int) -> bool:
         return False
     if note is not None:
         # A cache that may only be read serves all the same; the file is then read again the next time.
-        with contextlib.suppress(OSError):
-            atomic_write(note, [json.dumps(stamp).encode()])
+        with contextlib.suppress(ZooError):
+            atomic_write(note, [json.dumps(stamp).encode()], ZooError)
     return True
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def git_id(content: bytes) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.errors import BundleError, ZooError
+from zoo.files import atomic_write, read_regular
 from zoo.hub.card import card_faults, is_generated, render_card, unrecorded_numbers
 from zoo.hub.config import CARD_FILE, CURVES_FILE, BundleConfig, read_config
-from zoo.hub.files import atomic_write, read_regular
 from zoo.workflows.export import export
 from zoo.workflows.load import is_run
 from zoo.workflows.plot import plot
@@ -54,10 +54,7 @@ def write_card(source: Path, *, replace: bool = False) -> Path:
     card, path = bundle_card(folder, read_config(folder), repo_id=""), folder / CARD_FILE
     if path.is_file() and not replace and not is_generated(_read(path)):
         raise BundleError(f"{path}: was written or edited by hand; --replace overwrites it")
-    try:
-        atomic_write(path, [card.encode()])
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
+    atomic_write(path, [card.encode()], BundleError)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,9 @@ from torch import Tensor
 
 import zoo
 from zoo.errors import BundleError
+from zoo.files import read_errors, sha256_of
 from zoo.hub.bundle import Contents, differences, write_bundle
 from zoo.hub.config import BundleConfig, Provenance
-from zoo.hub.files import open_regular
 from zoo.models.convert import convert_state_dict
 from zoo.spec.model import RevGATSpec
 from zoo.spec.recipe import Recipe
@@ -55,20 +54,13 @@ def _inspect(path: Path, recipe: Recipe) -> str:
     """Refuse what cannot be the recipe's checkpoint before it is unpickled; its SHA-256."""
     widest = GraphShape(num_node_features=1024, num_edge_features=1024, num_tasks=1024)
     limit = _BYTES_PER_PARAMETER * count_parameters(recipe.model, widest) + _SLACK_BYTES
-    digest = hashlib.sha256()
-    num_bytes = 0
-    try:
-        with open_regular(path) as file:
-            while block := file.read(1 << 20):
-                num_bytes += len(block)
-                if num_bytes > limit:
-                    raise BundleError(f"{path}: larger than any checkpoint of the recipe {recipe.name} could be")
-                digest.update(block)
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
+    with read_errors(path, BundleError):
+        try:
+            if path.stat().st_size > limit:
+                raise BundleError(f"{path}: larger than any checkpoint of the recipe {recipe.name} could be")
+            return sha256_of(path)
+        except FileNotFoundError:
+            raise BundleError(f"{path}: no such file") from None
 
 
 def _load(path: Path) -> dict[str, Tensor]:

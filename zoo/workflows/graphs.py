@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from zoo.data.datasets import DATASETS, load_graph
+from zoo.data.download import data_root
 from zoo.data.features import build_features
-from zoo.data.files import data_root
 from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
 from zoo.data.metrics import check_metric
 from zoo.data.ogb import ogb_info

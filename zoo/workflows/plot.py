@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from zoo.errors import RunError
-from zoo.hub.files import atomic_write
+from zoo.files import atomic_write
 from zoo.workflows.run_dir import RunDir
 
 _BLUE, _ORANGE, _GREY = "#2a6f97", "#e07a28", "#666666"
@@ -60,8 +60,5 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
     path = run.curves_path if out is None else out
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    try:
-        atomic_write(path, [buffer.getvalue()])
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    atomic_write(path, [buffer.getvalue()], RunError)
     return path

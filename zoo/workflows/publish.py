@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import BundleError
+from zoo.files import read_regular
 from zoo.hub.card import card_faults, is_generated
 from zoo.hub.client import connect, tell
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, read_config
-from zoo.hub.files import read_regular
 from zoo.hub.push import Content, Options, Published, inspect, push
 from zoo.hub.reference import check_repo_id, check_revision
 from zoo.json_object import MAX_JSON_BYTES

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from zoo.errors import BundleError, ZooError
+from zoo.files import write_errors
 from zoo.hub.client import connect
 from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE
 from zoo.hub.pull import OPTIONAL_FILES, Pulled, pull, pull_config
@@ -49,7 +50,7 @@ def copy_bundle(pulled: Pulled, out: Path) -> None:
         ZooError: if it cannot be written.
     """
     names = [name for name in _FILES if (pulled.folder / name).is_file()]
-    try:
+    with write_errors(out, ZooError):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             if all((out / n).is_file() and _same(out / n, pulled.folder / n) for n in names):
                 return
@@ -61,8 +62,6 @@ def copy_bundle(pulled: Pulled, out: Path) -> None:
             for name in names:
                 shutil.copyfile(pulled.folder / name, staged / name)
             staged.rename(out)
-    except OSError as error:
-        raise ZooError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def _same(one: Path, other: Path) -> bool:

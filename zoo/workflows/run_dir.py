@@ -14,7 +14,6 @@ every file is replaced as a whole. A run directory belongs to one recipe for eve
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.errors import RecipeError, RunError
-from zoo.hub.files import atomic_write
+from zoo.files import locked, write_errors, write_json
 from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
 from zoo.json_object import parse_json_object, read_json_object
 from zoo.spec.base import Spec
@@ -151,7 +150,7 @@ class RunDir:
         Raises:
             RunError: if they cannot be stored.
         """
-        _write_json(self.path / "results.json", results.to_json())
+        write_json(self.path / "results.json", results.to_json(), RunError)
 
     def best(self) -> Best | None:
         """The weights with the best validation; None before the first evaluation.
@@ -237,14 +236,11 @@ class RunDir:
             RunError: if it cannot be stored.
         """
         path = self.path / "metrics.jsonl"
-        try:
-            with path.open("ab") as file:
-                file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-                return file.tell()
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        with write_errors(path, RunError), path.open("ab") as file:
+            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
 
     def truncate_metrics(self, num_bytes: int) -> None:
         """Forget the lines written after a state was saved; they will be written again.
@@ -256,13 +252,10 @@ class RunDir:
         if num_bytes == 0 and not path.exists():
             # A run that fails before it has anything to keep must leave nothing behind.
             return
-        try:
-            with path.open("ab") as file:
-                if file.tell() < num_bytes:
-                    raise RunError(f"{path}: shorter than when the state was saved; it was changed by something else")
-                file.truncate(num_bytes)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        with write_errors(path, RunError), path.open("ab") as file:
+            if file.tell() < num_bytes:
+                raise RunError(f"{path}: shorter than when the state was saved; it was changed by something else")
+            file.truncate(num_bytes)
 
 
 @contextmanager
@@ -277,14 +270,12 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
     Raises:
         RunError: if the folder holds something else, is in use, or cannot be written.
     """
-    try:
+    with write_errors(path, RunError):
         _check_vacant(path)
         created = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     try:
-        with _lock(path):
+        with locked(path / ".lock", RunError, advice="choose another --out"):
             yield _claim(path, recipe, resume=resume)
     except BaseException:
         # A run that failed before it had anything to keep leaves no folder behind.
@@ -301,7 +292,7 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
             entry.unlink()
     _check_vacant(path)
     if _is_unused(path):
-        _write_json(path / "recipe.json", recipe.to_json())
+        write_json(path / "recipe.json", recipe.to_json(), RunError)
         return RunDir(path)
     run = RunDir(path)
     check_same_recipe(path, run.recipe(), recipe)
@@ -324,26 +315,6 @@ def _check_vacant(path: Path) -> None:
     if not (path / "recipe.json").is_file() and not _is_unused(path):
         other = min(entry.name for entry in path.iterdir())
         raise RunError(f"{path}: not empty (it holds {other!r}) and not a run; choose another --out")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    try:
-        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            raise RunError(f"{path}: in use by process {owner or '(unknown)'}; choose another --out") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        # The end of the process, however it comes, gives the lock back too.
-        os.close(descriptor)
 
 
 def check_same_recipe(path: Path, held: Recipe, recipe: Recipe) -> None:
@@ -376,21 +347,11 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return result
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    try:
-        atomic_write(path, [json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"])
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
 def _write_saved(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
     text = json.dumps({"format": STATE_FORMAT, **tree}, allow_nan=False, sort_keys=True)
     # One metadata key: several would be stored in any order, and equal states could differ in their bytes.
     metadata = {_METADATA_KEY: json.dumps({"sha256": digest_of(tensors, text), "tree": text})}
-    try:
-        write_tensors(path, tensors, metadata)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    write_tensors(path, tensors, metadata, RunError)
 
 
 def _read_saved(path: Path) -> Saved:
@@ -410,7 +371,3 @@ def _read_saved(path: Path) -> Saved:
     if tree.pop("format") != STATE_FORMAT:
         raise RunError(f"{path}: written by another version of revgnn-zoo; continue the run with that one")
     return Saved(file.tensors, tree)
-
-
-def _cannot_write(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path}: cannot be written: {error.strerror or error}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import RunError
-from zoo.hub.files import atomic_write
+from zoo.files import atomic_write, make_folder, write_json
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import session
@@ -115,14 +115,10 @@ def run_suite(
         "fits": [] if suite.trend is None else fit_lines(rows, suite.trend),
         "cases": rows,
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result, indent=2, allow_nan=False)
-        atomic_write(out / f"{stem}.json", [text.encode() + b"\n"])
-        if any("failed" not in row for row in rows):
-            atomic_write(out / f"{stem}.png", [draw(result)])
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written: {error.strerror or error}") from error
+    make_folder(out, RunError)
+    write_json(out / f"{stem}.json", result, RunError)
+    if any("failed" not in row for row in rows):
+        atomic_write(out / f"{stem}.png", [draw(result)], RunError)
     faults = [f"{label(case)}: {row['failed']}" for case, row in zip(cases, rows, strict=True) if "failed" in row]
     faults = [fault for fault in faults if not fault.endswith(f": {OUT_OF_MEMORY}")]
     if faults:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import RunError
-from zoo.hub.files import atomic_write
+from zoo.files import make_folder, write_json
 from zoo.json_object import read_json_object
 
 
@@ -39,17 +38,5 @@ class Memo:
             RunError: if it cannot be stored.
         """
         self._values[key] = value
-        write_file(self._path, json.dumps(self._values, indent=2, allow_nan=False).encode() + b"\n")
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, and its folder if need be.
-
-    Raises:
-        RunError: if it cannot be stored.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, [content])
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+        make_folder(self._path.parent, RunError)
+        write_json(self._path, self._values, RunError)

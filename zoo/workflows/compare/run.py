@@ -16,6 +16,7 @@ from zoo.data.baseline import logistic_regression
 from zoo.data.datasets import DATASETS
 from zoo.data.graph import Graph
 from zoo.errors import DataError, RunError
+from zoo.files import atomic_write, make_folder, write_json
 from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import RunResults
@@ -30,7 +31,7 @@ from zoo.workflows.compare.entries import (
     splits_to_run,
     with_runs,
 )
-from zoo.workflows.compare.memo import Memo, write_file
+from zoo.workflows.compare.memo import Memo
 from zoo.workflows.compare.processes import Task, run_tasks
 from zoo.workflows.compare.table import markdown
 from zoo.workflows.evaluate import evaluate, figures_by_split, test_protocol
@@ -117,9 +118,10 @@ def compare(
         "reported": [r.model_dump(mode="json", exclude_none=True) for r in quoted],
         "notes": _notes(entries, memo),
     }
-    write_file(out / "compare.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
-    write_file(out / "compare.png", draw(result))
-    write_file(out / "compare.md", markdown(result).encode())
+    make_folder(out, RunError)
+    write_json(out / "compare.json", result, RunError)
+    atomic_write(out / "compare.png", [draw(result)], RunError)
+    atomic_write(out / "compare.md", [markdown(result).encode()], RunError)
     return result
 
 

@@ -1,0 +1,204 @@
+"""Files that are either whole or absent, locks between processes, and digests: what everything on disk is built on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from zoo.errors import ZooError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def write_errors(path: Path, error: type[ZooError]) -> Iterator[None]:
+    """Turn an OSError into one line that names the path.
+
+    Args:
+        path: the file or folder that is written.
+        error: class of the error to raise.
+
+    Raises:
+        error: "PATH: cannot be written: REASON".
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise error(f"{path}: cannot be written: {cause.strerror or cause}") from cause
+
+
+@contextlib.contextmanager
+def read_errors(path: Path, error: type[ZooError]) -> Iterator[None]:
+    """Turn an OSError into one line that names the path.
+
+    Args:
+        path: the file that is read.
+        error: class of the error to raise.
+
+    Raises:
+        error: "PATH: cannot be read: REASON".
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, error: type[ZooError]) -> Iterator[Path]:
+    """Replace a file so that a reader, and a crash at any moment, finds the old content or the new, never a mixture.
+
+    Args:
+        path: the file; its folder exists.
+        error: class of the error to raise.
+
+    Yields:
+        A path to write the new content to. It takes the place of ``path`` at the end; if anything fails, it is removed
+        and the old file stays.
+
+    Raises:
+        error: if the content cannot be stored.
+    """
+    # In the same folder, because a rename cannot cross file systems.
+    temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    with write_errors(path, error):
+        try:
+            yield temporary
+            # Without this, a power cut after the rename could leave the new name with none of its bytes.
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def atomic_write(path: Path, chunks: Iterable[bytes | memoryview], error: type[ZooError]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file; its folder exists.
+        chunks: its content.
+        error: class of the error to raise.
+
+    Raises:
+        error: if the content cannot be stored; the old file is then untouched.
+    """
+    # "x" refuses a file or a link that somebody has put there.
+    with atomic_path(path, error) as temporary, open(temporary, "xb") as file:
+        file.writelines(chunks)
+
+
+def write_json(path: Path, data: Mapping[str, Any], error: type[ZooError]) -> None:
+    """Write a JSON object, readable by people, whole or not at all.
+
+    Raises:
+        error: if it cannot be stored.
+        ValueError: if a number is not finite.
+    """
+    atomic_write(path, [json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"], error)
+
+
+def make_folder(folder: Path, error: type[ZooError]) -> None:
+    """Create a folder and its parents where they are not there.
+
+    Raises:
+        error: if that cannot be done.
+    """
+    with write_errors(folder, error):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut.
+
+    Raises:
+        OSError: if the folder cannot be opened or written.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading; a pipe or a device is refused without waiting for it.
+
+    Raises:
+        OSError: if it cannot be opened or is something else; ``strerror`` says which.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(None, "not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """The first ``max_bytes`` + 1 bytes of a regular file, so that the caller can tell what is too large.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read(max_bytes + 1)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a regular file.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, error: type[ZooError], *, advice: str | None = None) -> Iterator[None]:
+    """Hold a lock that one process at a time can have; the end of the process, however it comes, gives it back.
+
+    Args:
+        path: the lock file, which stays behind and holds the id of its last owner; its folder must be writable.
+        error: class of the error to raise.
+        advice: what to do if another process holds the lock; it completes the error message. None: wait for it.
+
+    Raises:
+        error: if the lock file cannot be written, or "FOLDER: in use by process N; ADVICE".
+    """
+    lock = FileLock(path)
+    with write_errors(path, error):
+        # Releases of filelock before 4.0 empty the file whenever they try, so look at it first.
+        owner = _owner(path)
+        try:
+            lock.acquire(blocking=advice is None)
+        except Timeout:
+            owner = _owner(path) or owner or "(unknown)"
+            raise error(f"{path.parent}: in use by process {owner}; {advice}") from None
+    try:
+        with write_errors(path, error):
+            path.write_text(str(os.getpid()), encoding="ascii")
+        yield
+    finally:
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    """The process id in a lock file; empty if there is none."""
+    return read_regular(path, max_bytes=20).decode("ascii", "replace").strip() if path.is_file() else ""
