@@ -5,9 +5,10 @@ from torch import nn
 
 from zoo.layers.block import Block
 from zoo.layers.conv import GENConv
-from zoo.layers.inputs import BlockInputs, EdgeInput
+from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
 from zoo.ops.csr import CSR, csr_from_edge_index
+from zoo.ops.edges import EdgeInput
 
 
 def random_csr(num_nodes: int, num_edges: int, seed: int = 0) -> CSR:

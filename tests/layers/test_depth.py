@@ -6,8 +6,9 @@ from torch import nn
 
 from tests.layers.graphs import gen_stack, plain, random_csr
 from zoo.layers.coupling import couple
-from zoo.layers.inputs import BlockInputs, EdgeInput
+from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
+from zoo.ops.edges import EdgeInput
 
 
 def float32_stream(stack: ReversibleStack, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:

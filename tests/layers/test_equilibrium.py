@@ -22,7 +22,8 @@ from zoo.layers.equilibrium import (
     take_solve_metrics,
 )
 from zoo.layers.equilibrium_block import EquilibriumBlock
-from zoo.layers.inputs import BlockInputs, EdgeInput
+from zoo.layers.inputs import BlockInputs
+from zoo.ops.edges import EdgeInput
 
 CHANNELS = 8
 CONVS = {

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests import parity
 from zoo.layers.block import Block
 from zoo.layers.conv import GATConv, GCNConv, GENConv, SAGEConv
-from zoo.layers.inputs import BlockInputs, EdgeInput
+from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.convert import convert_block_name, convert_state_dict
 from zoo.models.factory import build_model
@@ -18,6 +18,7 @@ from zoo.models.gnn import DropoutMasks
 from zoo.models.revgat import RevGATRandomness
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import csr_from_edge_index
+from zoo.ops.edges import EdgeInput
 from zoo.spec.shape import GraphShape
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from zoo.layers.block import NORMS, NormName, normed_relu
 from zoo.layers.dropout import shared_mask
 from zoo.layers.encoders import NodeEncoder
-from zoo.layers.inputs import BlockInputs, EdgeInput
-from zoo.ops.csr import CSR, csr_from_edge_index
+from zoo.layers.inputs import BlockInputs
+from zoo.ops.csr import CSR, as_csr
+from zoo.ops.edges import EdgeInput
 
 
 class DropoutMasks(NamedTuple):
@@ -105,24 +106,3 @@ class GNN(nn.Module):
         if encoder is None or edge_attr is None:
             return csr, None
         return csr, EdgeInput(edge_attr if perm is None else edge_attr[perm], encoder.weight, encoder.bias)
-
-
-def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None]:
-    """The CSR of ``edge_index``, and the order of its edges unless it was a CSR already.
-
-    Raises:
-        ValueError: if a node id is not in 0 .. num_nodes - 1, or the CSR is of another number of nodes.
-    """
-    if isinstance(edge_index, CSR):
-        if edge_index.num_nodes != num_nodes:
-            raise ValueError(f"the CSR has {edge_index.num_nodes} nodes, x has {num_nodes}")
-        return edge_index, None
-    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
-        raise ValueError(
-            f"edge_index: expected integers of shape (2, E), got {edge_index.dtype} of {tuple(edge_index.shape)}"
-        )
-    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
-        raise ValueError(
-            f"edge_index: node ids must be in 0..{num_nodes - 1}, got {int(edge_index.min())}..{int(edge_index.max())}"
-        )
-    return csr_from_edge_index(edge_index, num_nodes)

@@ -11,8 +11,7 @@ from zoo.layers.block import NORMS, NormName
 from zoo.layers.conv import RevGATConv
 from zoo.layers.dropout import shared_mask
 from zoo.layers.inputs import BlockInputs
-from zoo.models.gnn import as_csr
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, as_csr
 
 
 class RevGATRandomness(NamedTuple):

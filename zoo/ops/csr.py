@@ -61,6 +61,27 @@ def csr_from_edge_index(edge_index: Tensor, num_nodes: int) -> tuple[CSR, Tensor
     return CSR(rowptr, source[perm].contiguous()), perm
 
 
+def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None]:
+    """The CSR of ``edge_index``, and the order of its edges unless it was a CSR already.
+
+    Raises:
+        ValueError: if a node id is not in 0 .. num_nodes - 1, or the CSR is of another number of nodes.
+    """
+    if isinstance(edge_index, CSR):
+        if edge_index.num_nodes != num_nodes:
+            raise ValueError(f"the CSR has {edge_index.num_nodes} nodes, x has {num_nodes}")
+        return edge_index, None
+    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
+        raise ValueError(
+            f"edge_index: expected integers of shape (2, E), got {edge_index.dtype} of {tuple(edge_index.shape)}"
+        )
+    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
+        raise ValueError(
+            f"edge_index: node ids must be in 0..{num_nodes - 1}, got {int(edge_index.min())}..{int(edge_index.max())}"
+        )
+    return csr_from_edge_index(edge_index, num_nodes)
+
+
 def check_csr(csr: CSR) -> None:
     """Look at every row and edge, once for each CSR: kernels read memory where ``rowptr`` and ``col`` tell them to.
 

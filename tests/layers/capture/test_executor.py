@@ -21,10 +21,11 @@ from zoo.layers.capture import capture_layers, capture_report, executor
 from zoo.layers.capture.recorder import NUM_WARM_UPS, GraphRecorder
 from zoo.layers.capture.recording import round_up
 from zoo.layers.conv import GATConv, GENConv
-from zoo.layers.inputs import BlockInputs, EdgeInput
+from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR, empty_csr, overwrite
+from zoo.ops.edges import EdgeInput
 
 SIZES = (12, 9, 13, 12, 31, 11)
 

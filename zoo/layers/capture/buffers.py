@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from zoo.layers.inputs import BlockInputs, EdgeInput
+from zoo.layers.inputs import BlockInputs
 from zoo.ops.csr import empty_csr, overwrite
+from zoo.ops.edges import EdgeInput
 
 NUM_LEAVES = 4
 
