@@ -14,7 +14,7 @@ recipe = model.zoo_info.recipe
 graph = build_features(zoo.load_graph(recipe.data.dataset), recipe.data.node_features)
 edge_index, edge_attr = zoo.directed_edges(graph)
 with torch.no_grad():
-    logits = model(graph.x, edge_index, edge_attr)
+    logits = model(graph.x, edge_index, edge_attr if recipe.model.reads_edges else None)
 
 test = graph.splits[recipe.data.split].test
 guess, truth = logits[test].argmax(1), graph.y[test]

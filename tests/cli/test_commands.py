@@ -118,7 +118,10 @@ def test_a_baseline_is_added_to_a_finished_run(finished: Path, tmp_path: Path, z
         (["model.num_layers=1001", "model.num_layers=7"], "changed: model.num_layers=7"),
         (["model.norm=batch", 'data.node_features=["degree"]'], 'data.node_features=["degree"], model.norm=batch'),
         (['model.conv={"type": "gcn"}'], "model.conv.aggr.type left out"),
-        (['data={"dataset": "file", "path": "/home/me/graph.npz"}'], "data.path=graph.npz, data.node_features left"),
+        (
+            ['data={"dataset": "file", "path": "/home/me/graph.npz"}'],
+            'data.path=graph.npz, data.node_features=["node"]',
+        ),
         (["train.num_epochs=5", "test.num_views=1", "model.num_layers=1001"], None),
         ([], None),
     ],

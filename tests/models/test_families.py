@@ -55,7 +55,7 @@ def recipe(model: dict) -> Recipe:
         "schema_version": 1,
         "name": "x",
         "summary": "x",
-        "data": {"dataset": "ogbn-proteins"},
+        "data": {"dataset": "ogbn-proteins", "node_features": ["edge_sum"]},
         "model": model,
         "train": {"num_epochs": 1, "loss": "bce_with_logits", "optimizer": {"type": "adam"}},
         "eval": {"metric": "rocauc"},

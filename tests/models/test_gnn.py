@@ -4,12 +4,13 @@ import time
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from zoo.errors import BundleError, RecipeError
 from zoo.models.convert import convert_state_dict
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
-from zoo.spec.model import GATConvSpec, GCNConvSpec, GenConvSpec, RevGATSpec, RevSpec, SAGEConvSpec
+from zoo.spec.model import GATConvSpec, GCNConvSpec, GenConvSpec, Model, RevGATSpec, RevSpec, SAGEConvSpec
 from zoo.spec.shape import GraphShape
 from zoo.spec.size import count_parameters
 
@@ -138,6 +139,24 @@ def test_convolutions_without_edge_features(conv) -> None:
     x, edge_index, _ = graph()
     shape = GraphShape(num_node_features=7, num_tasks=5)
     assert build_model(spec(conv=conv.model_dump()), shape)(x, edge_index).shape == (9, 5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "rev", "num_layers": 2, "hidden_channels": 8, "conv": {"type": "gcn"}},
+        {"type": "res", "num_layers": 2, "hidden_channels": 8, "conv": {"type": "gen"}},
+        {"type": "deq", "hidden_channels": 8, "conv": {"type": "sage"}},
+        {"type": "rev_gat", "num_layers": 3, "hidden_channels": 8},
+    ],
+    ids=lambda model: model["type"],
+)
+def test_a_model_that_reads_no_edge_features_refuses_them(model) -> None:
+    x, edge_index, edge_attr = graph()
+    built = build_model(TypeAdapter(Model).validate_python(model), SHAPE)
+    with pytest.raises(ValueError, match="this model reads no edge features: leave edge_attr out"):
+        built(x, edge_index, edge_attr)
+    assert built(x, edge_index).shape == (9, 5)
 
 
 def test_a_graph_without_edges_or_with_one_node() -> None:

@@ -107,6 +107,22 @@ FAULTY = {
     "negative_seed": (changed(GOOD, train__seed=-1), "train.seed:"),
     "seed_of_33_bits": (changed(GOOD, train__seed=2**32), "train.seed:"),
     "unknown_dataset": (changed(GOOD, data={"dataset": "ogbn-protein"}), "did you mean 'ogbn-proteins'?"),
+    "no_columns": (
+        changed(GOOD, data={"dataset": "ogbn-proteins"}),
+        "data.node_features: 'node' has no columns in ogbn-proteins; use 'edge_sum', 'species_one_hot', 'degree', ",
+    ),
+    "no_edge_features": (
+        changed(GOOD, data={"dataset": "cora", "node_features": ["node", "edge_sum"]}),
+        "data.node_features: 'edge_sum' has no columns in cora; use 'degree', 'laplacian', 'constant'",
+    ),
+    "category_alone": (
+        changed(GOOD, data={"dataset": "ogbn-proteins", "node_features": ["species_one_hot"]}),
+        "data.node_features: 'species_one_hot' needs another feature beside it",
+    ),
+    "feature_named_twice": (
+        changed(GOOD, data__node_features=["degree", "degree"]),
+        "data.node_features: a feature is named twice in degree, degree",
+    ),
     "unknown_metric": (changed(GOOD, eval__metric="roc"), "eval.metric: expected one of rocauc"),
     "unknown_loss": (changed(GOOD, train__loss="mse"), "train.loss: expected one of"),
     "unknown_family": (changed(GOOD, model={"type": "rev_gnn"}), "model.type: expected one of rev"),

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from zoo.errors import RecipeError
-from zoo.json_object import read_json_object
-from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path
 
 if TYPE_CHECKING:
     from zoo.workflows.published import Comparison
-
-_MAX_SUMMARY = 300
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -59,39 +54,10 @@ def set_option(function: CommandT) -> CommandT:
 def chosen_recipe(name: str, assignments: Sequence[str]) -> Recipe:
     """The recipe that a command is given, with its overrides.
 
-    With other data or another model it is no longer what its source speaks of: it has no source then, and its summary
-    says what was changed.
-
     Raises:
         ZooError: if there is no such recipe, or it is at fault.
     """
-    path = recipe_path(name)
-    recipe = read_recipe(path, assignments)
-    data = read_json_object(path, error=RecipeError)
-    before, after = (dict(_described(values)) for values in (data, override(data, assignments)))
-    changes = [f"{place}={value}" for place, value in after.items() if before.get(place) != value]
-    changes += [f"{place} left out" for place in before if place not in after]
-    if not changes:
-        return recipe
-    summary = f"{recipe.name}, changed: {', '.join(changes)}"
-    if len(summary) > _MAX_SUMMARY:
-        summary = summary[: _MAX_SUMMARY - 3] + "..."
-    return recipe.model_copy(update={"source": None, "summary": summary})
-
-
-def _described(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the words about a recipe rest on: the leaves of its data and its model, by place."""
-    for place, value in _leaves({key: recipe.get(key) for key in ("data", "model")}):
-        # Where a file lies differs from machine to machine and is nobody's business.
-        yield place, Path(value).name if place == "data.path" else value
-
-
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+    return read_recipe(recipe_path(name), assignments)
 
 
 def example(*lines: str) -> str:

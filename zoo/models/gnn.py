@@ -80,7 +80,7 @@ class GNN(nn.Module):
             [N, T].
 
         Raises:
-            ValueError: if edge features are missing, or have other than D columns, or do not match the edges.
+            ValueError: if edge features are missing, or given to a model that reads none, or not of shape [E, D].
         """
         csr, edges = self._edges(x, edge_index, edge_attr)
         h = self.node_encoder(x)
@@ -94,6 +94,8 @@ class GNN(nn.Module):
 
     def _edges(self, x: Tensor, edge_index: Tensor | CSR, edge_attr: Tensor | None) -> tuple[CSR, EdgeInput | None]:
         encoder = self.edge_encoder
+        if encoder is None and edge_attr is not None:
+            raise ValueError("this model reads no edge features: leave edge_attr out")
         if encoder is not None:
             if edge_attr is None:
                 raise ValueError(f"this model reads edge features: give edge_attr [E, {encoder.in_features}]")

@@ -34,10 +34,10 @@ class RevGAT(nn.Module):
     """RevGAT (arXiv 2106.07476): reversible graph attention for full-batch node classification.
 
     Args:
-        in_channels: F.
         hidden_channels: C of each head.
         out_channels: T.
         num_heads: H.
+        num_layers: L, the first and the last layer included.
         first: attention layer from F to H * C channels.
         stack: reversible stack on H * C channels.
         last: attention layer from H * C to T channels, one head.
@@ -89,7 +89,7 @@ class RevGAT(nn.Module):
             [N, T].
         """
         if edge_attr is not None:
-            raise ValueError("RevGAT reads no edge features: leave edge_attr out")
+            raise ValueError("this model reads no edge features: leave edge_attr out")
         csr, perm = as_csr(edge_index, x.size(0))
         drawn = self._draw(x, csr) if randomness is None else randomness
         kept = drawn.kept if drawn.kept is None or perm is None else drawn.kept[:, perm]

@@ -106,8 +106,8 @@ def _locate(cls: type[Spec], data: Any, loc: tuple[int | str, ...], *, ends_in_k
         last = index == len(loc) - 1
         if isinstance(key, int):
             parts[-1] += f"[{key}]"
-        elif isinstance(node, dict) and key not in node and not (last and ends_in_key):
-            continue  # the tag of a union, not a key
+        elif isinstance(node, dict) and key not in node and not (last and (ends_in_key or key in known.model_fields)):
+            continue  # the tag of a union, not a key that is missing or has its default
         else:
             parts.append(key)
         if last:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError
@@ -33,3 +34,24 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
                 raise RecipeError(f"--set {assignment}: '{key}' is not an object")
         node[keys[-1]] = value
     return result
+
+
+def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The differences between two recipes in what their summary and source speak of: the data and the model."""
+    old, new = dict(_described(before)), dict(_described(after))
+    changes = [f"{place}={value}" for place, value in new.items() if old.get(place) != value]
+    return changes + [f"{place} left out" for place in old if place not in new]
+
+
+def _described(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for place, value in _leaves({key: recipe.get(key) for key in ("data", "model")}):
+        # Where a file lies differs from machine to machine and is nobody's business.
+        yield place, Path(value).name if place == "data.path" else value
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
 from zoo.errors import RecipeError
@@ -16,12 +16,13 @@ from zoo.json_object import read_json_object
 from zoo.spec.base import Spec
 from zoo.spec.faults import NAME_PATTERN, parse_spec
 from zoo.spec.model import Model
-from zoo.spec.overrides import override
-from zoo.spec.shape import DatasetName, GraphShape, NodeFeature
+from zoo.spec.overrides import changes_in_words, override
+from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
 from zoo.spec.size import MAX_PARAMETERS, count_parameters
 from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
 
 SCHEMA_VERSION = 1
+_MAX_SUMMARY = 300
 
 
 class ReportedResult(Spec):
@@ -50,7 +51,7 @@ class DataSpec(Spec):
     dataset: DatasetName
     path: str = Field(default="", description="dataset 'file' only: a .npz file or a folder of .npy files")
     split: int = Field(default=0, ge=0, description="which of the data set's splits")
-    node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1)
+    node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1, validate_default=True)
     undirected: bool = Field(default=False, description="add the reverse of every edge of a directed graph")
     self_loops: bool = Field(default=False, description="every node gets exactly one edge from itself to itself")
 
@@ -60,6 +61,13 @@ class DataSpec(Spec):
             raise ValueError("path goes with dataset 'file', and only with it")
         return self
 
+    @field_validator("node_features")
+    @classmethod
+    def _columns(cls, names: tuple[NodeFeature, ...], info: ValidationInfo) -> tuple[NodeFeature, ...]:
+        if "dataset" in info.data:  # else it is at fault itself
+            check_features(info.data["dataset"], names)
+        return names
+
 
 class Recipe(Spec):
     """Everything about one model, as written in ``recipes/NAME.json``."""
@@ -67,7 +75,7 @@ class Recipe(Spec):
     schema_: str = Field(default="", alias="$schema", description="for editors; not read")
     schema_version: Literal[1]
     name: str = Field(pattern=NAME_PATTERN)
-    summary: str = Field(min_length=1, max_length=300)
+    summary: str = Field(min_length=1, max_length=_MAX_SUMMARY)
     source: SourceSpec | None = None
     data: DataSpec
     model: Model
@@ -99,6 +107,9 @@ class Recipe(Spec):
 def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe file.
 
+    Overridden in its data or its model, a recipe is no longer what its source speaks of: it has no source then, and its
+    summary says what was changed.
+
     Args:
         path: the JSON file; its stem must be the recipe's name.
         overrides: ``key.key=value`` assignments, checked like the file. A value is JSON, else a string.
@@ -115,7 +126,7 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Check recipe data; ``where`` names its origin in errors.
+    """Check recipe data; ``where`` names its origin in errors and ``overrides`` mean the same as in ``read_recipe``.
 
     Raises:
         RecipeError: with every fault, one a line, each with its place.
@@ -125,7 +136,22 @@ def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str
         raise RecipeError(
             f"{where}: schema_version: {version} was written by a newer revgnn-zoo; this one reads {SCHEMA_VERSION}"
         )
-    return parse_spec(Recipe, override(data, overrides), where=where)
+    recipe = parse_spec(Recipe, override(data, overrides), where=where)
+    changes = changes_in_words(_spelled_out(data), recipe.to_json()) if overrides else []
+    if not changes:
+        return recipe
+    summary = f"{recipe.name}, changed: {', '.join(changes)}"
+    if len(summary) > _MAX_SUMMARY:
+        summary = summary[: _MAX_SUMMARY - 3] + "..."
+    return recipe.model_copy(update={"source": None, "summary": summary})
+
+
+def _spelled_out(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return parse_spec(Recipe, data, where="").to_json()
+    except RecipeError:
+        # A recipe for data of the user's own may be whole only with its overrides, such as data.path.
+        return data
 
 
 def recipe_schema() -> dict[str, Any]:

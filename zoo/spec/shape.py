@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -109,6 +109,24 @@ def known_shape(recipe: Recipe) -> GraphShape | None:
         num_tasks=widths.tasks,
     )
     return input_shape(recipe, graph)
+
+
+def check_features(dataset: DatasetName, names: Sequence[NodeFeature]) -> None:
+    """Refuse node features that would leave the model without input columns.
+
+    Raises:
+        ValueError: if a feature is named twice or has no columns in the data set, or the category stands alone.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError(f"a feature is named twice in {', '.join(names)}")
+    widths = DATASET_WIDTHS.get(dataset)
+    columns = {} if widths is None else feature_columns(widths)
+    for name in names:
+        if columns.get(name) == 0:
+            others = ", ".join(repr(other) for other, width in columns.items() if width and other not in names)
+            raise ValueError(f"{name!r} has no columns in {dataset}; use {others}")
+    if list(names) == ["species_one_hot"]:
+        raise ValueError("'species_one_hot' needs another feature beside it, such as 'degree'")
 
 
 def feature_columns(widths: Widths) -> dict[NodeFeature, int]:
