@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 
 from tests.workflows.small import small_recipe, write_graph
 from zoo.errors import RunError
-from zoo.hub import tensor_file
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment, RunResults
@@ -311,8 +311,16 @@ def test_a_changed_number_of_threads_is_told(stopped: Path, capsys: pytest.Captu
     assert "Warning: num_threads was 1 and is now 2: results may differ slightly" in capsys.readouterr().err
 
 
-def full_disk(*arguments: Any, **options: Any) -> str:
-    raise OSError(28, "No space left on device")
+def fill_disk(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[str], bool]) -> None:
+    """Let files of some names fail at the last step of their writing."""
+    replace = os.replace
+
+    def replace_if_there_is_space(source: Path, target: Path) -> None:
+        if is_full(Path(target).name):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_if_there_is_space)
 
 
 def test_a_full_disk_while_training_is_no_reason_to_stop(
@@ -320,14 +328,7 @@ def test_a_full_disk_while_training_is_no_reason_to_stop(
 ) -> None:
     recipe = small_recipe(tmp_path)
     calls = iter(range(1, 100))
-    write = tensor_file.write_tensors
-
-    def sometimes_full(path: Path, *arguments: Any) -> str:
-        if path.name.startswith("state-") and next(calls) in (1, 2):
-            full_disk()
-        return write(path, *arguments)
-
-    monkeypatch.setattr(run_dir, "write_tensors", sometimes_full)
+    fill_disk(monkeypatch, lambda name: name.startswith("state-") and next(calls) in (1, 2))
     monkeypatch.setattr(state, "_MAX_SHARE", 1e9)
     results = run(recipe, tmp_path / "run")
     assert results.num_epochs == 4
@@ -336,13 +337,8 @@ def test_a_full_disk_while_training_is_no_reason_to_stop(
 
 
 def test_a_full_disk_at_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = tensor_file.write_tensors
     monkeypatch.setattr(state, "_MAX_SHARE", 0.0)
-    monkeypatch.setattr(
-        run_dir,
-        "write_tensors",
-        lambda path, *rest: full_disk() if path.name == "state-8.safetensors" else write(path, *rest),
-    )
+    fill_disk(monkeypatch, lambda name: name == "state-8.safetensors")
     with pytest.raises(RunError, match=r"state-8.safetensors: cannot be written: No space left on device"):
         run(small_recipe(tmp_path), tmp_path / "run")
     assert RunDir(tmp_path / "run").results() is None

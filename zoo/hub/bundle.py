@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import BundleError
-from zoo.files import atomic_write, read_errors, sync_folder, write_errors, write_json
+from zoo.files import atomic_write, sync_folder, write_errors, write_json
 from zoo.hub.card import render_card
 from zoo.hub.config import (
     CARD_FILE,
@@ -29,10 +29,10 @@ from zoo.hub.config import (
     Provenance,
     Weights,
 )
-from zoo.hub.tensor_file import Header, TensorFileError, read_tensors, write_tensors
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
+from zoo.tensor_file import Shapes, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,13 @@ def read_weights(folder: Path, config: BundleConfig, expected: Mapping[str, Tens
     """
     path = folder / WEIGHTS_FILE
 
-    def check(header: Header) -> None:
-        faults = differences({name: (info.shape, info.dtype) for name, info in header.tensors.items()}, expected)
-        if faults:
+    def check(found: Shapes) -> None:
+        if faults := differences(found, expected):
             raise BundleError(f"{path}: does not fit the recipe in {CONFIG_FILE}: {faults}")
 
     # Room for each name, even if every character of it is escaped, and for its numbers.
     max_header_bytes = 4096 + sum(6 * len(name.encode()) + 256 for name in expected)
-    try:
-        with read_errors(path, BundleError):
-            file = read_tensors(path, max_header_bytes=max_header_bytes, check=check)
-    except TensorFileError as error:
-        raise BundleError(f"{path}: not a whole safetensors file: {error}") from error
+    file = read_tensors(path, BundleError, max_header_bytes=max_header_bytes, check=check)
     if file.sha256 != config.weights.sha256:
         raise BundleError(
             f"{path}: its SHA-256 is {file.sha256}, but {CONFIG_FILE} says {config.weights.sha256}: "
@@ -140,7 +135,7 @@ def _same(one: Path, other: Path) -> bool:
     return all((one / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes() for name in files)
 
 
-def differences(found: Mapping[str, tuple[tuple[int, ...], torch.dtype]], expected: Mapping[str, Tensor]) -> str:
+def differences(found: Shapes, expected: Mapping[str, Tensor]) -> str:
     """How the shapes and types of some tensors differ from a model's, the first few in words; empty if they fit."""
     faults = [f"unknown tensor {name!r}" for name in found if name not in expected]
     for name, tensor in expected.items():

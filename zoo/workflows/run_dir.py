@@ -31,13 +31,13 @@ from torch import Tensor
 
 from zoo.errors import RecipeError, RunError
 from zoo.files import locked, write_errors, write_json
-from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
 from zoo.json_object import parse_json_object, read_json_object
 from zoo.spec.base import Spec
 from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, RunResults
 from zoo.spec.shape import GraphShape
+from zoo.tensor_file import digest_of, read_tensors, write_tensors
 
 STATE_FORMAT = 1
 _NUM_STATES = 2
@@ -355,19 +355,14 @@ def _write_saved(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, A
 
 
 def _read_saved(path: Path) -> Saved:
-    try:
-        file = read_tensors(path)
-        where = f"{path}: metadata"
-        raw = file.metadata.get(_METADATA_KEY, "").encode()
-        envelope = parse_json_object(raw, where=where, error=TensorFileError, max_bytes=1 << 26)
-        text, digest = envelope.get("tree"), envelope.get("sha256")
-        if not isinstance(text, str) or digest_of(file.tensors, text) != digest:
-            raise RunError(f"{path}: damaged: its content does not match its SHA-256")
-        tree = parse_json_object(text.encode(), where=where, error=TensorFileError, max_bytes=1 << 26)
-    except TensorFileError as error:
-        raise RunError(f"{path}: damaged: {error}") from error
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    file = read_tensors(path, RunError)
+    where = f"{path}: damaged: metadata"
+    raw = file.metadata.get(_METADATA_KEY, "").encode()
+    envelope = parse_json_object(raw, where=where, error=RunError, max_bytes=1 << 26)
+    text, digest = envelope.get("tree"), envelope.get("sha256")
+    if not isinstance(text, str) or digest_of(file.tensors, text) != digest:
+        raise RunError(f"{path}: damaged: its content does not match its SHA-256")
+    tree = parse_json_object(text.encode(), where=where, error=RunError, max_bytes=1 << 26)
     if tree.pop("format") != STATE_FORMAT:
         raise RunError(f"{path}: written by another version of revgnn-zoo; continue the run with that one")
     return Saved(file.tensors, tree)

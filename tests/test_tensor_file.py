@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from zoo.errors import RunError
-from zoo.hub.tensor_file import TensorFileError, digest_of, read_tensors, write_tensors
+from zoo.errors import BundleError, RunError
+from zoo.tensor_file import digest_of, read_tensors, write_tensors
 
 TENSORS = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -34,7 +34,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     sha256 = write_tensors(path, TENSORS, {"zoo": "text: ä\n"}, RunError)
-    file = read_tensors(path)
+    file = read_tensors(path, BundleError)
     assert equal(file.tensors, TENSORS)
     assert file.metadata == {"zoo": "text: ä\n"}
     assert file.sha256 == sha256
@@ -51,7 +51,7 @@ def test_the_public_library_reads_our_files(tmp_path: Path) -> None:
 def test_we_read_files_of_the_public_library(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file(TENSORS, path, metadata={"format": "pt"})
-    assert equal(read_tensors(path).tensors, TENSORS)
+    assert equal(read_tensors(path, BundleError).tensors, TENSORS)
 
 
 def test_equal_tensors_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
@@ -63,9 +63,12 @@ def test_equal_tensors_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
 
 def test_strided_and_shared_tensors_are_written_as_they_look(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    views = {"transposed": base.t(), "column": base[:, 1], "expanded": torch.tensor([1.0]).expand(4)}
+    views = {"same": base, "again": base, "transposed": base.t(), "column": base[:, 1]}
+    views["expanded"] = torch.tensor([1.0]).expand(4)
     write_tensors(tmp_path / "a", views, {}, RunError)
-    assert equal(read_tensors(tmp_path / "a").tensors, {name: view.contiguous() for name, view in views.items()})
+    assert equal(
+        read_tensors(tmp_path / "a", BundleError).tensors, {name: view.contiguous() for name, view in views.items()}
+    )
 
 
 def test_the_digest_sees_every_change() -> None:
@@ -105,34 +108,35 @@ def entry(**changes: object) -> dict[str, object]:
 
 
 HOSTILE = {
-    "empty": (b"", "0 bytes cannot hold"),
-    "seven_bytes": (b"\0" * 7, "7 bytes cannot hold"),
-    "header_length_beyond_the_file": (raw({}, b"", length=1 << 62), "cannot hold the header"),
-    "pickle": (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00" + b"x" * 40, "cannot hold the header"),
-    "zip": (b"PK\x03\x04" + b"\0" * 60, "cannot hold the header"),
+    "empty": (b"", "it ends within"),
+    "seven_bytes": (b"\0" * 7, "it ends within"),
+    "header_length_beyond_the_file": (raw({}, b"", length=1 << 62), "header claims"),
+    "pickle": (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00" + b"x" * 40, "header claims"),
+    "zip": (b"PK\x03\x04" + b"\0" * 60, "header claims"),
     "header_not_json": (raw(b"not json"), "not JSON"),
     "header_not_utf_8": (raw(b'{"\xff": 1}'), "not UTF-8"),
     "header_a_list": (raw([1]), "expected an object"),
     "header_nested": (raw(b"[" * 50_000), "nested too deeply"),
     "duplicate_name": (raw(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2)), "stands twice"),
-    "metadata_not_text": (raw({"__metadata__": {"a": 1}, "a": entry()}), "must hold text only"),
+    "metadata_not_text": (raw({"__metadata__": {"a": 1}, "a": entry()}), "expected a string"),
     "unknown_dtype": (raw({"a": entry(dtype="F8_E4M3")}), "'a' is malformed"),
     "negative_shape": (raw({"a": entry(shape=[-2])}), "'a' is malformed"),
     "shape_with_true": (raw({"a": entry(shape=[True, 2])}), "'a' is malformed"),
     "shape_of_floats": (raw({"a": entry(shape=[2.0])}), "'a' is malformed"),
-    "overflowing_shape": (raw({"a": entry(shape=[1 << 33, 1 << 33, 1 << 33])}), "'a' is malformed"),
+    "overflowing_shape": (raw({"a": entry(shape=[1 << 33, 1 << 33, 1 << 33])}), "overflow"),
     "many_dimensions": (raw({"a": entry(shape=[1] * 17 + [2])}), "'a' is malformed"),
-    "wrong_size": (raw({"a": entry(shape=[3])}), "'a' is malformed"),
-    "offset_past_the_end": (raw({"a": entry(data_offsets=[8, 16])}), "overlap others or leave a gap"),
-    "negative_offset": (raw({"a": entry(data_offsets=[-8, 0])}), "'a' is malformed"),
-    "overlap": (raw({"a": entry(), "b": entry()}), "overlap others or leave a gap"),
-    "gap": (raw({"a": entry(), "b": entry(data_offsets=[12, 20])}, b"\0" * 20), "overlap others or leave a gap"),
-    "trailing_byte": (raw({"a": entry()}, b"\0" * 9), "the file has"),
-    "one_byte_short": (raw({"a": entry()}, b"\0" * 7), "the file has"),
+    "wrong_size": (raw({"a": entry(shape=[3])}), "invalid shape, data type, or offset"),
+    "offset_past_the_end": (raw({"a": entry(data_offsets=[8, 16])}), "invalid offset for tensor `a`"),
+    "negative_offset": (raw({"a": entry(data_offsets=[-8, 0])}), "integer `-8`"),
+    "overlap": (raw({"a": entry(), "b": entry()}), "invalid offset for tensor `b`"),
+    "gap": (raw({"a": entry(), "b": entry(data_offsets=[12, 20])}, b"\0" * 20), "invalid offset for tensor `b`"),
+    "trailing_byte": (raw({"a": entry()}, b"\0" * 9), "file not fully covered"),
+    "one_byte_short": (raw({"a": entry()}, b"\0" * 7), "file not fully covered"),
     "extra_key": (raw({"a": entry(extra=1)}), "'a' is malformed"),
     "missing_key": (raw({"a": {"dtype": "F32", "shape": [2]}}), "'a' is malformed"),
     "entry_a_number": (raw({"a": 1}), "'a' is malformed"),
-    "name_with_escapes": (raw({"../../x\0\x1b[31m": entry(shape=[9])}), r"../../x\x00\x1b[31m"),
+    "name_with_escapes": (raw({"../../x\0\x1b[31m": entry(shape=[-9])}), r"../../x\x00\x1b[31m"),
+    "gap_before_escapes": (raw({"x\x1b[31m": entry(data_offsets=[8, 16])}), r"x\x1b[31m"),
 }
 
 
@@ -141,8 +145,8 @@ def test_a_hostile_file_is_refused(case: str, tmp_path: Path) -> None:
     content, expected = HOSTILE[case]
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    with pytest.raises(TensorFileError) as error:
-        read_tensors(path)
+    with pytest.raises(BundleError) as error:
+        read_tensors(path, BundleError)
     assert expected in str(error.value)
 
 
@@ -166,16 +170,16 @@ def make_device(path: Path) -> None:
 def test_what_is_no_regular_file_is_refused_at_once(make: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     make(path)
-    with pytest.raises(OSError, match=r"regular|directory|No such|levels of symbolic"):
-        read_tensors(path)
+    with pytest.raises(BundleError, match=r"regular|directory|No such|levels of symbolic"):
+        read_tensors(path, BundleError)
 
 
 def test_a_long_header_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     names = {f"tensor{index}": entry(shape=[0], data_offsets=[0, 0]) for index in range(10_000)}
     path.write_bytes(raw(names, b""))
-    with pytest.raises(TensorFileError, match="at most 1,000 are expected"):
-        read_tensors(path, max_header_bytes=1000)
+    with pytest.raises(BundleError, match="at most 1,000 are expected"):
+        read_tensors(path, BundleError, max_header_bytes=1000)
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
@@ -184,5 +188,5 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(TensorFileError):
-            read_tensors(path)
+        with pytest.raises(BundleError):
+            read_tensors(path, BundleError)
