@@ -1,9 +1,13 @@
 import functools
 import http.server
+import importlib
 import shutil
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -104,3 +108,15 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running = Server(folder)
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session")
+def nodeproppred() -> ModuleType:
+    """OGB's own loaders, imported without their version check."""
+    patch = pytest.MonkeyPatch()
+    patch.setitem(sys.modules, "outdated", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importlib.import_module("ogb.nodeproppred")
+    patch.undo()
+    return module

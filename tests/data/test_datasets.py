@@ -14,7 +14,7 @@ from tests.data.conftest import Server
 from tests.data.test_arrays import Payload, some_arrays
 from zoo.data import datasets
 from zoo.data.arrays import undirected_edges
-from zoo.data.datasets import DATASETS, load_graph, pyg_url
+from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.graph import directed_edges
 from zoo.data.metrics import check_metric
 from zoo.data.planetoid import read_pickle
@@ -69,7 +69,7 @@ def test_a_heterophilous_graph_is_downloaded_once(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(server.folder / "roman_empire.npz", **raw_heterophilous())
-    monkeypatch.setattr(datasets, "pyg_url", lambda *_: server.url("")[:-1])
+    monkeypatch.setattr(datasets, "HETEROPHILOUS_URL", server.url("")[:-1])
     root = tmp_path / "root"
     for _ in range(2):
         graph = load_graph("roman-empire", root=root)
@@ -108,18 +108,20 @@ def test_a_damaged_heterophilous_file_is_named(changes: dict[str, Any], message:
 def test_without_network_the_error_says_what_to_do_by_hand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "pyg_url", lambda *_: "http://127.0.0.1:9/data")
+    for url in ("HETEROPHILOUS_URL", "PLANETOID_URL"):
+        monkeypatch.setattr(datasets, url, "http://127.0.0.1:9/data")
     with pytest.raises(
         DataError, match=rf"to add {name} by hand, fetch .*127.0.0.1:9/data/.* put it at {tmp_path}/{name}"
     ):
         load_graph(name, root=tmp_path)
 
 
-def test_addresses_are_read_from_pytorch_geometric() -> None:
-    assert pyg_url(*datasets.HETEROPHILOUS_URL).startswith("https://")
-    assert "planetoid" in pyg_url(*datasets.PLANETOID_URL)
-    with pytest.raises(DataError, match="does not tell where Nothing comes from"):
-        pyg_url("planetoid.py", "Nothing")
+def test_addresses_are_those_of_pytorch_geometric() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = importlib.import_module("torch_geometric.datasets")
+    assert theirs.HeterophilousGraphDataset.url == datasets.HETEROPHILOUS_URL
+    assert theirs.Planetoid.url == datasets.PLANETOID_URL
 
 
 def old_matrix(matrix: scipy.sparse.csr_matrix) -> bytes:
@@ -158,7 +160,7 @@ def test_planetoid_files_are_read_like_by_pytorch_geometric(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_planetoid(server.folder, name, gap=name == "citeseer")
-    monkeypatch.setattr(datasets, "pyg_url", lambda *_: server.url("")[:-1])
+    monkeypatch.setattr(datasets, "PLANETOID_URL", server.url("")[:-1])
     graph = load_graph(name, root=tmp_path / "root")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

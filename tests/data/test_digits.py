@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data.baseline import logistic_regression
 from zoo.data.datasets import load_graph
 from zoo.data.graph import Graph, validate
+from zoo.workflows.baseline import logistic_regression
 
 
 @pytest.fixture(scope="module")

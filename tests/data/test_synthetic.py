@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data.baseline import logistic_regression
 from zoo.data.features import build_features
 from zoo.data.graph import Graph, directed_edges
 from zoo.data.metrics import rocauc
@@ -19,6 +18,7 @@ from zoo.data.synthetic import (
     write_synthetic_proteins,
 )
 from zoo.errors import DataError
+from zoo.workflows.baseline import logistic_regression
 
 
 def content(folder: Path) -> dict[str, bytes]:

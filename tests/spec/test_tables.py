@@ -60,8 +60,7 @@ CHOICES = choices()
 ROWLESS = {"none", "file"}
 # Tables about some names of a choice only.
 PARTIAL = {
-    "_OGB_METRICS": "the metrics that OGB's data sets have",
-    "_NUM_NODES": "the data sets that may have a stand-in",
+    "OGB": "the data sets of the Open Graph Benchmark",
 }
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import functools
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +16,7 @@ from zoo.data.arrays import graph_from_arrays, read_arrays, undirected_edges
 from zoo.data.digits import digits_graph
 from zoo.data.download import data_root, download
 from zoo.data.graph import Graph, Task
-from zoo.data.ogb import load_ogb
+from zoo.data.ogb import OGB, load_ogb
 from zoo.data.planetoid import PARTS, planetoid_arrays
 from zoo.errors import DataError
 from zoo.files import locked, make_folder
@@ -29,8 +26,8 @@ from zoo.spec.train import MetricName
 Array = np.ndarray[Any, Any]
 Loader = Callable[[str, "str | Path | None"], Graph]
 
-HETEROPHILOUS_URL = ("heterophilous_graph_dataset.py", "HeterophilousGraphDataset")
-PLANETOID_URL = ("planetoid.py", "Planetoid")
+HETEROPHILOUS_URL = "https://github.com/yandex-research/heterophilous-graphs/raw/main/data"
+PLANETOID_URL = "https://github.com/kimiyoung/planetoid/raw/master/data"
 MAX_FILE_BYTES = 1 << 30
 
 
@@ -114,7 +111,7 @@ def _heterophilous(name: str, root: str | Path | None) -> Graph:
     path = data_root(root) / f"{name}.npz"
     if not path.exists():
         make_folder(path.parent, DataError)
-        url = f"{pyg_url(*HETEROPHILOUS_URL)}/{name.replace('-', '_')}.npz"
+        url = f"{HETEROPHILOUS_URL}/{name.replace('-', '_')}.npz"
         download(url, path, manual=_manual(name, [url], path), max_bytes=MAX_FILE_BYTES)
     arrays = read_arrays(path)
     if "node_features" in arrays:
@@ -158,7 +155,7 @@ def _planetoid(name: str, root: str | Path | None) -> Graph:
         raw = folder / name
         make_folder(raw, DataError)
         with locked(raw / ".lock", DataError):
-            urls = [f"{pyg_url(*PLANETOID_URL)}/ind.{name}.{part}" for part in PARTS]
+            urls = [f"{PLANETOID_URL}/ind.{name}.{part}" for part in PARTS]
             for url in urls:
                 target = raw / url.rsplit("/", 1)[1]
                 if not target.exists():
@@ -178,30 +175,13 @@ def _manual(name: str, urls: list[str], place: Path) -> str:
     )
 
 
-@functools.cache
-def pyg_url(file_name: str, class_name: str) -> str:
-    """The ``url`` attribute of a data set class of PyTorch Geometric, read from its source.
-
-    Importing the class would import the whole package.
-
-    Raises:
-        DataError: if the installed version has no such attribute.
-    """
-    spec = importlib.util.find_spec("torch_geometric")
-    if spec is not None and spec.submodule_search_locations:
-        source = Path(next(iter(spec.submodule_search_locations))) / "datasets" / file_name
-        if source.exists():
-            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef) and node.name == class_name:
-                    for statement in node.body:
-                        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "url":
-                            return str(ast.literal_eval(statement.value))
-    raise DataError(f"the installed torch_geometric does not tell where {class_name} comes from; try another version")
-
-
-_OGB = "https://ogb.stanford.edu/docs/nodeprop/"
+_OGB_PAGE = "https://ogb.stanford.edu/docs/nodeprop/"
 _HETEROPHILOUS = "https://github.com/yandex-research/heterophilous-graphs"
 _PLANETOID = "https://github.com/kimiyoung/planetoid"
+
+
+def _ogb_entry(name: str, metric: str, licence: str, summary: str) -> Dataset:
+    return Dataset(_ogb, OGB[name].task, metric, 1, licence, _OGB_PAGE, summary)
 
 
 def _heterophilous_entry(task: Task, metric: str, summary: str, *reported: ReportedResult) -> Dataset:
@@ -219,26 +199,14 @@ def _test(metric: MetricName, protocol: str, mean: float, std: float | None, sou
 
 DATASETS: Mapping[str, Dataset] = MappingProxyType(
     {
-        "ogbn-proteins": Dataset(
-            _ogb,
-            "multilabel",
-            "rocauc",
-            1,
-            "CC0",
-            _OGB,
-            "Proteins of 8 species, 8 kinds of evidence per edge, 112 labels.",
+        "ogbn-proteins": _ogb_entry(
+            "ogbn-proteins", "rocauc", "CC0", "Proteins of 8 species, 8 kinds of evidence per edge, 112 labels."
         ),
-        "ogbn-arxiv": Dataset(
-            _ogb,
-            "multiclass",
-            "accuracy",
-            1,
-            "ODC-BY",
-            _OGB,
-            "Papers of computer science and whom they cite, 40 areas.",
+        "ogbn-arxiv": _ogb_entry(
+            "ogbn-arxiv", "accuracy", "ODC-BY", "Papers of computer science and whom they cite, 40 areas."
         ),
-        "ogbn-products": Dataset(
-            _ogb, "multiclass", "accuracy", 1, "Amazon licence", _OGB, "Products bought together, 47 categories."
+        "ogbn-products": _ogb_entry(
+            "ogbn-products", "accuracy", "Amazon licence", "Products bought together, 47 categories."
         ),
         "digits": Dataset(
             _digits,

@@ -1,9 +1,7 @@
-"""Scores of predictions against labels."""
+"""Metrics: predictions compared with labels."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +11,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from zoo.data.ogb import ogb_info, ogb_package_folder
 from zoo.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -26,8 +23,6 @@ METRIC_TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "micro_f1": ("multilabel", "multiclass"),
     }
 )
-# The names of OGB's metrics in our words.
-_OGB_METRICS: Mapping[str, str] = MappingProxyType({"rocauc": "rocauc", "acc": "accuracy"})
 
 
 def check_metric(task: str, metric: str) -> None:
@@ -69,7 +64,8 @@ def rocauc(y_true: Tensor, logits: Tensor) -> float:
             areas.append(roc_auc_score(column, scores[known, task]))
     if not areas:
         raise DataError("rocauc is not defined: no task has labels of both classes among these nodes")
-    return float(np.mean(areas))
+    # Summed in this order, the mean is that of OGB's evaluator to the last bit.
+    return float(sum(areas) / len(areas))
 
 
 def accuracy(y_true: Tensor, logits: Tensor) -> float:
@@ -132,17 +128,16 @@ def predicted_classes(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
-def evaluate(dataset_name: str, metric: str, y: Tensor, logits: Tensor) -> float:
-    """Score predictions; an OGB data set is scored by OGB's own evaluator in its own metric.
+def evaluate(metric: str, y: Tensor, logits: Tensor) -> float:
+    """Score predictions, on OGB's data sets exactly as OGB's own evaluator does.
 
     Args:
-        dataset_name: of the graph.
         metric: a key of ``METRICS``.
         y: [n] or [n, T] labels as in ``Graph.y``, of the nodes to score.
         logits: [n, T] of the same nodes, in any precision.
 
     Returns:
-        The score.
+        The value of the metric.
 
     Raises:
         DataError: if the metric is unknown or not defined for these labels, or shapes or values do not fit.
@@ -150,35 +145,8 @@ def evaluate(dataset_name: str, metric: str, y: Tensor, logits: Tensor) -> float
     if metric not in METRICS:
         raise DataError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
     if len(y) != len(logits):
-        raise DataError(f"{dataset_name}: {len(y):,} labels do not go with {len(logits):,} predictions")
-    y, logits = y.detach().cpu(), logits.detach().float().cpu()
-    if not dataset_name.startswith("ogbn-"):
-        return METRICS[metric](y, logits)
-    _check_finite(logits)
-    evaluator = _ogb_evaluator(dataset_name)
-    if _OGB_METRICS.get(evaluator.eval_metric) != metric:
-        return METRICS[metric](y, logits)
-    if ogb_info(dataset_name).task == "multilabel":
-        labels, predictions = y.numpy(), logits.numpy()
-    else:
-        known = y >= 0
-        labels, predictions = y[known].unsqueeze(1).numpy(), predicted_classes(logits[known]).unsqueeze(1).numpy()
-    try:
-        return float(evaluator.eval({"y_true": labels, "y_pred": predictions})[evaluator.eval_metric])
-    except (RuntimeError, ZeroDivisionError) as error:
-        raise DataError(f"{dataset_name}: {metric} is not defined for these labels ({error})") from error
-
-
-@functools.cache
-def _ogb_evaluator(name: str) -> Any:
-    """OGB's evaluator from its own file, so that the rest of the package and its version check stay untouched."""
-    path = ogb_package_folder() / "nodeproppred" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("zoo_ogb_evaluate", path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"{path}: the evaluator of ogb is missing; reinstall ogb")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Evaluator(name)
+        raise DataError(f"{len(y):,} labels do not go with {len(logits):,} predictions")
+    return METRICS[metric](y.detach().cpu(), logits.detach().float().cpu())
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -1,20 +1,18 @@
 """The node-level graphs of the Open Graph Benchmark, read from their raw CSV folders.
 
-The package ``ogb`` is the source of the metadata and of the evaluator. It is never imported: its import asks a package
-registry for news in a thread that can outlive the program, its loader prompts on stdin, keeps its cache as a pickle
-that current PyTorch refuses, and needs 15 GiB of memory for ogbn-proteins.
+The package ``ogb`` is not used: its loader prompts on stdin, keeps its cache as a pickle that current PyTorch refuses,
+and needs 15 GiB of memory for ogbn-proteins.
 
 Source: Hu et al., Open Graph Benchmark, arXiv 2005.00687.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -32,85 +30,82 @@ SPECIES_FILES = ("node_species.csv.gz", "species.csv.gz")
 
 @dataclass(frozen=True)
 class OgbInfo:
-    """What the package ``ogb`` knows about one of its data sets.
+    """The facts about one of OGB's data sets.
 
     Attributes:
         name: e.g. "ogbn-proteins".
-        folder: the name of its folder in the data root.
         archive_folder: the name of the folder inside the archive.
-        url: of the archive.
-        version: of the data.
         task: what a label means.
+        num_nodes: N; a smaller graph in the same format is a stand-in.
         num_tasks: outputs per node.
         undirected: True if a row of the edge file counts in both directions.
+        split: the name of the split's folder.
         has_node_attr: True if the nodes have features.
         has_edge_attr: True if the edges have features.
         has_species: True if the nodes have species.
-        split: the name of the split's folder.
     """
 
     name: str
-    folder: str
     archive_folder: str
-    url: str
-    version: str
     task: Task
+    num_nodes: int
     num_tasks: int
     undirected: bool
-    has_node_attr: bool
-    has_edge_attr: bool
-    has_species: bool
     split: str
+    has_node_attr: bool = True
+    has_edge_attr: bool = False
+    has_species: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the data root."""
+        return self.name.replace("-", "_")
+
+    @property
+    def url(self) -> str:
+        """The address of its archive."""
+        return f"http://snap.stanford.edu/ogb/data/nodeproppred/{self.archive_folder}.zip"
 
 
-def ogb_package_folder() -> Path:
-    """The folder of the installed package ``ogb``, found without importing it.
-
-    Raises:
-        DataError: if it is not installed.
-    """
-    spec = importlib.util.find_spec("ogb")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError("the package 'ogb' is not installed; pip install ogb")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-@functools.cache
-def ogb_info(name: str) -> OgbInfo:
-    """Look a data set up in the table that ships with ``ogb``.
-
-    Args:
-        name: e.g. "ogbn-proteins".
-
-    Returns:
-        Its metadata.
-
-    Raises:
-        DataError: if ``ogb`` does not know the name, or the data set is not one graph of one kind of node in CSV.
-    """
-    with open(ogb_package_folder() / "nodeproppred" / "master.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    # The table has one column per data set; the unnamed first column names the rows.
-    if name not in rows[0]:
-        raise DataError(f"{name}: unknown to ogb; it has {', '.join(sorted(key for key in rows[0] if key))}")
-    entry = {row[""]: row[name] for row in rows}
-    if entry["is hetero"] == "True" or entry["binary"] == "True":
-        raise DataError(f"{name}: heterogeneous and binary OGB data sets are not supported")
-    multilabel = entry["task type"] == "binary classification"
-    return OgbInfo(
-        name=name,
-        folder=name.replace("-", "_"),
-        archive_folder=entry["download_name"],
-        url=entry["url"],
-        version=entry["version"],
-        task="multilabel" if multilabel else "multiclass",
-        num_tasks=int(entry["num tasks"] if multilabel else entry["num classes"]),
-        undirected=entry["add_inverse_edge"] == "True",
-        has_node_attr=entry["has_node_attr"] == "True",
-        has_edge_attr=entry["has_edge_attr"] == "True",
-        has_species="node_species" in entry["additional node files"].split(","),
-        split=entry["split"],
-    )
+VERSION = "1"
+# Source: nodeproppred/master.csv of the package ogb; numbers of nodes: https://ogb.stanford.edu/docs/nodeprop/.
+OGB: Mapping[str, OgbInfo] = MappingProxyType(
+    {
+        info.name: info
+        for info in (
+            OgbInfo(
+                "ogbn-proteins",
+                archive_folder="proteins",
+                task="multilabel",
+                num_nodes=132_534,
+                num_tasks=112,
+                undirected=True,
+                split="species",
+                has_node_attr=False,
+                has_edge_attr=True,
+                has_species=True,
+            ),
+            OgbInfo(
+                "ogbn-arxiv",
+                archive_folder="arxiv",
+                task="multiclass",
+                num_nodes=169_343,
+                num_tasks=40,
+                undirected=False,
+                split="time",
+            ),
+            OgbInfo(
+                "ogbn-products",
+                archive_folder="products",
+                task="multiclass",
+                num_nodes=2_449_029,
+                num_tasks=47,
+                undirected=True,
+                split="sales_ranking",
+            ),
+        )
+    }
+)
 
 
 def load_ogb(name: str, *, root: str | Path | None = None, url: str | None = None) -> Graph:
@@ -130,7 +125,7 @@ def load_ogb(name: str, *, root: str | Path | None = None, url: str | None = Non
     Raises:
         DataError: if the data set is neither there nor can be had, or is damaged.
     """
-    info = ogb_info(name)
+    info = OGB[name]
     folder = data_root(root) / info.folder
     cache = folder / "zoo"
     raw_is_there = (folder / "raw" / "edge.csv.gz").exists()
@@ -139,11 +134,9 @@ def load_ogb(name: str, *, root: str | Path | None = None, url: str | None = Non
         return _to_graph(info, arrays)
     if not raw_is_there:
         _get(info, folder, url or info.url)
-    release = folder / f"RELEASE_v{info.version}.txt"
+    release = folder / f"RELEASE_v{VERSION}.txt"
     if not release.exists():
-        raise DataError(
-            f"{folder}: no {release.name} in it, so it is not version {info.version}; remove it to get it anew"
-        )
+        raise DataError(f"{folder}: no {release.name} in it, so it is not version {VERSION}; remove it to get it anew")
     source = _fingerprint(info, folder)
     if not os.access(folder, os.W_OK):
         # A shared read-only copy: use its cache if it has one, else keep ours with the user's own data.

@@ -139,7 +139,7 @@ def measure(
     figures = []
     for name in splits:
         nodes = getattr(split, name).cpu()
-        value = score(graph.name, metric, graph.y.cpu()[nodes], logits[nodes])
+        value = score(metric, graph.y.cpu()[nodes], logits[nodes])
         figures.append(
             Measured.model_validate(
                 {

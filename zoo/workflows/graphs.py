@@ -14,15 +14,13 @@ from zoo.data.download import data_root
 from zoo.data.features import build_features
 from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
 from zoo.data.metrics import check_metric
-from zoo.data.ogb import ogb_info
+from zoo.data.ogb import OGB
 from zoo.errors import DataError, RecipeError
 from zoo.spec.recipe import Recipe
 from zoo.workflows.objective import LOSSES
 
 # A graph is kept on the GPU if it takes no more than this share of the free memory.
 _GPU_SHARE = 0.25
-# A smaller graph under the name of one of these is a stand-in. Source: the pages of OGB.
-_NUM_NODES = {"ogbn-proteins": 132_534, "ogbn-arxiv": 169_343, "ogbn-products": 2_449_029}
 
 
 def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
@@ -65,10 +63,10 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
 
 def is_synthetic(recipe: Recipe, graph: Graph) -> bool:
     """Whether a graph only stands in for the OGB data set that the recipe names, so that no figure counts for that."""
-    name = recipe.data.dataset
-    if name not in _NUM_NODES:
+    known = OGB.get(recipe.data.dataset)
+    if known is None:
         return False
-    return graph.num_nodes != _NUM_NODES[name] or (data_root() / ogb_info(name).folder / "SYNTHETIC.txt").exists()
+    return graph.num_nodes != known.num_nodes or (data_root() / known.folder / "SYNTHETIC.txt").exists()
 
 
 def place_graph(graph: Graph, device: torch.device, edge_precision: str = "fp32") -> Graph:

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from zoo.data.baseline import logistic_regression
 from zoo.data.graph import Graph, Part, Split
 from zoo.data.partition import random_parts
 from zoo.errors import RunError
@@ -33,6 +32,7 @@ from zoo.spec.results import Measured, RunResults
 from zoo.spec.shape import input_shape
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.workflows import session
+from zoo.workflows.baseline import logistic_regression
 from zoo.workflows.evaluate import (
     Protocol,
     eval_protocol,

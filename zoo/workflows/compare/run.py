@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from zoo.data.baseline import logistic_regression
 from zoo.data.datasets import DATASETS
 from zoo.data.graph import Graph
 from zoo.errors import DataError, RunError
@@ -21,6 +20,7 @@ from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import RunResults
 from zoo.workflows import session
+from zoo.workflows.baseline import logistic_regression
 from zoo.workflows.compare.draw import draw
 from zoo.workflows.compare.entries import (
     Entry,

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 def logistic_regression(graph: Graph, split: Split, metric: str) -> dict[str, float]:
-    """Fit a logistic regression to the standardised node features, one per label of a multilabel task.
+    """Fit a logistic regression to the standardized node features, one per label of a multilabel task.
 
     Args:
         graph: with node features. At most 20,000 train nodes are used, evenly spread over their ids.
@@ -59,7 +59,7 @@ def logistic_regression(graph: Graph, split: Split, metric: str) -> dict[str, fl
         logits = _logits(train_x, labels[train].numpy(), held_out_x, graph.num_tasks)
     parts = np.split(logits, [len(split.valid)])
     return {
-        name: evaluate(graph.name, metric, labels[nodes], torch.from_numpy(part))
+        name: evaluate(metric, labels[nodes], torch.from_numpy(part))
         for (name, nodes), part in zip(held_out.items(), parts, strict=True)
     }
 

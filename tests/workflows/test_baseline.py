@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from tests.data.conftest import small_graph
-from zoo.data import baseline
-from zoo.data.baseline import logistic_regression
 from zoo.data.graph import Graph, Split
 from zoo.errors import DataError
+from zoo.workflows import baseline
+from zoo.workflows.baseline import logistic_regression
 
 NAN = float("nan")
 
