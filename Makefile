@@ -57,7 +57,7 @@ bench: $(VENV)/.user
 bench-gpu: $(VENV)/.user
 	failed=0; \
 	$(BENCH) true_size --device cuda $(SET) || failed=1; \
-	$(BENCH) true_size --device cuda --set train.capture=true $(SET) || failed=1; \
+	$(BENCH) true_size --device cuda --capture $(SET) || failed=1; \
 	$(BIN)/python benchmarks/ops.py --device cuda --out benchmarks/results/gpu_ops.json || failed=1; \
 	$(BENCH) peers --device cuda $(SET) || failed=1; \
 	$(BENCH) peers --device cuda --layers 7 --channels 224 $(SET) || failed=1; \

@@ -44,7 +44,7 @@ SHAPE = GraphShape(
 )
 GROUPS, GB = 2, 1e9
 RESULTS = Path(__file__).parent / "results" / "gpu_true_size.json"
-CAPTURED = RESULTS.with_name("gpu_true_size_train.capture=true.json")
+CAPTURED = RESULTS.with_name("gpu_true_size_capture.json")
 
 
 class Setting(NamedTuple):

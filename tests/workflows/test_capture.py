@@ -1,16 +1,21 @@
-"""The keys of a recipe that are about a GPU: they are obeyed, and without one training goes on as before."""
+"""Options of a run for a GPU: they are obeyed, change nothing of a run's identity, and without a GPU do nothing."""
 
-import contextlib
 import dataclasses
+import json
+import warnings
 
 import pytest
 import torch
 
 from tests.workflows.small import recipe_data, write_graph
 from zoo.errors import ZooWarning
+from zoo.hub.config import read_config
 from zoo.spec.recipe import parse_recipe
 from zoo.workflows import train
+from zoo.workflows.export import export
 from zoo.workflows.graphs import place_graph, recipe_graph
+from zoo.workflows.run_dir import RunDir
+from zoo.workflows.session import StoppedError, StopRequest
 
 
 @pytest.fixture
@@ -18,14 +23,43 @@ def data(tmp_path):
     return recipe_data(write_graph(tmp_path / "graph.npz"))
 
 
-def test_a_recipe_may_ask_for_captured_layers(data, tmp_path):
-    losses = []
-    for capture in (False, True):
-        data["train"] |= {"capture": capture, "num_epochs": 1}
-        with pytest.warns(ZooWarning, match="CUDA graphs need a GPU") if capture else contextlib.nullcontext():
-            results = train.train(parse_recipe(data, where="a test"), tmp_path / str(capture), device="cpu", quiet=True)
-        losses.append(results.results)
-    assert losses[0] == losses[1]
+def test_a_run_may_ask_for_captured_layers(data, tmp_path):
+    recipe = parse_recipe(data, where="a test")
+    plain = train.train(recipe, tmp_path / "plain", device="cpu", quiet=True)
+    with pytest.warns(ZooWarning, match="CUDA graphs need a GPU"):
+        captured = train.train(recipe, tmp_path / "captured", device="cpu", capture=True, quiet=True)
+    assert captured.results == plain.results
+
+
+def test_a_run_begun_with_options_goes_on_without_them(data, tmp_path, monkeypatch):
+    recipe = parse_recipe(data, where="a test")
+    whole = train.train(recipe, tmp_path / "whole", device="cpu", quiet=True)
+    options = {"capture": True, "edge_precision": "fp16"}
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZooWarning)
+        # As if a signal had come before the first step.
+        patch.setattr(StopRequest, "__bool__", lambda self: True)
+        patch.setattr(StopRequest, "name", "SIGTERM")
+        with pytest.raises(StoppedError):
+            train.train(recipe, tmp_path / "run", device="cpu", quiet=True, **options)
+    assert train.train(recipe, tmp_path / "run", device="cpu", resume=True, quiet=True).results == whole.results
+
+
+def test_runs_bundles_and_recipes_of_an_earlier_version_are_read(data, finished_run, tmp_path):
+    recipe = RunDir(finished_run).recipe()
+    folder, _ = export(finished_run, tmp_path / "bundle")
+    config = json.loads((folder / "config.json").read_text())
+    for values in ({"capture": False, "edge_precision": "fp32"}, {"capture": True}, {"edge_precision": "fp16"}):
+        as_before = recipe.to_json()
+        as_before["train"] |= values
+        (folder / "config.json").write_text(json.dumps(config | {"recipe": as_before}))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert parse_recipe(as_before, where="old.json") == recipe
+            assert read_config(folder).recipe == recipe
+        told = [str(warning.message).partition(": ")[2] for warning in caught]
+        assert len(told) == 2 * sum(value not in (False, "fp32") for value in values.values())
+        assert all("is not a key any more and is ignored; use --" in line for line in told)
 
 
 def test_edge_features_are_halved_on_a_gpu_alone_and_only_if_asked_for(data, monkeypatch):

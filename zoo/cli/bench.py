@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, device_options, example, json_option, say, say_json, say_table, set_option
+from zoo.cli.common import (
+    capture_option,
+    common_options,
+    device_options,
+    edge_precision_option,
+    example,
+    json_option,
+    say,
+    say_json,
+    say_table,
+    set_option,
+)
 
 # Written out, so that --help need not import PyTorch.
 SUITES = ("step", "memory", "peers", "peer_memory", "depth", "edges", "true_size")
@@ -37,6 +48,8 @@ _OPTIONS = {"model.num_layers": "--layers", "model.hidden_channels": "--channels
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True, help="Folder."
 )
+@capture_option
+@edge_precision_option
 @device_options
 @json_option
 @common_options
@@ -50,6 +63,8 @@ def command(
     num_nodes: int | None,
     num_edges: int | None,
     num_steps: int | None,
+    capture: bool,
+    edge_precision: str,
     out: Path,
     device: str | None,
     threads: int | None,
@@ -84,7 +99,8 @@ def command(
         raise click.UsageError(f"--channels {channels}: expected an even number, for two groups")
     from zoo.workflows.bench import base_case, run_suite
 
-    sizes = {key: value for key, value in given.items() if value is not None}
+    sizes: dict[str, int | str] = {key: value for key, value in given.items() if value is not None}
+    sizes |= {"capture": capture, "edge_precision": edge_precision}
     base = base_case(suite, sizes, recipe=recipe, settings=assignments)
     result = run_suite(suite, base, out, device=device, num_threads=threads, num_steps=num_steps, quiet=quiet)
     if as_json:

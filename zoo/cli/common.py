@@ -40,6 +40,24 @@ def device_options(function: CommandT) -> CommandT:
     return click.option("--device", metavar="DEVICE", help=device)(function)
 
 
+def capture_option(function: CommandT) -> CommandT:
+    """``--capture``, which every command has that trains."""
+    return click.option("--capture", is_flag=True, help="Replay CUDA graphs of one reversible layer, on a GPU.")(
+        function
+    )
+
+
+def edge_precision_option(function: CommandT) -> CommandT:
+    """``--edge-precision``, which every command has that puts a graph on a device."""
+    return click.option(
+        "--edge-precision",
+        type=click.Choice(["fp32", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="Of the edge features on a GPU; fp16 halves their memory.",
+    )(function)
+
+
 def set_option(function: CommandT) -> CommandT:
     """``--set``, which overrides a key of a recipe."""
     return click.option(

@@ -9,6 +9,7 @@ import click
 from zoo.cli.common import (
     common_options,
     device_options,
+    edge_precision_option,
     example,
     json_option,
     reference,
@@ -18,6 +19,7 @@ from zoo.cli.common import (
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
+    from zoo.workflows.graphs import EdgePrecision
     from zoo.workflows.published import Comparison
 
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--views", type=click.IntRange(1, 1000), help="Partitions to average over. [default: recipe]")
 @click.option("--parts", type=click.IntRange(1, 1_000_000), help="Parts of each partition. [default: recipe]")
 @click.option("--data", "data_path", help="Where the graph lies now, for a model of the data set 'file'.")
+@edge_precision_option
 @device_options
 @json_option
 @common_options
@@ -40,6 +43,7 @@ def command(
     views: int | None,
     parts: int | None,
     data_path: str | None,
+    edge_precision: EdgePrecision,
     device: str | None,
     threads: int | None,
     as_json: bool,
@@ -61,6 +65,7 @@ def command(
         data_path=data_path,
         device=device,
         num_threads=threads,
+        edge_precision=edge_precision,
         quiet=quiet,
     )
     if as_json:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from zoo.cli.common import (
+    capture_option,
     chosen_recipe,
     common_options,
     device_options,
+    edge_precision_option,
     example,
     json_option,
     say,
@@ -19,6 +22,9 @@ from zoo.cli.common import (
     say_json,
     set_option,
 )
+
+if TYPE_CHECKING:
+    from zoo.workflows.graphs import EdgePrecision
 
 EXAMPLE = example(
     "revgnn-zoo train quickstart",
@@ -32,6 +38,8 @@ EXAMPLE = example(
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: runs/NAME-TIME]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped; start it if it is not there.")
 @click.option("--baseline", is_flag=True, help="Also fit a logistic regression to the node features.")
+@capture_option
+@edge_precision_option
 @device_options
 @json_option
 @common_options
@@ -42,6 +50,8 @@ def command(
     out: Path | None,
     resume: bool,
     baseline: bool,
+    capture: bool,
+    edge_precision: EdgePrecision,
     device: str | None,
     threads: int | None,
     as_json: bool,
@@ -57,7 +67,17 @@ def command(
     out = out or _fresh_folder(spec.name)
     from zoo.workflows.train import train
 
-    results = train(spec, out, device=device, resume=resume, baseline=baseline, num_threads=threads, quiet=quiet)
+    results = train(
+        spec,
+        out,
+        device=device,
+        resume=resume,
+        baseline=baseline,
+        num_threads=threads,
+        capture=capture,
+        edge_precision=edge_precision,
+        quiet=quiet,
+    )
     if as_json:
         say_json({"run": str(out), **results.to_json()})
         return

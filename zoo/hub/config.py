@@ -20,6 +20,7 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
 from zoo.spec.size import count_parameters
+from zoo.spec.upgrade import upgrade_recipe
 
 FORMAT_VERSION: Literal[1] = 1
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, CURVES_FILE = "config.json", "model.safetensors", "README.md", "curves.png"
@@ -85,6 +86,8 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
     version = data.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise BundleError(f"{where}: format_version {version} is of a newer revgnn-zoo; upgrade to read it")
+    if isinstance(data.get("recipe"), dict):
+        data["recipe"] = upgrade_recipe(data["recipe"], where=f"{where}: recipe")
     config = parse_spec(BundleConfig, data, where=where, error=BundleError)
     num_parameters = count_parameters(config.recipe.model, config.shape)
     if config.weights.num_bytes < 4 * num_parameters:

@@ -20,6 +20,7 @@ from zoo.spec.overrides import changes_in_words, override
 from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
 from zoo.spec.size import MAX_PARAMETERS, count_parameters
 from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
+from zoo.spec.upgrade import upgrade_recipe
 
 SCHEMA_VERSION = 1
 _MAX_SUMMARY = 300
@@ -136,6 +137,7 @@ def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str
         raise RecipeError(
             f"{where}: schema_version: {version} was written by a newer revgnn-zoo; this one reads {SCHEMA_VERSION}"
         )
+    data = upgrade_recipe(data, where=where)
     recipe = parse_spec(Recipe, override(data, overrides), where=where)
     changes = changes_in_words(_spelled_out(data), recipe.to_json()) if overrides else []
     if not changes:

@@ -126,10 +126,6 @@ class TrainSpec(Spec):
     partition: Partition = FullPartition(type="full")
     seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
-    edge_precision: Literal["fp32", "fp16"] = Field(
-        default="fp32", description="of edge features on a GPU, where fp16 halves their memory"
-    )
-    capture: bool = Field(default=False, description="replay CUDA graphs of one reversible layer, on a GPU")
     max_grad_norm: float = Field(default=0.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
     patience: int = Field(
         default=0, ge=0, description="stop after this many evaluations without a better one; 0: never"

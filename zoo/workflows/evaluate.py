@@ -18,7 +18,7 @@ from zoo.spec.results import Measured, protocol_in_words
 from zoo.spec.shape import input_shape
 from zoo.spec.train import Partition
 from zoo.workflows import session
-from zoo.workflows.graphs import is_synthetic, place_graph, recipe_graph
+from zoo.workflows.graphs import EdgePrecision, is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import LoadedModel, load_for_evaluation, locate
 from zoo.workflows.objective import KnownLabels
 from zoo.workflows.progress import Progress
@@ -163,6 +163,7 @@ def evaluate(
     data_path: str | None = None,
     device: str | None = None,
     num_threads: int | None = None,
+    edge_precision: EdgePrecision = "fp32",
     quiet: bool = False,
 ) -> list[Comparison]:
     """Evaluate the model of a run directory or a bundle on its own data set.
@@ -175,6 +176,7 @@ def evaluate(
         data_path: where the graph lies now, for the data set "file".
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         num_threads: of the CPU.
+        edge_precision: of the edge features on a GPU; "fp16" halves their memory.
         quiet: show no progress.
 
     Returns:
@@ -205,7 +207,7 @@ def evaluate(
     ):
         logits = predict(
             loaded.model.to(place),
-            place_graph(graph, place, recipe.train.edge_precision),
+            place_graph(graph, place, edge_precision),
             protocol,
             device=place,
             precision=recipe.train.precision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +18,8 @@ from zoo.data.ogb import OGB
 from zoo.errors import DataError, RecipeError
 from zoo.spec.recipe import Recipe
 from zoo.workflows.objective import LOSSES
+
+EdgePrecision = Literal["fp32", "fp16"]
 
 # A graph is kept on the GPU if it takes no more than this share of the free memory.
 _GPU_SHARE = 0.25
@@ -69,7 +71,7 @@ def is_synthetic(recipe: Recipe, graph: Graph) -> bool:
     return graph.num_nodes != known.num_nodes or (data_root() / known.folder / "SYNTHETIC.txt").exists()
 
 
-def place_graph(graph: Graph, device: torch.device, edge_precision: str = "fp32") -> Graph:
+def place_graph(graph: Graph, device: torch.device, edge_precision: EdgePrecision = "fp32") -> Graph:
     """Move a graph to the GPU if it is small beside the free memory; else its parts are moved one by one.
 
     Args:

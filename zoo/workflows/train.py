@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -42,12 +43,12 @@ from zoo.workflows.evaluate import (
     predict,
     test_protocol,
 )
-from zoo.workflows.graphs import graph_digest, is_synthetic, place_graph, recipe_graph
+from zoo.workflows.graphs import EdgePrecision, graph_digest, is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress
-from zoo.workflows.run_dir import BestEpoch, RunDir, open_run, recipe_digest
+from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
 
@@ -68,6 +69,8 @@ def train(
     resume: bool = False,
     baseline: bool = False,
     num_threads: int | None = None,
+    capture: bool = False,
+    edge_precision: EdgePrecision = "fp32",
     quiet: bool = False,
 ) -> RunResults:
     """Train a recipe and evaluate its best weights.
@@ -79,6 +82,8 @@ def train(
         resume: continue an unfinished run; a run that is not there yet is started.
         baseline: also fit a logistic regression to the node features and report it beside the results.
         num_threads: of the CPU.
+        capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
+        edge_precision: of the edge features on a GPU; "fp16" halves their memory.
         quiet: show no progress.
 
     Returns:
@@ -89,7 +94,7 @@ def train(
         StoppedError: after a signal; the state is saved.
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
-    place = session.start(device, num_threads)
+    options = _Options(session.start(device, num_threads), capture, edge_precision, resume, quiet)
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     with (
         open_run(out, recipe, resume=resume) as run,
@@ -98,7 +103,7 @@ def train(
     ):
         results = run.results()
         if results is None:
-            return _train(recipe, run, place, stop, resume=resume, baseline=baseline, quiet=quiet)
+            return _train(recipe, run, options, stop, baseline=baseline)
         if not quiet:
             Progress(0, unit="step").line(f"{out}: already done")
         if baseline and results.baseline is None:
@@ -111,36 +116,39 @@ def train(
         return results
 
 
-def _train(
-    recipe: Recipe,
-    run: RunDir,
-    device: torch.device,
-    stop: StopRequest,
-    *,
-    resume: bool,
-    baseline: bool,
-    quiet: bool,
-) -> RunResults:
+@dataclass(frozen=True)
+class _Options:
+    """Options of a run that are not of its recipe, because they do not change what is learned."""
+
+    device: torch.device
+    capture: bool
+    edge_precision: EdgePrecision
+    resume: bool
+    quiet: bool
+
+
+def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *, baseline: bool) -> RunResults:
+    device, quiet = options.device, options.quiet
     spec, metric = recipe.train, f"valid_{recipe.eval.metric}"
     selector = "valid_loss" if recipe.eval.select == "loss" else metric
     teacher_results = None
     if spec.distillation is not None:
-        teacher_results = _train_teacher(recipe, run, device, stop, resume=resume, quiet=quiet)
+        teacher_results = _train_teacher(recipe, run, options, stop)
     graph, split = recipe_graph(recipe)
     data_digest = graph_digest(graph, split)
     if teacher_results is not None and teacher_results.data_sha256 != data_digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
-    graph = place_graph(graph, device, spec.edge_precision)
+    graph = place_graph(graph, device, options.edge_precision)
     teacher = None if teacher_results is None else _teacher_logits(run, graph, split, device)
     objective = Objective(spec, graph, split, device, teacher)
 
     session.seed_global(spec.seed, "init")
     shape = input_shape(recipe, graph.shape)
     model = build_model(recipe.model, shape).to(device)
-    if spec.capture:
+    if options.capture:
         capture_layers(model)
     optimizer = build_optimizer(spec.optimizer, model)
-    identity = {"recipe": recipe_digest(recipe), "data": data_digest}
+    identity = {"data": data_digest}
     state = RunState(run, model, optimizer, identity, session.environment(device))
     resumed = state.restore()
     saved = run.best() if resumed else None
@@ -157,7 +165,7 @@ def _train(
     with Progress(spec.num_epochs * num_parts, unit="step", quiet=quiet, done=done) as progress, _board(state) as board:
         if resumed:
             progress.line(f"{run.path}: continues at epoch {cursor.epoch}, part {cursor.part}/{num_parts}")
-        elif resume:
+        elif options.resume:
             progress.line(f"{run.path}: nothing to resume; starts at epoch 1")
         figures: dict[str, str] = {}
         while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, best):
@@ -266,18 +274,16 @@ def _out_of_patience(recipe: Recipe, epoch: int, best: BestEpoch | None) -> bool
     return (epoch - 1) // every - best.epoch // every >= recipe.train.patience
 
 
-def _train_teacher(
-    recipe: Recipe, run: RunDir, device: torch.device, stop: StopRequest, *, resume: bool, quiet: bool
-) -> RunResults:
+def _train_teacher(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest) -> RunResults:
     """Train the recipe without its distillation in a run directory of its own, unless that is done already."""
     teacher = recipe.model_copy(update={"train": recipe.train.model_copy(update={"distillation": None})})
-    with open_run(run.teacher_path, teacher, resume=resume) as place:
-        results = place.results()
+    with open_run(run.teacher_path, teacher, resume=options.resume) as teacher_run:
+        results = teacher_run.results()
         if results is not None:
             return results
-        if not quiet:
-            Progress(0, unit="step").line(f"{place.path}: the teacher comes first")
-        return _train(teacher, place, device, stop, resume=resume, baseline=False, quiet=quiet)
+        if not options.quiet:
+            Progress(0, unit="step").line(f"{teacher_run.path}: the teacher comes first")
+        return _train(teacher, teacher_run, options, stop, baseline=False)
 
 
 def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.workflows.bench.peers import PyGModel
-from zoo.workflows.graphs import recipe_graph
+from zoo.workflows.graphs import EdgePrecision, recipe_graph
 
 Implementation = Literal["zoo", "zoo_plain", "pyg", "pyg_plain"]
 Work = Literal["train", "evaluate"]
@@ -46,6 +46,8 @@ class Case(Spec):
         num_edges: of the synthetic graph, directed; None: the recipe's own data are read.
         num_parts: P; overrides the recipe's in training and is the P of an evaluation.
         num_steps: steps that count.
+        capture: replay CUDA graphs of one layer, on a GPU.
+        edge_precision: of the edge features on a GPU.
         seed: of the weights and the synthetic graph.
     """
 
@@ -59,6 +61,8 @@ class Case(Spec):
     num_edges: int | None = Field(default=791_000, ge=0)
     num_parts: int = Field(default=1, ge=1)
     num_steps: int = Field(default=3, ge=1)
+    capture: bool = False
+    edge_precision: EdgePrecision = "fp32"
     seed: int = 0
 
 

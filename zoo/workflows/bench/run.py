@@ -28,7 +28,9 @@ OUT_OF_MEMORY = "out of memory"
 _SIGNS_OF_IT = (OUT_OF_MEMORY, "MemoryError", "can't allocate memory", "not enough memory", "bad_alloc")
 
 
-def base_case(suite: str, sizes: Mapping[str, int], *, recipe: str | None = None, settings: Sequence[str] = ()) -> Case:
+def base_case(
+    suite: str, sizes: Mapping[str, int | str], *, recipe: str | None = None, settings: Sequence[str] = ()
+) -> Case:
     """The case that a suite varies.
 
     Args:
@@ -143,6 +145,7 @@ def file_stem(suite: str, base: Case, device_type: str) -> str:
         words.append(f"{base.num_layers}x{base.channels}")
     if base.num_nodes is not None and (base.num_nodes, base.num_edges) != (usual.num_nodes, usual.num_edges):
         words.append(f"{base.num_nodes}n{base.num_edges}e")
+    words += [*["capture"] * base.capture, *["fp16"] * (base.edge_precision == "fp16")]
     words += [re.sub(r"[^A-Za-z0-9.=_-]+", "-", setting) for setting in base.settings]
     return "_".join(words)
 

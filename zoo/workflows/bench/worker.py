@@ -49,7 +49,7 @@ def measure(case: Case, *, device: torch.device, watch_memory: bool) -> dict[str
         "num_edges": graph.num_edges * (2 if graph.undirected else 1),
     }
     model = build(case, recipe, input_shape(recipe, graph.shape)).to(device)
-    if recipe.train.capture:
+    if case.capture:
         capture_layers(model)
     facts["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     work = _train if case.work == "train" else _evaluate
@@ -65,7 +65,7 @@ def _train(
 ) -> dict[str, Any]:
     spec = recipe.train
     objective = Objective(spec, graph, split, device)
-    graph = place_graph(graph, device, recipe.train.edge_precision)
+    graph = place_graph(graph, device, case.edge_precision)
     optimizer = build_optimizer(spec.optimizer, model)
 
     def prepared(part: Part) -> Part:
@@ -115,7 +115,7 @@ def _evaluate(
     case: Case, recipe: Recipe, model: nn.Module, graph: Graph, split: Split, device: torch.device
 ) -> dict[str, Any]:
     known = KnownLabels.of(recipe.train, graph, split, device)
-    graph = place_graph(graph, device, recipe.train.edge_precision)
+    graph = place_graph(graph, device, case.edge_precision)
     protocol = Protocol(1, case.num_parts, recipe.train.seed, "eval")
     elapsed_s: list[float] = []
     peak_bytes = []

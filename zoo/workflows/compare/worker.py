@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from zoo.errors import RunError, ZooError
-from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.workflows import session
@@ -46,12 +45,10 @@ def measure_training(recipe: Recipe, folder: Path, device: torch.device) -> dict
     model = load_for_evaluation(folder).model.to(device).train()
     graph, split = recipe_graph(recipe)
     spec = recipe.train
-    if spec.capture:
-        capture_layers(model)
     # What a teacher says does not matter, only that it costs what it costs.
     teacher = None if spec.distillation is None else torch.zeros(graph.num_nodes, graph.num_tasks)
     objective = Objective(spec, graph, split, device, teacher)
-    graph = place_graph(graph, device, spec.edge_precision)
+    graph = place_graph(graph, device)
     optimizer = build_optimizer(spec.optimizer, model)
     start_epoch(model, spec.num_epochs)
     part = next((p for p in epoch_parts(graph, spec, 1) if bool(objective.is_train[p.nodes].any())), None)
