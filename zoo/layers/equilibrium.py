@@ -15,19 +15,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from zoo.layers.compiling import uncompiled
 from zoo.layers.equilibrium_block import frozen_parametrizations
-from zoo.layers.inputs import BlockInputs
-from zoo.layers.replay import Slot, collect, exclusive, modes, replaced
+from zoo.layers.inputs import BlockInputs, full_precision
+from zoo.layers.replay import GradientSums, Guard, exclusive
 from zoo.layers.reversible_solver import DampedState, as_fraction, solve_reversibly
 from zoo.layers.solvers import Method, Solution, StateFn, solve
 
@@ -158,21 +156,14 @@ class EquilibriumLayer(nn.Module):
             ValueError: if x is of half precision outside autocast, in which no solve converges.
             FloatingPointError: if no finite state was found.
         """
-        if x.dtype not in (torch.float32, torch.float64):
-            if not torch.is_autocast_enabled(x.device.type):
-                raise ValueError(
-                    f"an equilibrium layer needs float32 or float64 states, got {x.dtype}; for speed use torch.autocast"
-                )
-            x = x.float()
+        x = full_precision(x, "an equilibrium layer")
         with exclusive(self), frozen_parametrizations(self.block):
             if self.training and self.warming_up:
                 return self._unroll(x, inputs)
             if not torch.is_grad_enabled():
                 return self._solve(x, inputs)[0].z
-            leaves, tree = tree_flatten(inputs)
-            parameters, slots = collect([self.block], "_parameters")
-            call = _Call(self, tree, len(leaves), slots)
-            return cast(Tensor, _Equilibrium.apply(call, x, *leaves, *parameters))  # type: ignore[no-untyped-call]
+            guard, tensors = Guard.take(self, [self.block], (x, inputs), x.device)
+            return cast(Tensor, _Equilibrium.apply(self, guard, *tensors))  # type: ignore[no-untyped-call]
 
     def _unroll(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         f, z = self._equation(x, inputs), torch.zeros_like(x)
@@ -228,112 +219,51 @@ def _layers(model: nn.Module) -> Iterator[EquilibriumLayer]:
     return (module for module in model.modules() if isinstance(module, EquilibriumLayer))
 
 
-class _Call(NamedTuple):
-    """What the Function needs to know besides tensors."""
-
-    layer: EquilibriumLayer
-    tree: TreeSpec
-    num_leaves: int
-    parameter_slots: list[Slot]
-
-
-@dataclass
-class _Record:
-    """What one forward pass leaves for its backward besides the saved tensors."""
-
-    call: _Call
-    num_iters: int
-    num_states: int
-    num_buffers: int
-    buffer_slots: list[Slot]
-    modules: list[nn.Module]
-    training: list[bool]
-    autocast: tuple[bool, torch.dtype]
-
-
 class _Equilibrium(torch.autograd.Function):
-    """Forward without a tape; backward by a rule that needs only the last states.
-
-    Saved are those states, the inputs and the parameters, by reference: changing any of them in place before backward
-    is an error of autograd's, never a wrong gradient.
-    """
+    """Forward without a tape; backward by a rule that needs only the last states."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Any) -> Tensor:
-        block = call.layer.block
-        inputs = cast(BlockInputs, tree_unflatten(list(tensors[: call.num_leaves]), call.tree))
-        autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-        # Weights that autocast would cache in here lack a tape, which whoever shares them outside needs.
-        with torch.autocast(x.device.type, dtype=autocast[1], enabled=autocast[0], cache_enabled=False):
-            solution, states = call.layer._solve(x, inputs)
-        buffers, buffer_slots = collect([block], "_buffers")
-        modules = list(block.modules())
-        ctx.record = _Record(
-            call=call,
-            num_iters=solution.num_iters,
-            num_states=len(states),
-            num_buffers=len(buffers),
-            buffer_slots=buffer_slots,
-            modules=modules,
-            training=[module.training for module in modules],
-            autocast=autocast,
-        )
-        # A later pass may change the buffers, which are small.
-        ctx.save_for_backward(*states, *(buffer.clone() for buffer in buffers), x, *tensors)
+    def forward(ctx: Any, layer: EquilibriumLayer, guard: Guard, *tensors: Any) -> Tensor:
+        with guard.recorded(tensors) as (x, inputs):
+            solution, states = layer._solve(x, inputs)
+        ctx.layer, ctx.guard = layer, guard
+        ctx.num_iters, ctx.num_states = solution.num_iters, len(states)
+        ctx.save_for_backward(*states, *tensors)
         return solution.z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        record: _Record = ctx.record
-        call = record.call
+        layer: EquilibriumLayer = ctx.layer
         saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
-        states, saved = saved[: record.num_states], saved[record.num_states :]
-        buffers, saved = saved[: record.num_buffers], saved[record.num_buffers :]
-        # Aliases: the tape must end here, and hooks of the real tensors must fire once.
-        aliases = [_alias(tensor, want) for tensor, want in zip(saved, ctx.needs_input_grad[1:], strict=True)]
-        x, leaves = cast(Tensor, aliases[0]), aliases[1 : 1 + call.num_leaves]
-        parameters = cast("list[Tensor]", aliases[1 + call.num_leaves :])
-        inputs = cast(BlockInputs, tree_unflatten(leaves, call.tree))
-        enabled, dtype = record.autocast
-        with ExitStack() as state:
-            state.enter_context(exclusive(call.layer))
-            state.enter_context(replaced(call.parameter_slots, parameters))
-            state.enter_context(replaced(record.buffer_slots, buffers))
-            state.enter_context(modes(record.modules, record.training))
-            state.enter_context(torch.autocast(grad.device.type, dtype=dtype, enabled=enabled, cache_enabled=False))
-            state.enter_context(torch.enable_grad())
-            wanted = [alias for alias in aliases if alias is not None and alias.requires_grad]
-            f = call.layer._equation(x, inputs)
-            if isinstance(call.layer.solver, Reversible):
-                found = _run_back(call.layer, f, states, record.num_iters, grad, wanted)
+        states, tensors = saved[: ctx.num_states], saved[ctx.num_states :]
+        with ctx.guard.restored(tensors, ctx.needs_input_grad[2:]) as ((x, inputs), aliases):
+            sources = [alias for alias in aliases if alias is not None and alias.requires_grad]
+            f = layer._equation(x, inputs)
+            if isinstance(layer.solver, Reversible):
+                grads = _reverse_iterations(layer, f, states, ctx.num_iters, grad, sources)
             else:
-                found = _implicit(call.layer, f, states[0], grad, wanted)
-        grads = {id(alias): gradient for alias, gradient in zip(wanted, found, strict=True)}
-        return (None, *(grads.get(id(alias)) for alias in aliases))
+                grads = _implicit_gradients(layer, f, states[0], grad, sources)
+        by_source = {id(source): gradient for source, gradient in zip(sources, grads, strict=True)}
+        return (None, None, *(by_source.get(id(alias)) for alias in aliases))
 
 
-def _alias(tensor: Any, requires_grad: bool) -> Any:
-    # What takes no gradient stays the same object, by which others may have remembered things about it.
-    return tensor.detach().requires_grad_() if requires_grad else tensor
-
-
-def _implicit(
-    layer: EquilibriumLayer, f: StateFn, z: Tensor, grad: Tensor, wanted: Sequence[Tensor]
+def _implicit_gradients(
+    layer: EquilibriumLayer, f: StateFn, z: Tensor, grad: Tensor, sources: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """Gradients at a fixed point: w df, where w = w df/dz + grad, or a few terms of the series that w is.
 
     Args:
-        layer: for its way of solving this, and its log.
-        f: the equation; what it reads are the tensors in ``wanted``.
+        layer: gives the solver of this equation, and the log.
+        f: the equation; it reads the sources.
         z: [N, C], the fixed point.
         grad: [N, C], of the fixed point.
-        wanted: the tensors whose gradients are asked for.
+        sources: tensors whose gradients are returned.
     """
     z = z.detach().requires_grad_()
     value = f(z)
 
-    def pull(w: Tensor) -> Tensor:
+    def vjp(w: Tensor) -> Tensor:
         (result,) = torch.autograd.grad(value, z, w, retain_graph=True, allow_unused=True)
         return torch.zeros_like(w) if result is None else result
 
@@ -341,52 +271,53 @@ def _implicit(
     if isinstance(rule, Phantom):
         term, total = grad, grad.clone()
         for _ in range(rule.num_steps - 1):
-            term = (1 - rule.damping) * term + rule.damping * pull(term)
+            term = (1 - rule.damping) * term + rule.damping * vjp(term)
             total += term
         w = rule.damping * total
     else:
-        solution = rule(lambda w: pull(w) + grad, grad)
+        solution = rule(lambda w: vjp(w) + grad, grad)
         layer.backward_log.add(solution)
         w = solution.z
-    return torch.autograd.grad(value, wanted, w, allow_unused=True)
+    return torch.autograd.grad(value, sources, w, allow_unused=True)
 
 
-def _run_back(
-    layer: EquilibriumLayer, f: StateFn, last: Sequence[Tensor], num_iters: int, grad: Tensor, wanted: Sequence[Tensor]
+def _reverse_iterations(
+    layer: EquilibriumLayer,
+    f: StateFn,
+    last: Sequence[Tensor],
+    num_iters: int,
+    grad: Tensor,
+    sources: Sequence[Tensor],
 ) -> Sequence[Tensor | None]:
     """Gradients of the reversible solver's iterations: each evaluation restores a state and has the tape of it.
 
     Args:
-        layer: for beta, and its log.
-        f: the equation; what it reads are the tensors in ``wanted``.
-        last: the two states that the solver ended with.
+        layer: gives beta, and the log.
+        f: the equation; it reads the sources.
+        last: value and dropped digits of the last states y and z.
         num_iters: how many iterations led there.
-        grad: [N, C], of the second of them.
-        wanted: the tensors whose gradients are asked for.
+        grad: [N, C], of the last z.
+        sources: tensors whose gradients are returned.
     """
     fraction = as_fraction(cast(Reversible, layer.solver).beta)
     beta = float(fraction)
     states = [DampedState(*last[:2]).clone(), DampedState(*last[2:]).clone()]
-    flows = [torch.zeros_like(grad), grad.clone()]
-    found: list[Tensor | None] = [None] * len(wanted)
+    grad_states = [torch.zeros_like(grad), grad.clone()]
+    sums = GradientSums(sources)
     for _ in range(num_iters):
         # z' = (1 - beta) z + beta f(y') is undone before y' = (1 - beta) y + beta f(z).
         for changed, read in ((1, 0), (0, 1)):
             state = states[read].read(grad.dtype).requires_grad_()
             value = f(state)
-            states[changed].undo(value.detach(), fraction)
-            pulled, *more = torch.autograd.grad(value, [state, *wanted], beta * flows[changed], allow_unused=True)
-            flows[changed].mul_(1 - beta)
-            if pulled is not None:
-                flows[read].add_(pulled)
-            found = [_sum(total, gradient) for total, gradient in zip(found, more, strict=True)]
-    # Both began at zero.
+            states[changed].backward(value.detach(), fraction)
+            grad_state, *grads = torch.autograd.grad(
+                value, [state, *sources], beta * grad_states[changed], allow_unused=True
+            )
+            grad_states[changed].mul_(1 - beta)
+            if grad_state is not None:
+                grad_states[read].add_(grad_state)
+            sums.add(sources, grads)
+    # Both states began at zero: what is left of them is an error.
     missed = max(float(torch.linalg.vector_norm(state.read(grad.dtype))) for state in states)
     layer.backward_log.add(Solution(states[1].read(grad.dtype), missed, num_iters, missed == 0))
-    return found
-
-
-def _sum(total: Tensor | None, term: Tensor | None) -> Tensor | None:
-    if total is None or term is None:
-        return term if total is None else total
-    return total + term
+    return [sums.of(source) for source in sources]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from zoo.ops.csr import CSR
@@ -45,3 +46,21 @@ class BlockInputs(NamedTuple):
     def layer(self, index: int) -> BlockInputs:
         """The inputs of one layer."""
         return self if self.kept is None else self._replace(kept=self.kept[index])
+
+
+def full_precision(x: Tensor, owner: str) -> Tensor:
+    """States in float32 or float64: those of half precision are widened if autocast is on, and refused otherwise.
+
+    Args:
+        x: any shape.
+        owner: who needs them, for the error.
+
+    Raises:
+        ValueError: if x is of another precision: iterated states drown in its rounding.
+    """
+    if x.dtype in (torch.float32, torch.float64):
+        return x
+    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        return x.float()
+    hint = "; for speed use torch.autocast" if x.is_floating_point() else ""
+    raise ValueError(f"{owner} needs float32 or float64 states, got {x.dtype}{hint}")

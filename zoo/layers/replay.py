@@ -1,15 +1,20 @@
-"""Modules as they were: backward evaluates again what forward evaluated, with the tensors and modes of then."""
+"""Evaluate modules again in backward as forward did: with its parameters, buffers, modes and random numbers."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from zoo.layers.rng import RngTape
 
 # Not attributes of the modules: a lock can neither be copied nor pickled.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -58,7 +63,7 @@ def replaced(slots: Sequence[Slot], tensors: Sequence[Tensor | None] | Mapping[i
 
 @contextmanager
 def modes(modules: Sequence[nn.Module], training: Sequence[bool]) -> Iterator[None]:
-    """Put modules back into the train or eval mode they had."""
+    """Put modules into the given train or eval modes for a while."""
     present = [module.training for module in modules]
     try:
         for module, mode in zip(modules, training, strict=True):
@@ -81,3 +86,146 @@ def exclusive(module: nn.Module) -> Iterator[None]:
             yield
         finally:
             parametrize._cache_enabled = cached
+
+
+@dataclass
+class Guard:
+    """Protects a forward pass without a tape, and the evaluation of the same modules in backward.
+
+    Taken in forward, it holds what an evaluation depends on besides tensors: modes, autocast, random numbers, and
+    copies of the buffers, which are small and which a later pass may change. The tensors, that is, arguments and
+    parameters, are for ``ctx.save_for_backward``: saved by reference, so that changing one in place before backward
+    is an error of autograd's, never a wrong gradient.
+
+    Attributes:
+        owner: the module of the pass; one thread at a time evaluates what is in it.
+        tree: how the first tensors make up the arguments.
+        num_leaves: how many they are; the others are the parameters.
+        parameter_slots: the places of the parameters.
+        buffers: copies of the buffers, from before the pass.
+        buffer_slots: the places of the buffers.
+        modules: all modules that are evaluated.
+        training: their modes.
+        autocast: device type, precision, and whether autocast is on.
+        rng: states of the random number generators; forward records after, backward rewinds before each evaluation.
+    """
+
+    owner: nn.Module
+    tree: TreeSpec
+    num_leaves: int
+    parameter_slots: list[Slot]
+    buffers: list[Tensor]
+    buffer_slots: list[Slot]
+    modules: list[nn.Module]
+    training: list[bool]
+    autocast: tuple[str, torch.dtype, bool]
+    rng: RngTape
+
+    @classmethod
+    def take(
+        cls, owner: nn.Module, blocks: Sequence[nn.Module], arguments: Any, device: torch.device
+    ) -> tuple[Guard, list[Tensor | None]]:
+        """The guard of a pass that begins, and all tensors that its Function takes: of the arguments, then parameters.
+
+        Args:
+            owner: see above.
+            blocks: the modules that are evaluated.
+            arguments: tensors, or None, that the blocks read, in any nest of tuples.
+            device: where they compute.
+        """
+        leaves, tree = tree_flatten(arguments)
+        parameters, parameter_slots = collect(blocks, "_parameters")
+        buffers, buffer_slots = collect(blocks, "_buffers")
+        modules = [module for block in blocks for module in block.modules()]
+        guard = cls(
+            owner=owner,
+            tree=tree,
+            num_leaves=len(leaves),
+            parameter_slots=parameter_slots,
+            buffers=[buffer.detach().clone() for buffer in buffers],
+            buffer_slots=buffer_slots,
+            modules=modules,
+            training=[module.training for module in modules],
+            autocast=(
+                device.type,
+                torch.get_autocast_dtype(device.type),
+                torch.is_autocast_enabled(device.type),
+            ),
+            rng=RngTape(device),
+        )
+        return guard, [*leaves, *parameters]
+
+    @contextmanager
+    def recorded(self, tensors: Sequence[Tensor | None]) -> Iterator[Any]:
+        """Protect the forward pass; yields the arguments made of ``tensors``."""
+        with self._autocast():
+            yield tree_unflatten(list(tensors[: self.num_leaves]), self.tree)
+        self.rng.finish()
+
+    @contextmanager
+    def restored(
+        self, tensors: Sequence[Tensor | None], needs_grad: Sequence[bool]
+    ) -> Iterator[tuple[Any, list[Tensor | None]]]:
+        """Bring back the state of forward, with the tape on; afterwards everything is as it was before.
+
+        Args:
+            tensors: those of forward, as autograd saved them.
+            needs_grad: which of them get a gradient.
+
+        Yields:
+            The arguments and all tensors, as aliases: the tape of backward ends there, and hooks of the real tensors
+            fire once, when their gradients are returned.
+        """
+        aliases = [_alias(tensor, needed) for tensor, needed in zip(tensors, needs_grad, strict=True)]
+        with ExitStack() as state:
+            state.enter_context(exclusive(self.owner))
+            state.enter_context(replaced(self.parameter_slots, aliases[self.num_leaves :]))
+            # Running statistics are counted once: what the evaluation writes goes to copies.
+            state.enter_context(replaced(self.buffer_slots, [buffer.clone() for buffer in self.buffers]))
+            state.enter_context(modes(self.modules, self.training))
+            state.enter_context(self.rng.replay())
+            state.enter_context(self._autocast())
+            state.enter_context(torch.enable_grad())
+            yield tree_unflatten(aliases[: self.num_leaves], self.tree), aliases
+
+    def _autocast(self) -> torch.autocast:
+        device_type, dtype, enabled = self.autocast
+        # Weights that autocast would cache in here lack a tape, which whoever shares them outside needs.
+        return torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def _alias(tensor: Tensor | None, requires_grad: bool) -> Tensor | None:
+    # A tensor that cannot carry a gradient stays the same object, so that what is cached for a graph is found again.
+    if tensor is None or not tensor.requires_grad:
+        return tensor
+    return tensor.detach().requires_grad_(requires_grad)
+
+
+class GradientSums:
+    """Gradients summed over many evaluations, by the tensor they belong to.
+
+    Args:
+        tensors: all of them; those that require no gradient get none.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor | None]) -> None:
+        # Allocated before the evaluations: small gradients that were born among the large temporaries of a layer,
+        # and stayed, would keep the allocator from reusing these.
+        self._sums = {id(t): torch.empty_like(t.detach()) for t in tensors if t is not None and t.requires_grad}
+        self._started: set[int] = set()
+
+    def of(self, tensor: Tensor | None) -> Tensor | None:
+        """The sum for a tensor; None if nothing was added."""
+        return self._sums[id(tensor)] if id(tensor) in self._started else None
+
+    def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Add one gradient to each tensor's sum."""
+        for tensor, grad in zip(tensors, grads, strict=True):
+            if grad is None:
+                continue
+            total = self._sums[id(tensor)]
+            if id(tensor) in self._started:
+                total.add_(grad)
+            else:
+                total.copy_(grad)
+                self._started.add(id(tensor))

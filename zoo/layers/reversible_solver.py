@@ -49,13 +49,13 @@ class DampedState(NamedTuple):
         """[N, C] as floating-point numbers."""
         return (self.value.double() / _GRID).to(dtype)
 
-    def advance(self, value: Tensor, beta: Fraction) -> None:
+    def forward(self, value: Tensor, beta: Fraction) -> None:
         """(1 - beta) state + beta value."""
         _scale(self.value, self.dropped, 1 - beta)
         self.value.add_(_on_grid(value.double() * float(beta)))
 
-    def undo(self, value: Tensor, beta: Fraction) -> None:
-        """The state before :meth:`advance`."""
+    def backward(self, value: Tensor, beta: Fraction) -> None:
+        """The state before :meth:`forward`."""
         self.value.sub_(_on_grid(value.double() * float(beta)))
         _scale(self.value, self.dropped, 1 / (1 - beta))
 
@@ -109,10 +109,10 @@ def solve_reversibly(
     while num_iters < max_iters:
         num_iters += 1
         first = f(z.read(z0.dtype))
-        y.advance(first, fraction)
+        y.forward(first, fraction)
         state = y.read(z0.dtype)
         second = f(state)
-        z.advance(second, fraction)
+        z.forward(second, fraction)
         largest = torch.stack([first.abs().amax(), second.abs().amax()]).amax() if z0.numel() else 0.0
         if not float(largest) < _LARGEST_VALUE:
             residual = math.inf
