@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.errors import DataError
+from zoo.ops.tensors import plain
 
 Value = TypeVar("Value")
 
@@ -55,7 +56,7 @@ def csr_from_edge_index(edge_index: Tensor, num_nodes: int) -> tuple[CSR, Tensor
         The rows, and [E] int64 ``perm``: row position k holds the edge ``perm[k]`` of ``edge_index``, so that
         ``edge_attr[perm]`` are the edge features in row order.
     """
-    source, target = edge_index[0], edge_index[1]
+    source, target = plain(edge_index)
     target, perm = torch.sort(target.long(), stable=True)
     rowptr = torch.searchsorted(target, torch.arange(num_nodes + 1, device=target.device))
     return CSR(rowptr, source[perm].contiguous()), perm
@@ -71,6 +72,7 @@ def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None
         if edge_index.num_nodes != num_nodes:
             raise ValueError(f"the CSR has {edge_index.num_nodes} nodes, x has {num_nodes}")
         return edge_index, None
+    edge_index = plain(edge_index)
     if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
         raise ValueError(
             f"edge_index: expected integers of shape (2, E), got {edge_index.dtype} of {tuple(edge_index.shape)}"

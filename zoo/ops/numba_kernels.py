@@ -15,6 +15,7 @@ from numba import float32, float64, int64, njit, void
 from torch import Tensor
 
 from zoo.ops import vector_math, vectors
+from zoo.ops.tensors import address
 
 Kernel = Callable[..., None]
 
@@ -54,8 +55,8 @@ def _stamp(*parts: ModuleType) -> int:
 
 
 def addresses(*tensors: Tensor) -> tuple[int, ...]:
-    """Where the tensors' numbers begin; tensors must outlive their use."""
-    return tuple(tensor.data_ptr() for tensor in tensors)
+    """The address of each tensor; tensors must outlive their use."""
+    return tuple(address(tensor) for tensor in tensors)
 
 
 def kind_of(tensor: Tensor) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
@@ -16,7 +16,10 @@ os.register_at_fork(after_in_child=_POOL.clear)
 
 
 def run_tasks(tasks: Sequence[Task]) -> None:
-    """Run every task, on as many threads as PyTorch uses; which thread runs which task is left open."""
+    """Run every task, on as many threads as PyTorch uses; which thread runs which task is left open.
+
+    No task runs after the call has returned or raised.
+    """
     num_helpers = min(torch.get_num_threads(), len(tasks)) - 1
     if num_helpers < 1:
         for task in tasks:
@@ -31,9 +34,26 @@ def run_tasks(tasks: Sequence[Task]) -> None:
         for task in waiting:
             task()
 
-    helpers = [_POOL[0].submit(work) for _ in range(num_helpers)]
-    work()
-    for helper in helpers:
-        # A helper that never got to start is not waited for.
-        if not helper.cancel():
-            helper.result()
+    helpers: list[Future[None]] = []
+    try:
+        for _ in range(num_helpers):
+            helpers.append(_POOL[0].submit(work))
+        work()
+    finally:
+        # Tasks hold raw addresses. If this thread stops early (Ctrl-C), its caller frees the tensors behind them: leave
+        # nothing to begin, and wait for the tasks that have begun.
+        for _ in waiting:
+            pass
+        started = [helper for helper in helpers if not helper.cancel()]
+        _join(started)
+    for helper in started:
+        helper.result()
+
+
+def _join(helpers: Sequence[Future[None]]) -> None:
+    """Wait for helpers to end; an interrupt is raised only after that."""
+    try:
+        wait(helpers)
+    except BaseException:
+        _join(helpers)
+        raise

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.errors import BackendError
 from zoo.ops.csr import CSR, remembered
+from zoo.ops.tensors import address
 
 # Longer rows are shared by several programs; yet there is room for so many pieces of them at most, since each has
 # results of its own.
@@ -72,6 +73,9 @@ def _make_plan(csr: CSR) -> Plan:
 
 def launch(kernel: Any, grid: tuple[int, int], device: torch.device, *args: Any, **options: Any) -> None:
     """Run a kernel on the GPU of the tensors."""
+    for argument in args:
+        if isinstance(argument, Tensor):
+            address(argument)
     # Triton launches on the current GPU, which need not be that of the tensors.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         # Fused multiply-add is what the kernels are written for; newer versions ask to say so.

@@ -13,6 +13,7 @@ from zoo.ops.csr import CSR, check_csr
 from zoo.ops.gen_aggregate import functions, reference, registered
 from zoo.ops.gen_aggregate.interface import Messages, load_backend
 from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN
+from zoo.ops.tensors import plain
 
 Aggr = Literal["max", "mean", "sum", "softmax", "powermean"]
 AGGREGATIONS: tuple[Aggr, ...] = ("max", "mean", "sum", "softmax", "powermean")
@@ -60,6 +61,7 @@ def gen_aggregate(
 
     Source: GENConv, arXiv 2006.07739.
     """
+    x, edge_attr = plain(x), None if edge_attr is None else plain(edge_attr)
     _check_arguments(x, csr, edge_attr, weight, bias, aggr)
     check_csr(csr)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -18,7 +18,7 @@ from zoo.ops.gen_aggregate.chunked import max_edge_gradient
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
 from zoo.ops.numba_kernels import addresses, kind_of
 from zoo.ops.pieces import intervals, plan_of
-from zoo.ops.strides import unit_stride
+from zoo.ops.tensors import address, unit_stride
 from zoo.ops.threads import run_tasks
 from zoo.ops.vectors import LANES
 
@@ -66,10 +66,10 @@ class _Layout:
         """The next ten: edges, node features, edge features, weight, bias, number of channels."""
         col = self.csr.col if self.plan.col is None else self.plan.col
         ahead = PREFETCH_EDGES if self.x.numel() * self.x.element_size() > PREFETCH_BYTES else 0
-        nodes = (self.x.data_ptr(), self.x.stride(0))
-        edges = (self.attr.data_ptr(), self.attr.stride(0))
+        nodes = (address(self.x), self.x.stride(0))
+        edges = (address(self.attr), self.attr.stride(0))
         return (
-            col.data_ptr(),
+            address(col),
             self.csr.num_edges - 1,
             ahead,
             *nodes,
@@ -122,7 +122,7 @@ def max_backward(
     def task(low: int, high: int) -> None:
         for n, first in enumerate(bounds):
             rows, goal = (first, min(first + ROWS_PER_SUM, N)), addresses(dx, dw[n], db[n])
-            kernel(*rows, low, high, C, *addresses(col, grad, arg), attr.data_ptr(), attr.stride(0), *goal)
+            kernel(*rows, low, high, C, *addresses(col, grad, arg), address(attr), attr.stride(0), *goal)
 
     num_slices = max(1, min(torch.get_num_threads(), C // LANES))
     cuts = [C * s // num_slices for s in range(num_slices + 1)]
@@ -140,7 +140,7 @@ def sum_forward(messages: Messages, power: Tensor | None) -> Tensor:
     layout = _Layout(messages)
     kernel = cpu_kernels.sum_forward(layout.D, layout.embedded, power is not None, layout.kind)
     out = layout.empty(layout.plan.pieces.num_pieces)
-    rest = (*layout.inputs(), out.data_ptr(), layout.eps, 1.0 if power is None else float(power))
+    rest = (*layout.inputs(), address(out), layout.eps, 1.0 if power is None else float(power))
     run_tasks([partial(kernel, *layout.pieces(chunk), *rest) for chunk in layout.chunks])
     for rows, parts in layout.plan.rounds:
         out[rows] += out[parts]
@@ -162,7 +162,7 @@ def softmax_forward(messages: Messages, temperature: Tensor) -> tuple[Tensor, Te
     out, logsum, peaks = layout.empty(pieces.num_pieces), layout.empty(pieces.num_pieces), layout.empty(len(chunks))
     rest, numbers = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature))
     tasks = zip(chunks, peaks, strict=True)
-    run_tasks([partial(kernel, *layout.pieces(chunk), *rest, peak.data_ptr(), *numbers) for chunk, peak in tasks])
+    run_tasks([partial(kernel, *layout.pieces(chunk), *rest, address(peak), *numbers) for chunk, peak in tasks])
     for rows, parts in layout.plan.rounds:
         both = torch.logaddexp(logsum[rows], logsum[parts])
         out[rows] = out[rows] * (logsum[rows] - both).exp() + out[parts] * (logsum[parts] - both).exp()
@@ -208,7 +208,7 @@ def _sum_backward(
     if not layout.embedded:
         d_edges.zero_()
 
-    rest = (pieces.target.data_ptr(), N, *layout.inputs(), *addresses(transposed, grad, out, logsum))
+    rest = (address(pieces.target), N, *layout.inputs(), *addresses(transposed, grad, out, logsum))
     # Several edges share a source, so each group of chunks sums into rows of its own.
     num_groups = max(1, min(torch.get_num_threads(), len(chunks)))
     dx = torch.zeros(num_groups, N, C, dtype=grad.dtype)

@@ -17,7 +17,7 @@ from zoo.ops.csr import CSR
 from zoo.ops.gen_aggregate import chunked, cuda_kernels
 from zoo.ops.gen_aggregate.chunked import max_edge_gradient
 from zoo.ops.gen_aggregate.interface import Gradients, Messages
-from zoo.ops.strides import unit_stride
+from zoo.ops.tensors import unit_stride
 from zoo.ops.triton_kernels import join_sum
 from zoo.ops.triton_launch import BLOCK_EDGES, join, launch, plan_of, tile
 

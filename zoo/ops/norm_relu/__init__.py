@@ -12,6 +12,7 @@ from zoo.errors import DataError
 from zoo.ops.backend import backend_for
 from zoo.ops.norm_relu import reference
 from zoo.ops.norm_relu.interface import Backend, load_backend
+from zoo.ops.tensors import plain, unit_stride
 
 __all__ = ["norm_relu"]
 
@@ -37,6 +38,7 @@ def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = Non
         DataError: if shapes, devices or dtypes do not fit together.
         BackendError: if the backend asked for cannot serve these tensors.
     """
+    x, mask = plain(x), None if mask is None else plain(mask)
     _check_arguments(x, weight, bias, mask)
     backend = _backend(x, mask)
     with torch.autocast(x.device.type, enabled=False):
@@ -47,8 +49,8 @@ def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = Non
         # On an accelerator half precision is read as it is.
         if x.device.type == "cpu" or dtype == torch.float64:
             rows, mask = x.to(dtype), None if mask is None else mask.to(dtype)
-        inputs = (_unit_stride(rows), weight.to(dtype).contiguous(), bias.to(dtype).contiguous())
-        mask = None if mask is None else _unit_stride(mask)
+        inputs = (unit_stride(rows), weight.to(dtype).contiguous(), bias.to(dtype).contiguous())
+        mask = None if mask is None else unit_stride(mask)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             out: Tensor = _NormRelu.apply(*inputs, mask, eps, backend)  # type: ignore[no-untyped-call]
         else:
@@ -81,7 +83,7 @@ class _NormRelu(Function):
                 found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
                 grads = tuple(next(found) if tensor.requires_grad else None for tensor in (x, weight, bias))
             else:
-                grads = ctx.backend.backward(_unit_stride(grad), x, weight, bias, mask, mean, rstd)
+                grads = ctx.backend.backward(unit_stride(grad), x, weight, bias, mask, mean, rstd)
         wanted = zip(grads, ctx.needs_input_grad, strict=False)
         return *(gradient if needed else None for gradient, needed in wanted), None, None, None
 
@@ -99,10 +101,6 @@ def _backend(x: Tensor, mask: Tensor | None) -> Backend | None:
         return None
     fits = MIN_CHANNELS <= x.shape[1] <= MAX_CHANNELS and len(x) > 0
     return load_backend(name) if fits and not (name == "triton" and x.dtype == torch.float64) else None
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> None:

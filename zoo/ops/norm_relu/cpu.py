@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.ops.norm_relu import cpu_kernels
 from zoo.ops.numba_kernels import Kernel, kind_of
+from zoo.ops.tensors import address
 from zoo.ops.threads import run_tasks
 from zoo.ops.vectors import LANES
 
@@ -35,13 +36,13 @@ def _blocks(x: Tensor) -> list[tuple[int, int]]:
 
 
 def _inputs(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> tuple[int, ...]:
-    where_mask = (0, 0) if mask is None else (mask.data_ptr(), mask.stride(0))
+    where_mask = (0, 0) if mask is None else (address(mask), mask.stride(0))
     keep = _keep(x.shape[1], x.dtype)
-    return x.shape[1], *_place(x), *where_mask, weight.data_ptr(), bias.data_ptr(), keep.data_ptr()
+    return x.shape[1], *_place(x), *where_mask, address(weight), address(bias), address(keep)
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.stride(0)
+    return address(tensor), tensor.stride(0)
 
 
 def _kernel(make: Callable[[bool, str], Kernel], x: Tensor, mask: Tensor | None) -> Kernel:
@@ -52,7 +53,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: f
     """See ``interface.Backend``."""
     out = torch.empty(x.shape, dtype=x.dtype)
     mean, rstd = torch.empty(2, len(x), dtype=x.dtype)
-    results = (out.data_ptr(), mean.data_ptr(), rstd.data_ptr())
+    results = (address(out), address(mean), address(rstd))
     kernel, inputs = _kernel(cpu_kernels.forward, x, mask), _inputs(x, weight, bias, mask)
     run_tasks([partial(kernel, *rows, *inputs, *results, eps) for rows in _blocks(x)])
     return out, mean, rstd
@@ -67,10 +68,10 @@ def backward(
     sums = torch.zeros(len(blocks), 2, C, dtype=x.dtype)
     slope = torch.empty(len(blocks), -(-C // LANES) * LANES, dtype=x.dtype)
     kernel, inputs = _kernel(cpu_kernels.backward, x, mask), _inputs(x, weight, bias, mask)
-    rest = (*_place(grad), mean.data_ptr(), rstd.data_ptr())
+    rest = (*_place(grad), address(mean), address(rstd))
     tasks = []
     for rows, room, total in zip(blocks, slope, sums, strict=True):
-        goal = (room.data_ptr(), dx.data_ptr(), total[0].data_ptr(), total[1].data_ptr())
+        goal = (address(room), address(dx), address(total[0]), address(total[1]))
         tasks.append(partial(kernel, *rows, *inputs, *rest, *goal))
     run_tasks(tasks)
     dw, db = sums.sum(0, dtype=torch.float64).to(x.dtype)

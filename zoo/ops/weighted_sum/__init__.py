@@ -8,6 +8,7 @@ from torch import Tensor
 from zoo.errors import DataError
 from zoo.ops.backend import backend_for, named_backend, refuse_transforms
 from zoo.ops.csr import CSR, check_csr
+from zoo.ops.tensors import plain
 from zoo.ops.weighted_sum import functions, reference, registered
 
 __all__ = ["weighted_sum"]
@@ -29,6 +30,7 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None = None) -> Tensor:
         DataError: if shapes, devices or dtypes do not fit together, or the CSR is damaged.
         BackendError: if the backend asked for cannot serve these tensors.
     """
+    x, weight = plain(x), None if weight is None else plain(weight)
     _check_arguments(x, csr, weight)
     check_csr(csr)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

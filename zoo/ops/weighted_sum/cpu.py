@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from zoo.ops.csr import CSR
 from zoo.ops.numba_kernels import Kernel, addresses, kind_of
 from zoo.ops.pieces import Plan, intervals, plan_of
-from zoo.ops.strides import unit_stride
+from zoo.ops.tensors import address, unit_stride
 from zoo.ops.threads import run_tasks
 from zoo.ops.vectors import LANES
 from zoo.ops.weighted_sum import cpu_kernels
@@ -26,8 +26,8 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
     rows, C = _rows(x)
     weights = None if weight is None else weight.contiguous()
     out = torch.empty(plan.pieces.num_pieces, H, C, dtype=x.dtype)
-    source = (rows.data_ptr(), rows.stride(0), 0 if weights is None else weights.data_ptr())
-    _run(cpu_kernels.weighted_sum(weight is not None, kind_of(x)), csr, plan, *source, H, C, out.data_ptr())
+    source = (address(rows), rows.stride(0), 0 if weights is None else address(weights))
+    _run(cpu_kernels.weighted_sum(weight is not None, kind_of(x)), csr, plan, *source, H, C, address(out))
     for first, more in plan.rounds:
         out[first] += out[more]
     # A fresh tensor, not a view of one: autograd would forbid to change a view in place.
@@ -40,9 +40,9 @@ def edge_products(grad: Tensor, x: Tensor, csr: CSR) -> Tensor:
     rows, C = _rows(x)
     grads, _ = _rows(grad)
     out = torch.empty(csr.num_edges, x.shape[1], dtype=x.dtype)
-    targets = (plan.pieces.target.data_ptr(), csr.num_nodes)
-    both = (rows.data_ptr(), rows.stride(0), grads.data_ptr(), grads.stride(0))
-    _run(cpu_kernels.edge_products(kind_of(x)), csr, plan, *targets, *both, x.shape[1], C, out.data_ptr())
+    targets = (address(plan.pieces.target), csr.num_nodes)
+    both = (address(rows), rows.stride(0), address(grads), grads.stride(0))
+    _run(cpu_kernels.edge_products(kind_of(x)), csr, plan, *targets, *both, x.shape[1], C, address(out))
     return out
 
 
@@ -56,4 +56,4 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
 def _run(kernel: Kernel, csr: CSR, plan: Plan, *rest: int) -> None:
     pieces, col = plan.pieces, csr.col if plan.col is None else plan.col
     edges = addresses(pieces.start, pieces.end)
-    run_tasks([partial(kernel, *edges, *chunk, col.data_ptr(), *rest) for chunk in intervals(plan.bounds)])
+    run_tasks([partial(kernel, *edges, *chunk, address(col), *rest) for chunk in intervals(plan.bounds)])

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from zoo.ops.csr import CSR
-from zoo.ops.strides import unit_stride
+from zoo.ops.tensors import unit_stride
 from zoo.ops.triton_kernels import join_sum
 from zoo.ops.triton_launch import BLOCK_EDGES, join, launch, plan_of, tile
 from zoo.ops.weighted_sum import cuda_kernels
