@@ -65,17 +65,19 @@ def raw_heterophilous(**changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("name", ["roman-empire", "squirrel-filtered", "chameleon-filtered"])
 def test_a_heterophilous_graph_is_downloaded_once(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    np.savez(server.folder / "roman_empire.npz", **raw_heterophilous())
+    file = f"{name.replace('-', '_')}.npz"
+    np.savez(server.folder / file, **raw_heterophilous())
     monkeypatch.setattr(datasets, "HETEROPHILOUS_URL", server.url("")[:-1])
     root = tmp_path / "root"
     for _ in range(2):
-        graph = load_graph("roman-empire", root=root)
+        graph = load_graph(name, root=root)
         assert graph.edge_index.tolist() == [[0, 0, 1], [1, 4, 2]]
-        assert (graph.name, graph.undirected, graph.num_tasks, len(graph.splits)) == ("roman-empire", True, 3, 2)
-    assert server.requests == ["/roman_empire.npz"]
+        assert (graph.name, graph.undirected, graph.num_tasks, len(graph.splits)) == (name, True, 3, 2)
+    assert server.requests == [f"/{file}"]
 
 
 def test_a_file_in_our_format_is_used_as_it_is(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -29,11 +29,12 @@ MAX_NPZ_BYTES = 32 << 30
 Array = np.ndarray[Any, Any]
 
 
-def read_arrays(path: Path) -> dict[str, Array]:
+def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, Array]:
     """Read the arrays of a .npz file, or map those of a folder of .npy files. Nothing is unpickled.
 
     Args:
         path: file or folder.
+        names: which arrays of a .npz file are read, as far as it has them; None: all.
 
     Returns:
         The arrays by name.
@@ -54,7 +55,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
         if size > MAX_NPZ_BYTES:
             raise DataError(f"{path}: unpacks to {size:,} bytes; give arrays that large as a folder of .npy files")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return {name: arrays[name] for name in arrays.files if names is None or name in names}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot be read as plain NumPy arrays ({reason})") from error
