@@ -1,7 +1,7 @@
 # make quickstart   train, evaluate, export and load a small model on real data, in a few minutes
 # make test         lint, type check, import contracts and the whole test suite
 # make bench        measure memory and time of training steps on the CPU; writes benchmarks/results
-# make bench-gpu    the same on a GPU, meant to take under ten minutes, and benchmarks/gpu.md; SET="--set KEY=VALUE" changes recipes
+# make bench-gpu    the same on a GPU, meant to take under ten minutes; SET="--set KEY=VALUE" changes recipes
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -42,29 +42,28 @@ schema: $(VENV)/.dev
 	$(BIN)/python -c "import json, zoo.spec.recipe as r; print(json.dumps(r.recipe_schema(), indent=2))" > recipes/schema/recipe.schema.json
 
 # Each line is measured even if one before it fails; what failed, fails the command at the end.
-BENCH := $(BIN)/revgnn-zoo bench
+STEPS := $(BIN)/python -m benchmarks.steps
 bench: $(VENV)/.user
 	failed=0; \
-	$(BIN)/python benchmarks/ops.py --device cpu --out benchmarks/results/ops.json || failed=1; \
-	$(BENCH) memory --device cpu || failed=1; \
-	$(BENCH) peers --device cpu --steps 2 || failed=1; \
-	$(BENCH) peers --device cpu --steps 2 --layers 7 --channels 224 || failed=1; \
-	$(BENCH) peer_memory --device cpu --steps 1 || failed=1; \
-	$(BENCH) depth --device cpu || failed=1; \
-	$(BENCH) edges --device cpu || failed=1; \
+	$(BIN)/python -m benchmarks.ops --device cpu --out benchmarks/results/ops.json || failed=1; \
+	$(STEPS) memory --device cpu || failed=1; \
+	$(STEPS) peers --device cpu || failed=1; \
+	$(STEPS) peers --device cpu --layers 7 --channels 224 || failed=1; \
+	$(STEPS) depth --device cpu || failed=1; \
+	$(STEPS) edges --device cpu || failed=1; \
 	exit $$failed
 
 bench-gpu: $(VENV)/.user
 	failed=0; \
-	$(BENCH) true_size --device cuda $(SET) || failed=1; \
-	$(BENCH) true_size --device cuda --capture $(SET) || failed=1; \
-	$(BIN)/python benchmarks/ops.py --device cuda --out benchmarks/results/gpu_ops.json || failed=1; \
-	$(BENCH) peers --device cuda $(SET) || failed=1; \
-	$(BENCH) peers --device cuda --layers 7 --channels 224 $(SET) || failed=1; \
-	$(BENCH) memory --device cuda $(SET) || failed=1; \
-	$(BENCH) depth --device cuda $(SET) || failed=1; \
-	$(BENCH) edges --device cuda $(SET) || failed=1; \
-	$(BIN)/python benchmarks/estimate.py > benchmarks/gpu.md || failed=1; \
+	$(STEPS) true_size --device cuda $(SET) || failed=1; \
+	$(STEPS) true_size --device cuda --capture $(SET) || failed=1; \
+	$(BIN)/python -m benchmarks.captured --device cuda || failed=1; \
+	$(BIN)/python -m benchmarks.ops --device cuda --out benchmarks/results/gpu_ops.json || failed=1; \
+	$(STEPS) peers --device cuda $(SET) || failed=1; \
+	$(STEPS) peers --device cuda --layers 7 --channels 224 $(SET) || failed=1; \
+	$(STEPS) memory --device cuda $(SET) || failed=1; \
+	$(STEPS) depth --device cuda $(SET) || failed=1; \
+	$(STEPS) edges --device cuda $(SET) || failed=1; \
 	exit $$failed
 
 clean:

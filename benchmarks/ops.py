@@ -1,6 +1,6 @@
-"""The fused aggregation against what it replaces, on one random graph of the size of a part of ogbn-proteins.
+"""The fused aggregation beside what it replaces, on one random graph of the size of a part of ogbn-proteins.
 
-    python benchmarks/ops.py --out benchmarks/results/ops.json      (a picture of the same name goes beside it)
+    python -m benchmarks.ops --out benchmarks/results/ops.json      (a picture of the same name goes beside it)
 
 Contenders run in turn within one process, so that each pair of times met the same machine; the ratio is the median over
 these pairs. Contenders are: the backend chosen for the device (or named by ZOO_BACKEND), the bounded-memory PyTorch
@@ -28,10 +28,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.nn import GENConv
 
+from zoo.data.graph import directed_edges
+from zoo.data.synthetic import synthetic_graph
 from zoo.ops.backend import backend_for, use_backend
 from zoo.ops.csr import CSR, csr_from_edge_index
 from zoo.ops.gen_aggregate import AGGREGATIONS, gen_aggregate
-from zoo.workflows.session import environment
+from zoo.workflows.session import environment, is_out_of_memory
 
 SCATTER = {"max": "amax", "mean": "mean", "sum": "sum"}
 PYG_NAMES = {"sum": "add"}
@@ -51,23 +53,19 @@ class Inputs(NamedTuple):
     grad: Tensor  # [N, C]
 
 
-def random_inputs(num_nodes: int, num_edges: int, C: int, D: int, device: torch.device) -> Inputs:
-    """Degrees as uneven as those of protein networks; one node in twenty has none."""
-    generator = torch.Generator().manual_seed(0)
-    popularity = torch.randn(num_nodes, generator=generator).mul(1.2).exp()
-    popularity[torch.rand(num_nodes, generator=generator) < 0.05] = 0
-    ends = torch.multinomial(popularity, 2 * num_edges, replacement=True, generator=generator).view(2, -1)
-    csr, _ = csr_from_edge_index(ends.to(torch.int32), num_nodes)
-    # Multiples of 1/1000, most of them zero, as in ogbn-proteins.
-    features = torch.randint(1, 1000, (num_edges, D), generator=generator) / 1000
-    features *= torch.rand(num_edges, D, generator=generator) > 0.6
+def random_inputs(num_nodes: int, num_edges: int, C: int, device: torch.device) -> Inputs:
+    """Edges and their features as in ogbn-proteins, everything else from a normal distribution."""
+    edge_index, edge_attr = directed_edges(synthetic_graph(num_nodes, num_edges // 2))
+    csr, order = csr_from_edge_index(edge_index, num_nodes)
+    edge_attr = edge_attr[order]
+    D, generator = edge_attr.shape[1], torch.Generator().manual_seed(0)
     x, weight, bias, grad = (
         torch.randn(shape, generator=generator).to(device) for shape in ((num_nodes, C), (C, D), (C,), (num_nodes, C))
     )
     for leaf in (x, weight, bias):
         leaf.requires_grad_()
     target = torch.repeat_interleave(csr.rowptr.diff())
-    return Inputs(csr.to(device), target.to(device), x, features.to(device), weight, bias, grad)
+    return Inputs(csr.to(device), target.to(device), x, edge_attr.to(device), weight, bias, grad)
 
 
 def contenders(inputs: Inputs, aggr: str) -> dict[str, Callable[[], Tensor]]:
@@ -171,11 +169,7 @@ def identity(inputs: Inputs, aggr: str, direction: str, contender: str) -> dict[
     return {"aggr": aggr, "channels": inputs.x.shape[1], "direction": direction, "contender": contender}
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def draw(report: dict[str, Any], path: Path) -> None:
+def plot(report: dict[str, Any], path: Path) -> None:
     """Forward and backward of every contender, one panel for each aggregation and width."""
     rows = [row for row in report["rows"] if row["direction"] == "forward and backward"]
     kinds = list(dict.fromkeys((row["aggr"], row["channels"]) for row in rows))
@@ -211,7 +205,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--num-nodes", type=int, default=13_253)
     parser.add_argument("--num-edges", type=int, default=791_000, help="directed edges")
-    parser.add_argument("--edge-features", type=int, default=8)
     parser.add_argument("--channels", type=int, nargs="+", default=[40, 112])
     parser.add_argument("--aggr", nargs="+", choices=AGGREGATIONS, default=["max"])
     parser.add_argument("--repeats", type=int, default=5)
@@ -224,19 +217,19 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for C in arguments.channels:
-        inputs = random_inputs(arguments.num_nodes, arguments.num_edges, C, arguments.edge_features, device)
+        inputs = random_inputs(arguments.num_nodes, arguments.num_edges, C, device)
         for aggr in arguments.aggr:
             rows += measure(inputs, aggr, arguments.repeats)
             report = {
                 "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
                 "environment": environment(device).model_dump(),
                 "graph": {"num_nodes": arguments.num_nodes, "num_edges": arguments.num_edges},
-                "edge_features": arguments.edge_features,
+                "edge_features": inputs.edge_attr.shape[1],
                 "rows": rows,
             }
             # Written as it grows, so that nothing is lost if a later one fails.
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-            draw(report, arguments.out.with_suffix(".png"))
+            plot(report, arguments.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What PyTorch Geometric's GroupAddRev does where README says that a user is right to be careful.
 
-    python benchmarks/pyg_defects.py
+    python -m benchmarks.pyg_defects
 
 Every case builds four reversible layers of GroupAddRev and does one ordinary thing with them, in a process of its own,
 as one of them ends in a segmentation fault. What is printed is what was seen: the error, or how far the gradients are

@@ -27,6 +27,10 @@ class RunError(ZooError):
     """A run directory that cannot be used, or a training run that had to stop."""
 
 
+class OutOfMemoryError(RunError):
+    """A computation that needs more memory than the machine or the GPU has."""
+
+
 class BundleError(ZooError):
     """A bundle whose files are missing, damaged or do not belong together."""
 

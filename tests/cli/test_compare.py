@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.conftest import Result
 from zoo.workflows.compare import run as compare_module
-from zoo.workflows.compare.worker import work
+from zoo.workflows.worker import work
 
 Command = Callable[..., Result]
 
@@ -16,7 +16,7 @@ Command = Callable[..., Result]
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def in_this_process(tasks: list[Any], *, on_done: Callable[..., None], **options: Any) -> bool:
         for task in tasks:
-            on_done(task, work(task.request), ["Warning: look here"])
+            on_done(task, work(task.request), ("look here",))
         return True
 
     monkeypatch.setattr(compare_module, "run_tasks", in_this_process)
@@ -33,7 +33,7 @@ def test_a_recipe_and_a_run_stand_in_one_table(finished: Path, tmp_path: Path, z
     assert lines[0].split()[:4] == ["model", "layers", "channels", "parameters"]
     assert [line.split()[0] for line in lines[1:4]] == ["small", "other", "logistic"]
     assert lines[-1] == "written: out/compare.md, compare.png, compare.json"
-    assert "other, split 0, seed 0: Warning: look here" in result.err
+    assert result.err.count("Warning: other: look here") == 1
     assert json.loads((tmp_path / "out/other/split-0-seed-0/recipe.json").read_text())["train"]["num_epochs"] == 1
     again = zoo_command("compare", *arguments, "--json", "-q")
     assert json.loads(again.out) == {"out": "out", **json.loads((tmp_path / "out" / "compare.json").read_text())}

@@ -3,7 +3,6 @@
 Tasks run in this process but where processes are the point.
 """
 
-import copy
 import io
 import json
 import math
@@ -18,27 +17,29 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tests.workflows.small import NUM_NODES, changed, write_graph
 from zoo.data.datasets import DATASETS
 from zoo.errors import BundleError, RecipeError, RunError
+from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe, ReportedResult, parse_recipe
 from zoo.workflows import train as train_module
 from zoo.workflows.compare import run as compare_module
-from zoo.workflows.compare.draw import draw, picture
 from zoo.workflows.compare.entries import read_entries
-from zoo.workflows.compare.processes import Task, run_tasks
+from zoo.workflows.compare.plot import picture, plot
 from zoo.workflows.compare.recipes import recipe_on_data
+from zoo.workflows.compare.results import BaselineEntry, CompareResults, Mean
 from zoo.workflows.compare.run import compare
 from zoo.workflows.compare.table import HEAD, caption, markdown, rows
-from zoo.workflows.compare.worker import measure_training, work
 from zoo.workflows.export import export
+from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.session import StopRequest
 from zoo.workflows.train import train
+from zoo.workflows.worker import MeasureRequest, TrainRequest, work
 
 NUM_SPLITS = 3
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TINY: dict[str, Any] = {
     "schema_version": 1,
     "name": "tiny_rev",
@@ -63,7 +64,7 @@ def in_this_process(
 ) -> bool:
     for task in tasks:
         on_start(task)
-        on_done(task, work(json.loads(json.dumps(task.request))), [])
+        on_done(task, work(task.request), ())  # type: ignore[arg-type]
     return True
 
 
@@ -86,7 +87,7 @@ def _no_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory, _no_processes: None) -> tuple[dict[str, Any], Path]:
+def compared(tmp_path_factory: pytest.TempPathFactory, _no_processes: None) -> tuple[CompareResults, Path]:
     """Two models on two splits; tests that change the folder make a copy."""
     out = tmp_path_factory.mktemp("compared") / "out"
     result = compare([tiny(), tiny_res()], out, num_splits=2, device="cpu", quiet=True)
@@ -97,45 +98,46 @@ def modified(out: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in out.glob("*/*/*")}
 
 
-def test_figures_are_those_of_the_run_directories(compared: tuple[dict[str, Any], Path]) -> None:
+def test_figures_are_those_of_the_run_directories(compared: tuple[CompareResults, Path]) -> None:
     result, out = compared
-    assert [model["name"] for model in result["models"]] == ["tiny_rev", "tiny_res"]
-    for model in result["models"]:
-        assert [(run["split"], run["seed"]) for run in model["runs"]] == [(0, 0), (1, 0)]
-        for run in model["runs"]:
-            folder = out / model["name"] / f"split-{run['split']}-seed-{run['seed']}"
+    assert [model.name for model in result.models] == ["tiny_rev", "tiny_res"]
+    for model in result.models:
+        assert [(run.split, run.seed) for run in model.runs] == [(0, 0), (1, 0)]
+        for run in model.runs:
+            folder = out / model.name / f"split-{run.split}-seed-{run.seed}"
             recipe = json.loads((folder / "recipe.json").read_text())
-            assert (recipe["data"]["split"], recipe["train"]["seed"]) == (run["split"], run["seed"])
+            assert (recipe["data"]["split"], recipe["train"]["seed"]) == (run.split, run.seed)
             results = json.loads((folder / "results.json").read_text())
             held = {figure["split"]: figure["value"] for figure in results["results"]}
-            assert (run["valid"], run["test"]) == (held["valid"], held["test"])
-            assert (run["train_s"], model["num_parameters"]) == (results["train_s"], results["num_parameters"])
-        tests = [run["test"] for run in model["runs"]]
+            assert (run.valid, run.test) == (held["valid"], held["test"])
+            assert (run.train_s, model.num_parameters) == (results["train_s"], results["num_parameters"])
+        tests = [run.test for run in model.runs]
         mean = sum(tests) / 2
-        assert model["test"]["mean"] == pytest.approx(mean)
-        assert model["test"]["std"] == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in tests)))
-        assert model["train_s"] == pytest.approx(sum(run["train_s"] for run in model["runs"]), abs=1e-3)
-        assert model["step_s"] > 0
-        assert model["epoch_s"] > model["step_s"]
-    baseline = result["baseline"]
-    assert [row["split"] for row in baseline["runs"]] == [0, 1]
-    assert baseline["test"]["mean"] == statistics.fmean(row["test"] for row in baseline["runs"])
+        assert model.test.mean == pytest.approx(mean)
+        assert model.test.std == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in tests)))
+        assert model.train_s == pytest.approx(sum(run.train_s for run in model.runs), abs=1e-3)
+        assert model.step_s > 0
+        assert model.epoch_s > model.step_s
+    baseline = result.baseline
+    assert baseline is not None
+    assert [row.split for row in baseline.runs] == [0, 1]
+    assert baseline.test.mean == statistics.fmean(row.test for row in baseline.runs)
 
 
-def test_table_picture_and_json_are_written(compared: tuple[dict[str, Any], Path]) -> None:
+def test_table_picture_and_json_are_written(compared: tuple[CompareResults, Path]) -> None:
     result, out = compared
-    assert json.loads((out / "compare.json").read_text()) == result
+    assert CompareResults.model_validate_json((out / "compare.json").read_text()) == result
     lines = (out / "compare.md").read_text().splitlines()
     assert lines[0] == f"| {' | '.join(HEAD)} |"
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| tiny_rev", "| tiny_res", "| logistic regression"]
-    test = result["models"][0]["test"]
-    assert f"{test['mean']:.4f} ± {test['std']:.4f}" in lines[2]
+    test = result.models[0].test
+    assert f"{test.mean:.4f} ± {test.std:.4f}" in lines[2]
     assert "- mean with the sample standard deviation over 2 runs (2 splits x 1 seed)" in lines
     assert matplotlib.image.imread(io.BytesIO((out / "compare.png").read_bytes())).shape[:2] == (720, 1950)
 
 
 def test_finished_runs_are_not_trained_again(
-    compared: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: tuple[CompareResults, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, out = compared
     shutil.copytree(out, tmp_path / "out")
@@ -150,8 +152,8 @@ def test_finished_runs_are_not_trained_again(
     assert (again, started) == (result, [])
     more = compare([tiny(), tiny_res()], tmp_path / "out", num_splits=1, num_seeds=2, device="cpu", quiet=True)
     assert started == ["tiny_rev, split 0, seed 1", "tiny_res, split 0, seed 1"]
-    assert [run["seed"] for run in more["models"][1]["runs"]] == [0, 1]
-    assert more["models"][1]["runs"][0] == result["models"][1]["runs"][0]
+    assert [run.seed for run in more.models[1].runs] == [0, 1]
+    assert more.models[1].runs[0] == result.models[1].runs[0]
     assert before.items() <= modified(tmp_path / "out").items()
 
 
@@ -171,7 +173,7 @@ def test_all_splits_are_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_BACKEND", "chunked")
     recipe, folder = tiny(train__num_epochs=100_000), tmp_path / "run"
-    request = {"recipe": recipe.to_json(), "folder": str(folder), "device": "cpu", "num_threads": 1}
+    request = TrainRequest(recipe=recipe, folder=str(folder), device="cpu", num_threads=1)
 
     class Stop(StopRequest):
         """Ctrl-C as soon as something is recorded."""
@@ -183,7 +185,7 @@ def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, mo
 
     started: list[str] = []
     done = run_tasks(
-        [Task("first", {"task": "train", **request}), Task("second", {"task": "train", **request})],
+        [Task("first", request), Task("second", request)],
         num_jobs=1,
         stop=Stop(),
         on_start=lambda task: started.append(task.label),
@@ -198,8 +200,8 @@ def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, mo
 
 
 def test_a_failing_process_is_named_with_its_last_line(tmp_path: Path) -> None:
-    absent = tiny(data={"dataset": "file", "path": str(tmp_path / "absent.npz")}).to_json()
-    request = {"task": "train", "recipe": absent, "folder": str(tmp_path / "run"), "device": "cpu", "num_threads": 1}
+    absent = tiny(data={"dataset": "file", "path": str(tmp_path / "absent.npz")})
+    request = TrainRequest(recipe=absent, folder=str(tmp_path / "run"), device="cpu", num_threads=1)
     with pytest.raises(RunError, match=r"^tiny, split 0: data\.path: no such file or folder: "):
         run_tasks(
             [Task("tiny, split 0", request)],
@@ -218,33 +220,34 @@ def test_memory_is_that_of_activations(tmp_path: Path) -> None:
         once = recipe.train.model_copy(update={"num_epochs": 1})
         deep = recipe.model_copy(update={"model": model, "data": data, "train": once})
         train(deep, tmp_path / recipe.name, device="cpu", quiet=True)
-        found[recipe.name] = measure_training(deep, tmp_path / recipe.name, torch.device("cpu"))
+        request = MeasureRequest(recipe=deep, folder=str(tmp_path / recipe.name), device="cpu")
+        found[recipe.name] = work(request)
     # 12 layers, of which plain autograd keeps at least one [1797, 64] tensor each.
     assert found["tiny_res"]["peak_bytes"] > 12 * 1797 * 64 * 4
     assert found["tiny_rev"]["peak_bytes"] < 0.75 * found["tiny_res"]["peak_bytes"]
 
 
 def test_runs_and_bundles_are_taken_as_they_are(
-    compared: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: tuple[CompareResults, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, out = compared
     bundle, _ = export(out / "tiny_res" / "split-0-seed-0", tmp_path / "bundle")
     found = compare([out / "tiny_rev" / "split-0-seed-0", bundle], tmp_path / "out", device="cpu", quiet=True)
-    assert found["splits"] == [0]
+    assert found.splits == (0,)
     assert not list((tmp_path / "out").glob("*/"))
-    for model, old in zip(found["models"], result["models"], strict=True):
-        (run,) = model["runs"]
-        assert run["test"] == pytest.approx(old["runs"][0]["test"], abs=2e-3)
-        assert model["test"] == {"mean": run["test"], "std": None}
-        assert model["num_parameters"] == old["num_parameters"]
-    assert found["models"][1]["train_s"] is None
+    for model, old in zip(found.models, result.models, strict=True):
+        (run,) = model.runs
+        assert run.test == pytest.approx(old.runs[0].test, abs=2e-3)
+        assert model.test == Mean(mean=run.test)
+        assert model.num_parameters == old.num_parameters
+    assert found.models[1].train_s is None
     assert rows(found)[1][-1] == "-"
     many = compare([out / "tiny_rev"], tmp_path / "many", device="cpu", quiet=True)
-    assert many["models"][0]["test"] == result["models"][0]["test"]
-    assert many["splits"] == [0, 1]
+    assert many.models[0].test == result.models[0].test
+    assert many.splits == (0, 1)
 
 
-def test_only_what_was_measured_alike_is_compared(compared: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_only_what_was_measured_alike_is_compared(compared: tuple[CompareResults, Path], tmp_path: Path) -> None:
     _, out = compared
 
     def refused(models: list[Any], expected: str, error: type[Exception] = RunError, **options: Any) -> None:
@@ -266,7 +269,7 @@ def test_only_what_was_measured_alike_is_compared(compared: tuple[dict[str, Any]
     refused([tmp_path / "nothing"], "no such folder", BundleError)
 
 
-def test_folders_of_other_runs_are_refused(compared: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_folders_of_other_runs_are_refused(compared: tuple[CompareResults, Path], tmp_path: Path) -> None:
     _, out = compared
     shutil.copytree(out, tmp_path / "out")
     with pytest.raises(RunError, match=r"split-0-seed-0: holds another run \(model.num_layers: 2 there, 3 here\)"):
@@ -285,7 +288,7 @@ def test_folders_of_other_runs_are_refused(compared: tuple[dict[str, Any], Path]
 
 
 def test_runs_on_splits_that_are_no_longer_there_are_refused(
-    compared: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: tuple[CompareResults, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, out = compared
     write_splits(tmp_path, 1)
@@ -322,10 +325,10 @@ def test_a_recipe_on_the_data_of_another_keeps_its_model_and_optimizer(tmp_path:
 
 
 def test_reported_figures_are_rows_and_lines_if_near(
-    compared: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+    compared: tuple[CompareResults, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, out = compared
-    mean = result["models"][0]["test"]["mean"]
+    mean = result.models[0].test.mean
     near = {"split": "test", "metric": "accuracy", "mean": mean, "protocol": "GCN", "source": "a paper"}
     fields = [
         near,
@@ -334,16 +337,16 @@ def test_reported_figures_are_rows_and_lines_if_near(
         {**near, "mean": mean + 3},
     ]
     known = replace(DATASETS["digits"], reported=tuple(ReportedResult.model_validate(item) for item in fields))
-    monkeypatch.setattr("zoo.workflows.compare.run.DATASETS", {result["data"]["dataset"]: known})
+    monkeypatch.setattr("zoo.workflows.compare.run.DATASETS", {result.data.dataset: known})
     found = compare([out / "tiny_rev"], out.parent / "again", device="cpu", quiet=True)
     test = HEAD.index("test")
     assert [row[test] for row in rows(found)[2:]] == [f"{mean:.4f}", f"{mean + 0.01:.4f} ± 0.2500", f"{mean + 3:.4f}"]
     assert "| reported: GCN | - |" in markdown(found)
-    alone = picture(result | {"models": result["models"][:1], "reported": []})
+    alone = picture(result.model_copy(update={"models": result.models[:1], "reported": ()}))
     assert len(picture(found).axes[0].lines) == len(alone.axes[0].lines) + 2
 
 
-def test_what_does_not_compare_is_said(compared: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_what_does_not_compare_is_said(compared: tuple[CompareResults, Path], tmp_path: Path) -> None:
     _, out = compared
     shutil.copytree(out, tmp_path / "out")
     run = tmp_path / "out" / "tiny_rev" / "split-0-seed-0"
@@ -352,32 +355,56 @@ def test_what_does_not_compare_is_said(compared: tuple[dict[str, Any], Path], tm
     (run / "results.json").write_text(json.dumps(results))
     models = [tiny(), tiny_res(data={**TINY["data"], "node_features": ["node", "degree"]})]
     found = compare([models[0]], tmp_path / "out", num_splits=1, device="cpu", quiet=True)
-    assert not found["notes"]
+    assert not found.notes
     found = compare(models, tmp_path / "two", num_splits=1, num_jobs=2, device="cpu", quiet=True)
-    assert any("data.node_features differs" in note for note in found["notes"])
-    assert any("up to 2 runs were trained at the same time" in note for note in found["notes"])
-    assert caption(found)[-2:] == found["notes"]
+    assert any("data.node_features differs" in note for note in found.notes)
+    assert any("up to 2 runs were trained at the same time" in note for note in found.notes)
+    assert caption(found)[-2:] == list(found.notes)
 
 
-@pytest.mark.parametrize("spacing", [1.0, 1.02, 1.5])
-def test_names_in_the_picture_do_not_overlap(compared: tuple[dict[str, Any], Path], spacing: float) -> None:
-    result = copy.deepcopy(compared[0])
-    first = result["models"][0]
-    result["models"] = [
-        first
-        | {"name": f"model_{index}", "test": {"mean": 0.88 + 0.002 * index, "std": 0.003}}
-        | {key: first[key] * spacing**index for key in ("peak_bytes", "num_parameters", "epoch_s")}
-        for index in range(8)
+@pytest.mark.parametrize("num_models", [2, 8, 14])
+def test_the_legend_names_every_model_and_covers_no_panel(
+    compared: tuple[CompareResults, Path], num_models: int
+) -> None:
+    first = compared[0].models[0]
+    models = [
+        first.model_copy(update={"name": f"model_{index}", "test": Mean(mean=0.88 + 0.002 * index, std=0.003)})
+        for index in range(num_models)
     ]
-    result["baseline"]["test"]["mean"] = 0.875
+    scores = BaselineEntry(runs=(), valid=Mean(mean=0.875), test=Mean(mean=0.875))
+    result = compared[0].model_copy(update={"models": tuple(models), "baseline": scores})
     figure = picture(result)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    for axes in figure.axes:
-        boxes = [text.get_window_extent(renderer) for text in axes.texts]
-        assert len(boxes) == 9
-        frame = axes.get_window_extent(renderer)
-        for index, box in enumerate(boxes):
-            assert not any(box.overlaps(other) for other in boxes[:index])
-            assert frame.x0 - 1 <= box.x0
-            assert box.x1 <= frame.x1 + 1
-    assert draw(result).startswith(b"\x89PNG")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [model.name for model in models]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["logistic regression"]
+    renderer = canvas.get_renderer()
+    box = legend.get_window_extent(renderer)
+    assert not any(box.overlaps(axes.get_tightbbox(renderer)) for axes in figure.axes)
+    assert box.y0 >= 0
+    assert plot(result).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["compare_cora", "compare_minesweeper"])
+def test_results_written_before_are_read_and_drawn(name: str) -> None:
+    data = json.loads((RESULTS / f"{name}.json").read_text())
+    results = parse_spec(CompareResults, data, where=name)
+    assert [row[0] for row in rows(results)][: len(data["models"])] == [model["name"] for model in data["models"]]
+    assert plot(results).startswith(b"\x89PNG")
+    del data["models"][0]["name"]
+    with pytest.raises(RecipeError, match=r"^old: models\[0\]\.name: missing$"):
+        parse_spec(CompareResults, data, where="old")
+
+
+def test_warnings_of_a_model_are_shown_once_with_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processes: an equilibrium layer that may not iterate says that its solves do not converge."""
+    monkeypatch.setattr(compare_module, "run_tasks", run_tasks)
+    monkeypatch.setenv("ZOO_BACKEND", "chunked")
+    solver = {"type": "anderson", "max_iters": 2, "tol": 1e-9}
+    model = {"type": "deq", "hidden_channels": 8, "conv": {"type": "gcn"}, "solver": solver}
+    compare([tiny(name="tiny_deq", model=model)], tmp_path / "out", num_splits=2, device="cpu", num_threads=1)
+    assert capsys.readouterr().err.count("Warning: tiny_deq: ") == 1

@@ -77,7 +77,7 @@ def command(
     from zoo.workflows.compare.run import compare
     from zoo.workflows.compare.table import HEAD, caption, right_columns, rows
 
-    result = compare(
+    results = compare(
         chosen,
         out,
         num_splits=num_splits,
@@ -88,18 +88,18 @@ def command(
         quiet=quiet,
     )
     if as_json:
-        say_json({"out": str(out), **result})
+        say_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
         return
-    say_table(HEAD, rows(result), right=right_columns())
+    say_table(HEAD, rows(results), right=right_columns())
     say()
-    for line in caption(result):
+    for line in caption(results):
         say(line)
     say(f"written: {out}/compare.md, compare.png, compare.json")
 
 
 def _model(text: str, data: str | None, assignments: tuple[str, ...]) -> Recipe | Path:
-    place = reference(text)
-    if isinstance(place, Path) and place.is_dir():
-        return place
+    folder = reference(text)
+    if isinstance(folder, Path) and folder.is_dir():
+        return folder
     path = recipe_path(text)
     return chosen_recipe(text, assignments) if data is None else recipe_on_data(path, recipe_path(data), assignments)

@@ -1,4 +1,4 @@
-"""What a training step costs: its time, and the memory it needs beyond what stays from step to step."""
+"""Time and peak memory of repeated steps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import ctypes
 import gc
 import platform
 import resource
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,27 +20,33 @@ from zoo.errors import RunError
 _CLEAR_REFS, _CLEAR_PEAK = Path("/proc/self/clear_refs"), "5"
 # Parameters of glibc's mallopt. Source: mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_PROMPT_BYTES = 1 << 16
+_EAGER_BYTES = 1 << 16
 # The highest that glibc would raise them to by itself.
 _LAZY_MMAP_BYTES, _LAZY_TRIM_BYTES = 1 << 25, 1 << 26
 
 
-def measure_steps(
-    step: Callable[[], None], model: nn.Module, *, device: torch.device, num_steps: int
-) -> dict[str, float | list[float]]:
-    """Time training steps and the memory they need beyond parameters, gradients, optimizer state and the graph.
+class Steps(NamedTuple):
+    """What repeated steps took.
 
-    One step goes before, not counted.
+    Attributes:
+        step_s: seconds of each step.
+        peak_bytes: the most memory in use during the steps, less what was in use before them and the gradients.
+    """
+
+    step_s: tuple[float, ...]
+    peak_bytes: int
+
+
+def measure_steps(step: Callable[[], None], model: nn.Module, *, device: torch.device, num_steps: int) -> Steps:
+    """Time steps and the memory they need beyond parameters, gradients, optimizer state and the graph.
+
+    One step goes before and is not counted: it compiles kernels and creates the optimizer's state.
 
     Args:
-        step: forward, backward and the optimizer; leaves no gradients behind.
-        model: that it trains.
+        step: forward, backward and the optimizer, or an evaluation; leaves no gradients behind.
+        model: has these gradients while a step runs.
         device: where.
         num_steps: how many are counted.
-
-    Returns:
-        ``step_s`` of every step, their ``median_step_s``, ``num_parameters``, and ``peak_bytes``: the most memory
-        during the steps, less what was there before them and the bytes of the gradients.
     """
     step()
     before = reset_peak(device)
@@ -52,23 +57,17 @@ def measure_steps(
         step()
         finish(device)
         times.append(time.perf_counter() - start)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     gradient_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return {
-        "step_s": times,
-        "median_step_s": statistics.median(times),
-        "num_parameters": num_parameters,
-        "peak_bytes": max(peak(device) - before - gradient_bytes, 0),
-    }
+    return Steps(tuple(times), max(peak(device) - before - gradient_bytes, 0))
 
 
 @contextmanager
-def prompt_release() -> Iterator[None]:
-    """Within: the C library hands large tensors back as they die, so that the process's size is what is in use.
+def release_eagerly() -> Iterator[None]:
+    """Make the C library return large tensors to the system at once, so that the process's size is what is in use.
 
-    That costs time. Afterwards the library is as it becomes in a long run. Only glibc can be told so.
+    That costs time. Afterwards the library is as it becomes in a long run. Only glibc has this switch.
     """
-    _mallopt(_PROMPT_BYTES, _PROMPT_BYTES)
+    _mallopt(_EAGER_BYTES, _EAGER_BYTES)
     try:
         yield
     finally:

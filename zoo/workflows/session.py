@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 
 import zoo
-from zoo.errors import RunError, ZooError
+from zoo.errors import OutOfMemoryError, RunError, ZooError
 from zoo.ops.backend import backend_for
 from zoo.spec.results import Environment
 
@@ -107,25 +107,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 @contextmanager
 def memory_explained(place: str, remedy: str) -> Iterator[None]:
-    """Within: running out of memory, of the machine or of a GPU, is an error of one line.
+    """Turn running out of memory, of the machine or of a GPU, into an error of one line.
 
     Args:
         place: where that was; begins the line.
         remedy: what helps; ends it.
 
     Raises:
-        RunError: in place of the many errors that say so.
+        OutOfMemoryError: in place of the many errors that say so.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            what = "the GPU"
-        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            what = "this machine"
-        else:
+        if not is_out_of_memory(error):
             raise
-        raise RunError(f"{place}: {what} is out of memory; {remedy}") from error
+        what = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        raise OutOfMemoryError(f"{place}: {what} is out of memory; {remedy}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine or a GPU has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory"))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""What is compared: recipes to train, runs and bundles that are there already."""
+"""The models of a comparison: recipes to train, finished runs, bundles."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class Run:
 
     @property
     def split(self) -> int:
-        """Which split of the data it learns from."""
+        """The split of the data that it learns from."""
         return self.recipe.data.split
 
     @property
     def seed(self) -> int:
-        """What its randomness derives from."""
+        """The number that all its randomness derives from."""
         return self.recipe.train.seed
 
     @property
     def label(self) -> str:
-        """Which run of its entry it is, in words."""
+        """A name among the runs of its entry."""
         return f"split {self.split}, seed {self.seed}"
 
     def results(self) -> RunResults | None:
-        """What it measured if it is a finished run, else None."""
+        """The results of a finished run, else None."""
         return RunDir(self.folder).results() if (self.folder / "recipe.json").is_file() else None
 
 
@@ -83,7 +83,7 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
     path = recipes_first[0].recipe.data.path
     if path:
         # Where the file lay when a model was trained counts for nothing; the data are known by their digest.
-        entries = [entry if entry.kind == "recipe" else _at(entry, path) for entry in entries]
+        entries = [entry if entry.kind == "recipe" else _with_path(entry, path) for entry in entries]
     _check_names(entries)
     _check_alike(entries)
     return entries
@@ -108,7 +108,7 @@ def _folder_entry(folder: Path) -> Entry:
     return _entry("bundle", recipe, [Run(recipe, folder)])
 
 
-def _at(entry: Entry, path: str) -> Entry:
+def _with_path(entry: Entry, path: str) -> Entry:
     def moved(recipe: Recipe) -> Recipe:
         if recipe.data.dataset != "file":
             return recipe
@@ -127,14 +127,14 @@ def _check_names(entries: Sequence[Entry]) -> None:
 
 
 def _check_alike(entries: Sequence[Entry]) -> None:
-    """Figures on other data, in another metric or under another protocol say nothing about which model is better."""
+    """Refuse figures on other data, in another metric or under another protocol."""
     first = entries[0]
     wanted = _measured_by(first.recipe)
     for entry in entries:
-        for place, value in _measured_by(entry.recipe).items():
-            if value != wanted.get(place):
+        for key, value in _measured_by(entry.recipe).items():
+            if value != wanted.get(key):
                 raise RecipeError(
-                    f"{entry.name}: {place} is {value}, but {wanted.get(place)} for {first.name}; "
+                    f"{entry.name}: {key} is {value}, but {wanted.get(key)} for {first.name}; "
                     "only models measured alike are compared: put all recipes on the data of one with --data"
                 )
 
@@ -144,8 +144,8 @@ def _measured_by(recipe: Recipe) -> Mapping[str, object]:
     return data | {"eval.metric": recipe.eval.metric, "test": str(test_protocol(recipe))}
 
 
-def prepared_apart(entries: Sequence[Entry]) -> list[str]:
-    """Where the models see the same graph in different ways, which is theirs to choose but should be said."""
+def data_differences(entries: Sequence[Entry]) -> list[str]:
+    """A line for each way in which the models see the same graph differently, which is theirs to choose."""
     lines = []
     for key in DataSpec.model_fields.keys() - {"dataset", "path", "split"}:
         values = {entry.name: getattr(entry.recipe.data, key) for entry in entries}
@@ -158,19 +158,19 @@ def splits_to_run(entries: Sequence[Entry], num_splits: int | None, graph: Graph
     """The splits that every entry is measured on.
 
     Args:
-        entries: what is there already decides if nothing is asked for.
+        entries: existing runs decide if nothing is asked for.
         num_splits: the first so many; None: all, or those of the finished runs.
         graph: for its splits.
 
     Raises:
-        RunError: if there are not so many splits, or what is there was measured on others.
+        RunError: if there are not so many splits, or existing runs were measured on others.
     """
-    there = [entry for entry in entries if entry.runs]
+    existing = [entry for entry in entries if entry.runs]
     count = len(graph.splits)
     if num_splits is not None and num_splits > count:
         raise RunError(f"--splits {num_splits}: {graph.name} has {count} split{'' if count == 1 else 's'}")
-    splits = there[0].splits if there and num_splits is None else tuple(range(num_splits or count))
-    for entry in there:
+    splits = existing[0].splits if existing and num_splits is None else tuple(range(num_splits or count))
+    for entry in existing:
         if entry.splits != splits:
             raise RunError(
                 f"{entry.name}: measured on split {_listed(entry.splits)}, the others on {_listed(splits)}; "

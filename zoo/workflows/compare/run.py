@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import statistics
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,63 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.results import RunResults
 from zoo.workflows import session
 from zoo.workflows.baseline import logistic_regression
-from zoo.workflows.compare.draw import draw
+from zoo.workflows.compare.cache import Cache
 from zoo.workflows.compare.entries import (
     Entry,
     Run,
     check_data,
-    prepared_apart,
+    data_differences,
     read_entries,
     splits_to_run,
     with_runs,
 )
-from zoo.workflows.compare.memo import Memo
-from zoo.workflows.compare.processes import Task, run_tasks
+from zoo.workflows.compare.plot import plot
+from zoo.workflows.compare.results import (
+    BaselineEntry,
+    BaselineScores,
+    ComparedData,
+    CompareEntry,
+    CompareResults,
+    Mean,
+    RunScores,
+)
 from zoo.workflows.compare.table import markdown
 from zoo.workflows.evaluate import evaluate, figures_by_split, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
+from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
 from zoo.workflows.run_dir import recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
+from zoo.workflows.step_cost import StepCost
+from zoo.workflows.worker import MeasureRequest, TrainRequest
 
 _SPLITS = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all steps of one comparison share: how they compute, what is cached, and which warnings were shown."""
+
+    device: torch.device
+    num_threads: int | None
+    num_jobs: int
+    quiet: bool
+    cache: Cache
+    stop: StopRequest
+    shown: set[str] = field(default_factory=set)
+
+    def stop_if_asked(self, progress: str) -> None:
+        if self.stop:
+            message = f"{self.stop.name}: {progress}; the same command continues where it was"
+            raise StoppedError(message, self.stop.signum)
+
+    def show_warnings(self, progress: Progress, entry: Entry, warnings: Sequence[str]) -> None:
+        """Show each warning of a model once, however many of its runs give it, in whatever numbers."""
+        for line in (f"Warning: {entry.name}: {warning}" for warning in warnings):
+            key = re.sub(r"\d+", "0", line)
+            if key not in self.shown:
+                self.shown.add(key)
+                progress.line(line)
 
 
 def compare(
@@ -53,7 +91,7 @@ def compare(
     device: str | None = None,
     num_threads: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> CompareResults:
     """Train or load several models, measure them alike, and write ``compare.json``, ``.md`` and ``.png``.
 
     A recipe is trained on each split with each seed, every run in a process of its own and in
@@ -76,7 +114,7 @@ def compare(
         StoppedError: after a signal; the same call continues.
         ZooError: if the figures could not stand in one table, a model does not fit the data, or a run fails.
     """
-    place = session.start(device, num_threads)
+    where = session.start(device, num_threads)
     entries = read_entries(models)
     graph, _ = recipe_graph(entries[0].recipe)
     splits = splits_to_run(entries, num_splits, graph)
@@ -85,197 +123,190 @@ def compare(
     for entry in entries[1:]:
         # Each sees the graph in its own way; they are looked at one by one, since one alone may fill the memory.
         check_data(entry, recipe_graph(entry.recipe)[0])
-    memo = Memo(out / "measured.json")
-    how = {"device": str(place), "num_threads": num_threads}
     with stop_requests() as stop:
-        _train(entries, how, memo, stop, num_jobs=num_jobs, quiet=quiet)
-        _measure(entries, how, memo, stop, place, quiet=quiet)
-        figures = [_figures(entry, how, stop, quiet=quiet) for entry in entries]
-        baseline = _baseline(entries[0].recipe, graph, splits, memo, stop)
+        job = _Job(where, num_threads, num_jobs, quiet, Cache(out / "measured.json"), stop)
+        _train(entries, job)
+        costs = _measure(entries, job)
+        rows = tuple(_row(entry, _scores(entry, job), costs[entry.name]) for entry in entries)
+        baseline = _baseline(entries[0].recipe, graph, splits, job)
     recipe = entries[0].recipe
-    metric = recipe.eval.metric
-    rows = [
-        _row(entry, runs, memo.get(_measurement(entry, place))) for entry, runs in zip(entries, figures, strict=True)
-    ]
-    synthetic = is_synthetic(recipe, graph)
-    known = DATASETS.get(recipe.data.dataset)
-    quoted = [r for r in known.reported if r.metric == metric] if known and not synthetic else []
-    result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "environment": session.environment(place).model_dump(),
-        "data": {
-            "dataset": recipe.data.dataset,
-            "name": graph.name,
-            "num_nodes": graph.num_nodes,
-            "num_edges": graph.num_edges,
-            "is_synthetic": synthetic,
-        },
-        "metric": metric,
-        "protocol": str(test_protocol(recipe)),
-        "splits": list(splits),
-        "models": rows,
-        "baseline": baseline,
-        "reported": [r.model_dump(mode="json", exclude_none=True) for r in quoted],
-        "notes": _notes(entries, memo),
-    }
+    synthetic, known = is_synthetic(recipe, graph), DATASETS.get(recipe.data.dataset)
+    reported = () if known is None or synthetic else known.reported
+    results = CompareResults(
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        environment=session.environment(where),
+        data=ComparedData(
+            dataset=recipe.data.dataset,
+            name=graph.name,
+            num_nodes=graph.num_nodes,
+            num_edges=graph.num_edges,
+            is_synthetic=synthetic,
+        ),
+        metric=recipe.eval.metric,
+        protocol=str(test_protocol(recipe)),
+        splits=splits,
+        models=rows,
+        baseline=baseline,
+        reported=tuple(figure for figure in reported if figure.metric == recipe.eval.metric),
+        notes=tuple(_notes(entries, job.cache)),
+    )
     make_folder(out, RunError)
-    write_json(out / "compare.json", result, RunError)
-    atomic_write(out / "compare.png", [draw(result)], RunError)
-    atomic_write(out / "compare.md", [markdown(result).encode()], RunError)
-    return result
+    write_json(out / "compare.json", results.model_dump(mode="json", exclude_none=True), RunError)
+    atomic_write(out / "compare.png", [plot(results)], RunError)
+    atomic_write(out / "compare.md", [markdown(results).encode()], RunError)
+    return results
 
 
-def _train(
-    entries: Sequence[Entry], how: Mapping[str, Any], memo: Memo, stop: StopRequest, *, num_jobs: int, quiet: bool
-) -> None:
-    wanted = [(entry, run) for entry in entries for run in entry.runs if entry.kind == "recipe"]
-    missing = {f"{entry.name}, {run.label}": run for entry, run in wanted if run.results() is None}
-    tasks = [Task(label, _request("train", run, how)) for label, run in missing.items()]
-    if num_jobs > 1 and len(tasks) > 1:
-        memo.put("num_jobs", num_jobs)
-    with Progress(len(wanted), unit="run", quiet=quiet, done=len(wanted) - len(tasks)) as progress:
-        if wanted and not tasks:
+def _train(entries: Sequence[Entry], job: _Job) -> None:
+    """Train the runs of recipes that are not finished."""
+    runs = {f"{e.name}, {run.label}": (e, run) for e in entries if e.kind == "recipe" for run in e.runs}
+    missing = {label: (entry, run) for label, (entry, run) in runs.items() if run.results() is None}
+    if job.num_jobs > 1 and len(missing) > 1:
+        job.cache.put("num_jobs", job.num_jobs)
+    with Progress(len(runs), unit="run", quiet=job.quiet, done=len(runs) - len(missing)) as progress:
+        if runs and not missing:
             progress.line("all runs are there already")
 
-        def on_done(task: Task, answer: dict[str, Any], warnings: list[str]) -> None:
-            for warning in warnings:
-                progress.line(f"{task.label}: {warning}")
+        def on_done(task: Task, answer: dict[str, Any], warnings: Sequence[str]) -> None:
+            entry, run = missing[task.label]
+            job.show_warnings(progress, entry, warnings)
             results = parse_spec(RunResults, answer, where=task.label, error=RunError)
-            test = _under_test_protocol(results, missing[task.label].recipe)["test"]
-            shown = {"test": f"{test:.4f}", "train_s": f"{results.train_s:.1f}"}
+            shown = {
+                "test": f"{_of_test_protocol(results, run.recipe)['test']:.4f}",
+                "train_s": f"{results.train_s:.1f}",
+            }
             progress.step(task.label, shown)
             progress.figures(task.label, shown)
 
-        done = run_tasks(
-            tasks, num_jobs=num_jobs, stop=stop, on_start=lambda task: progress.stage(task.label), on_done=on_done
-        )
-    if not done:
-        count = sum(run.results() is not None for _, run in wanted)
-        _stop(stop, f"{count} of {len(wanted)} runs are finished")
-
-
-def _measure(
-    entries: Sequence[Entry],
-    how: Mapping[str, Any],
-    memo: Memo,
-    stop: StopRequest,
-    place: torch.device,
-    *,
-    quiet: bool,
-) -> None:
-    """Measure a training step of each entry, one after the other whatever else was done at the same time."""
-    keys = {entry.name: _measurement(entry, place) for entry in entries}
-    tasks = {f"{e.name}, a training step": e for e in entries if memo.get(keys[e.name]) is None}
-    with Progress(len(tasks), unit="measurement", quiet=quiet) as progress:
-
-        def on_done(task: Task, result: dict[str, Any], warnings: list[str]) -> None:
-            memo.put(keys[tasks[task.label].name], result)
-            progress.step(task.label, {})
-
-        done = run_tasks(
-            [Task(label, _request("measure", entry.runs[0], how)) for label, entry in tasks.items()],
-            num_jobs=1,
-            stop=stop,
+        tasks = [Task(label, _train_request(run, job)) for label, (_, run) in missing.items()]
+        run_tasks(
+            tasks,
+            num_jobs=job.num_jobs,
+            stop=job.stop,
             on_start=lambda task: progress.stage(task.label),
             on_done=on_done,
         )
-    if not done:
-        _stop(stop, "all runs are finished")
+    if job.stop:
+        num_finished = sum(run.results() is not None for _, run in runs.values())
+        job.stop_if_asked(f"{num_finished} of {len(runs)} runs are finished")
 
 
-def _stop(stop: StopRequest, progress: str) -> None:
-    raise StoppedError(f"{stop.name}: {progress}; the same command continues where it was", stop.signum)
+def _train_request(run: Run, job: _Job) -> TrainRequest:
+    device, num_threads = str(job.device), job.num_threads
+    return TrainRequest(recipe=run.recipe, folder=str(run.folder), device=device, num_threads=num_threads)
 
 
-def _request(task: str, run: Run, how: Mapping[str, Any]) -> dict[str, Any]:
-    return {"task": task, "recipe": run.recipe.to_json(), "folder": str(run.folder), **how}
+def _measure(entries: Sequence[Entry], job: _Job) -> dict[str, StepCost]:
+    """Measure a training step of each entry, by name, one after the other whatever ran at the same time before."""
+    keys = {entry.name: _cost_key(entry, job) for entry in entries}
+    missing = {f"{entry.name}, a training step": entry for entry in entries if job.cache.get(keys[entry.name]) is None}
+    with Progress(len(missing), unit="measurement", quiet=job.quiet) as progress:
+
+        def on_done(task: Task, answer: dict[str, Any], warnings: Sequence[str]) -> None:
+            entry = missing[task.label]
+            job.show_warnings(progress, entry, warnings)
+            job.cache.put(keys[entry.name], answer)
+            progress.step(task.label, {})
+
+        tasks = []
+        for label, entry in missing.items():
+            # Weights at the end of training: some models take longer the further they are.
+            run, device, num_threads = entry.runs[0], str(job.device), job.num_threads
+            request = MeasureRequest(recipe=run.recipe, folder=str(run.folder), device=device, num_threads=num_threads)
+            tasks.append(Task(label, request))
+        run_tasks(tasks, num_jobs=1, stop=job.stop, on_start=lambda task: progress.stage(task.label), on_done=on_done)
+    job.stop_if_asked("all runs are finished")
+    return {
+        name: parse_spec(StepCost, job.cache.get(key), where=f"{name}, a training step", error=RunError)
+        for name, key in keys.items()
+    }
 
 
-def _measurement(entry: Entry, place: torch.device) -> str:
-    """The key of an entry's measurement: what it depends on."""
+def _cost_key(entry: Entry, job: _Job) -> str:
+    """The key of an entry's step in the cache: a digest of all that its cost depends on."""
     run = entry.runs[0]
-    results, environment = run.results(), session.environment(place)
+    results, environment = run.results(), session.environment(job.device)
     digest = None if results is None else results.data_sha256
-    what = [recipe_digest(run.recipe), digest, environment.model_dump()]
-    return "step " + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    facts = [recipe_digest(run.recipe), digest, environment.model_dump()]
+    return "cost " + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _figures(entry: Entry, how: Mapping[str, Any], stop: StopRequest, *, quiet: bool) -> list[dict[str, Any]]:
-    """What each run of an entry measured."""
+def _scores(entry: Entry, job: _Job) -> tuple[RunScores, ...]:
+    """The scores of each run of an entry; a bundle is evaluated here."""
     rows = []
     for run in entry.runs:
-        row: dict[str, Any] = {"split": run.split, "seed": run.seed}
-        if entry.kind == "bundle":
-            path = run.recipe.data.path or None
-            compared = evaluate(run.folder, splits=_SPLITS, data_path=path, quiet=quiet, **how)
-            row |= figures_by_split([item.figure for item in compared])
-            row |= {"num_epochs": None, "best_epoch": None, "train_s": None}
+        results = None if entry.kind == "bundle" else run.results()
+        if results is None:
+            path, device = run.recipe.data.path or None, str(job.device)
+            compared = evaluate(
+                run.folder, splits=_SPLITS, data_path=path, device=device, num_threads=job.num_threads, quiet=job.quiet
+            )
+            scores = figures_by_split([item.figure for item in compared])
+            rows.append(RunScores(split=run.split, seed=run.seed, valid=scores["valid"], test=scores["test"]))
         else:
-            results = run.results()
-            if results is None:
-                raise RunError(f"{run.folder}: the run is not finished")
-            row |= _under_test_protocol(results, run.recipe)
-            # A teacher is trained for the sake of its student.
-            train_s = results.train_s + (0.0 if results.teacher is None else results.teacher.train_s)
-            row |= {"num_epochs": results.num_epochs, "best_epoch": results.best_epoch, "train_s": train_s}
-        rows.append(row)
-        if stop:
-            _stop(stop, "all runs are finished")
-    return rows
+            scores = _of_test_protocol(results, run.recipe)
+            row = RunScores(
+                split=run.split,
+                seed=run.seed,
+                valid=scores["valid"],
+                test=scores["test"],
+                num_epochs=results.num_epochs,
+                best_epoch=results.best_epoch,
+                # A teacher is trained for the sake of its student.
+                train_s=results.train_s + (0.0 if results.teacher is None else results.teacher.train_s),
+            )
+            rows.append(row)
+        job.stop_if_asked("all runs are finished")
+    return tuple(rows)
 
 
-def _under_test_protocol(results: RunResults, recipe: Recipe) -> dict[str, float]:
+def _of_test_protocol(results: RunResults, recipe: Recipe) -> Mapping[str, float]:
     """The figures of a run that were measured as its recipe's test says, by split."""
     protocol = str(test_protocol(recipe))
-    figures = [figure for figure in results.results if figure.protocol == protocol]
-    return {name: value for name, value in figures_by_split(figures).items() if name in _SPLITS}
+    return figures_by_split([figure for figure in results.results if figure.protocol == protocol])
 
 
-def _baseline(
-    recipe: Recipe, graph: Graph, splits: Sequence[int], memo: Memo, stop: StopRequest
-) -> dict[str, Any] | None:
+def _row(entry: Entry, runs: tuple[RunScores, ...], cost: StepCost) -> CompareEntry:
+    times = [run.train_s for run in runs if run.train_s is not None]
+    return CompareEntry(
+        name=entry.name,
+        type=entry.recipe.model.type,
+        num_layers=entry.recipe.model.num_layers,
+        hidden_channels=entry.recipe.model.hidden_channels,
+        runs=runs,
+        valid=Mean.of([run.valid for run in runs]),
+        test=Mean.of([run.test for run in runs]),
+        num_parameters=cost.num_parameters,
+        peak_bytes=cost.peak_bytes,
+        step_s=cost.median_step_s,
+        epoch_s=cost.epoch_s,
+        train_s=round(sum(times), 3) if len(times) == len(runs) else None,
+    )
+
+
+def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) -> BaselineEntry | None:
     """Logistic regression on the node features of each split; None where it is not defined."""
     rows = []
     for index in splits:
         split, metric = graph.splits[index], recipe.eval.metric
         key = f"baseline {metric} {graph_digest(graph, split)}"
-        scores = memo.get(key)
+        scores = job.cache.get(key)
         if scores is None:
             try:
                 scores = logistic_regression(graph, split, metric)
             except DataError:
                 return None
-            memo.put(key, scores)
-        if stop:
-            _stop(stop, "all runs are finished")
-        rows.append({"split": index, **scores})
-    return {"name": "logistic regression", "runs": rows, **{name: _mean([r[name] for r in rows]) for name in _SPLITS}}
+            job.cache.put(key, scores)
+        job.stop_if_asked("all runs are finished")
+        rows.append(parse_spec(BaselineScores, {"split": index, **scores}, where=key, error=RunError))
+    valid, test = Mean.of([row.valid for row in rows]), Mean.of([row.test for row in rows])
+    return BaselineEntry(runs=tuple(rows), valid=valid, test=test)
 
 
-def _row(entry: Entry, runs: list[dict[str, Any]], cost: Mapping[str, Any]) -> dict[str, Any]:
-    model = entry.recipe.model
-    times = [run["train_s"] for run in runs]
-    return {
-        "name": entry.name,
-        "type": model.type,
-        "num_layers": model.num_layers,
-        "hidden_channels": model.hidden_channels,
-        "runs": runs,
-        **{name: _mean([run[name] for run in runs]) for name in _SPLITS},
-        **cost,
-        "train_s": None if None in times else round(sum(times), 3),
-    }
-
-
-def _mean(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation, which one value does not have."""
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
-
-
-def _notes(entries: Sequence[Entry], memo: Memo) -> list[str]:
-    notes = prepared_apart(entries)
-    if memo.get("num_jobs"):
-        notes.append(f"up to {memo.get('num_jobs')} runs were trained at the same time: training times do not compare")
+def _notes(entries: Sequence[Entry], cache: Cache) -> list[str]:
+    notes = data_differences(entries)
+    if cache.get("num_jobs"):
+        notes.append(f"up to {cache.get('num_jobs')} runs were trained at the same time: training times do not compare")
     finished = [
         results for entry in entries if entry.kind != "bundle" for run in entry.runs if (results := run.results())
     ]

@@ -2,86 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from zoo.workflows.compare.results import CompareEntry, CompareResults, Mean
 
 HEAD = ("model", "layers", "channels", "parameters", "runs", "valid", "test", "memory", "s/epoch", "training")
-_NUM_WORDS = 1
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of a comparison under ``HEAD``: a row for each model, then the baseline, then what others reported."""
-    cells = [_model(model) for model in result["models"]]
-    baseline = result["baseline"]
+def rows(results: CompareResults) -> list[list[str]]:
+    """The cells under ``HEAD``: a row for each model, then the baseline, then what others reported."""
+    cells = [_model(model) for model in results.models]
+    baseline = results.baseline
     if baseline is not None:
-        runs = str(len(baseline["runs"]))
-        cells.append(_plain(baseline["name"], runs, spread(baseline["valid"]), spread(baseline["test"])))
-    for figure in result["reported"]:
-        test = spread({"mean": figure["mean"], "std": figure.get("std")})
-        cells.append(_plain(f"reported: {figure['protocol']}", "-", "-", test))
+        cells.append(_plain(baseline.name, str(len(baseline.runs)), str(baseline.valid), str(baseline.test)))
+    for figure in results.reported:
+        test = Mean(mean=figure.mean, std=figure.std)
+        cells.append(_plain(f"reported: {figure.protocol}", "-", "-", str(test)))
     return cells
 
 
 def right_columns() -> range:
     """The columns of numbers."""
-    return range(_NUM_WORDS, len(HEAD))
+    return range(1, len(HEAD))
 
 
-def caption(result: Mapping[str, Any]) -> list[str]:
-    """What the table shows, line by line."""
-    data, splits, environment = result["data"], result["splits"], result["environment"]
-    counts = sorted({len(model["runs"]) for model in result["models"]})
-    seeds = sorted({len({run["seed"] for run in model["runs"]}) for model in result["models"]})
-    many = " or ".join(str(count) for count in counts)
-    stand_in = " (synthetic, in its place)" if data["is_synthetic"] else ""
+def caption(results: CompareResults) -> list[str]:
+    """The lines under the table: data and protocol, runs, meaning of the columns, machine, notes."""
+    data, environment = results.data, results.environment
+    counts = sorted({len(model.runs) for model in results.models})
+    seeds = sorted({len({run.seed for run in model.runs}) for model in results.models})
+    stand_in = " (synthetic, in its place)" if data.is_synthetic else ""
     spreads = " with the sample standard deviation" if counts[-1] > 1 else ""
+    num_threads = (environment.model_extra or {}).get("num_threads", 1)
     lines = [
-        f"{result['metric']} on {data['name']}{stand_in}, {data['num_nodes']:,} nodes, {data['num_edges']:,} edges; "
-        f"{result['protocol']}",
-        f"mean{spreads} over {many} run{'' if counts == [1] else 's'} "
-        f"({_count(len(splits), 'split')} x {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'})",
+        f"{results.metric} on {data.name}{stand_in}, {data.num_nodes:,} nodes, {data.num_edges:,} edges; "
+        f"{results.protocol}",
+        f"mean{spreads} over {' or '.join(map(str, counts))} run{'' if counts == [1] else 's'} "
+        f"({_count(len(results.splits), 'split')} x {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'})",
         "memory: the most that a training step needs beyond parameters, gradients, optimizer state and graph; "
         "training: all runs together",
-        f"{environment['device']}, {_count(environment['num_threads'], 'thread')}, torch {environment['torch']}, "
-        f"{result['date']}",
+        f"{environment.device}, {_count(int(num_threads), 'thread')}, torch {environment.torch}, {results.date}",
     ]
-    return [*lines, *result["notes"]]
+    return [*lines, *results.notes]
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def markdown(results: CompareResults) -> str:
     """A comparison as a Markdown table with its caption and its picture."""
-    head = [*HEAD]
-    rule = ["---"] * _NUM_WORDS + ["---:"] * (len(HEAD) - _NUM_WORDS)
-    lines = [f"| {' | '.join(cells)} |" for cells in [head, rule, *rows(result)]]
-    text = "\n".join([*lines, "", *(f"- {line}" for line in caption(result))])
-    return f"{text}\n\n![{result['metric']} against memory, parameters and time](compare.png)\n"
+    rule = ["---", *["---:"] * (len(HEAD) - 1)]
+    lines = [f"| {' | '.join(cells)} |" for cells in [HEAD, rule, *rows(results)]]
+    text = "\n".join([*lines, "", *(f"- {line}" for line in caption(results))])
+    return f"{text}\n\n![{results.metric} against memory, parameters and time](compare.png)\n"
 
 
-def spread(figure: Mapping[str, float | None]) -> str:
-    """A mean with its standard deviation, if there is one."""
-    deviation = figure["std"]
-    return f"{figure['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
-
-
-def memory_in_words(num_bytes: float) -> str:
-    """Bytes in MiB or GiB."""
-    mib = num_bytes / 2**20
-    return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
-
-
-def _model(model: Mapping[str, Any]) -> list[str]:
+def _model(model: CompareEntry) -> list[str]:
+    mib = model.peak_bytes / 2**20
     return [
-        model["name"],
-        str(model["num_layers"]),
-        str(model["hidden_channels"]),
-        f"{model['num_parameters']:,}",
-        str(len(model["runs"])),
-        spread(model["valid"]),
-        spread(model["test"]),
-        memory_in_words(model["peak_bytes"]),
-        f"{model['epoch_s']:.3g}",
-        "-" if model["train_s"] is None else _duration(model["train_s"]),
+        model.name,
+        str(model.num_layers),
+        str(model.hidden_channels),
+        f"{model.num_parameters:,}",
+        str(len(model.runs)),
+        str(model.valid),
+        str(model.test),
+        f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB",
+        f"{model.epoch_s:.3g}",
+        "-" if model.train_s is None else _duration(model.train_s),
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn import GENConv, GroupAddRev
 
 from zoo.ops.csr import CSR
 from zoo.ops.segment import edge_targets
@@ -23,8 +24,6 @@ class PyGBlock(nn.Module):
 
     def __init__(self, channels: int, edge_channels: int) -> None:
         super().__init__()
-        from torch_geometric.nn import GENConv
-
         self.norm = nn.LayerNorm(channels)
         self.conv = GENConv(channels, channels, aggr="max", num_layers=2, norm="layer", edge_dim=edge_channels)
 
@@ -40,8 +39,6 @@ class PyGModel(nn.Module):
 
     def __init__(self, num_layers: int, channels: int, shape: GraphShape, *, dropout: float, reversible: bool) -> None:
         super().__init__()
-        from torch_geometric.nn import GroupAddRev
-
         self.dropout = dropout
         self.encoder = nn.Linear(shape.num_node_features, channels)
         block = PyGBlock(channels // 2, shape.num_edge_features)
@@ -51,10 +48,14 @@ class PyGModel(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Linear(channels, shape.num_tasks)
+        self._csr: CSR | None = None
 
-    def forward(self, x: Tensor, edges: CSR | Tensor, edge_attr: Tensor) -> Tensor:
-        """[N, F] to [N, T]; ``edges`` are best given as ``edge_list(csr)``, made once."""
-        edge_index = edge_list(edges) if isinstance(edges, CSR) else edges
+    def forward(self, x: Tensor, csr: CSR, edge_attr: Tensor) -> Tensor:
+        """[N, F] to [N, T]."""
+        if csr is not self._csr:
+            # A user would make the list once for each part, so it is no part of a step.
+            self._csr, self._edge_index = csr, edge_list(csr)
+        edge_index = self._edge_index
         h = self.encoder(x)
         mask: Any = torch.empty_like(h).bernoulli_(1 - self.dropout).div_(1 - self.dropout) if self.training else None
         for layer in self.layers:

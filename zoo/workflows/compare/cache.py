@@ -1,4 +1,4 @@
-"""What a comparison has found out so far, so that an interrupted one need not find it out again."""
+"""What a comparison has measured so far, so that an interrupted one need not measure it again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoo.files import make_folder, write_json
 from zoo.json_object import read_json_object
 
 
-class Memo:
+class Cache:
     """Values by key in a JSON file, written at every change.
 
     Args:

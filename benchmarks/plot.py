@@ -1,9 +1,15 @@
-"""Pictures of benchmark results, drawn from what was measured and nothing else."""
+"""Pictures of benchmark results, made from what was measured and nothing else.
+
+python -m benchmarks.plot benchmarks/results/memory.json ...     (writes memory.png beside it)
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -28,14 +34,16 @@ _MAX_WORDS = 20
 Rows = list[dict[str, Any]]
 
 
-def draw(result: dict[str, Any]) -> bytes:
+def plot(result: dict[str, Any]) -> bytes:
     """A PNG of a suite's result, of which some case did not fail."""
-    drawing, num_panels = _DRAWINGS[result["suite"]]
-    rows = result["cases"]
-    height = 4.0 if num_panels == 1 else 1.6 + 0.55 * len(rows)
+    make, rows = _PLOTS[result["suite"]], result["cases"]
+    # Times and memory were once measured by two suites.
+    figures = [key for key in ("median_step_s", "peak_bytes") if any(key in row for row in rows)]
+    num_panels = {_epochs: 2, _peers: len(figures)}.get(make, 1)
+    height = 1.6 + 0.55 * len(rows) if make is _epochs else 4.0
     figure = Figure(figsize=(7.6 if num_panels == 1 else 10.0, height), layout="constrained")
     panels = figure.subplots(1, num_panels, squeeze=False, sharey=num_panels > 1)[0]
-    drawing(panels, rows)
+    make(panels, rows)
     if num_panels == 1:
         panels[0].set_title(result["summary"], fontsize=10, loc="left")
     else:
@@ -44,7 +52,7 @@ def draw(result: dict[str, Any]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-    for fit in result["fits"]:
+    for fit in result.get("fits", []):
         _line(panels[0], fit, [row[fit["over"]] for row in rows if row["implementation"] == fit["implementation"]])
     if num_panels == 1 and panels[0].get_legend_handles_labels()[0]:
         panels[0].legend(frameon=False, fontsize=8)
@@ -55,7 +63,7 @@ def draw(result: dict[str, Any]) -> bytes:
 
 
 def _about(result: dict[str, Any]) -> str:
-    """Under what circumstances: what all cases have in common, the machine, the day."""
+    """Caption: shared sizes, machine, date."""
     environment = result["environment"]
     first = next(row for row in result["cases"] if "failed" not in row)
     facts = [f"{first['num_nodes']:,} nodes"]
@@ -117,17 +125,20 @@ def _bars(axes: Axes, rows: Rows, of: str, unit: float, label: str) -> None:
         if index and "failed" not in row and values[0] > 0:
             words += f"  ({amount / values[0]:.1f} x)"
         axes.annotate(words, (amount, index), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.invert_yaxis()
     axes.margins(x=0.18)
     axes.set_xlabel(label)
 
 
 def _peers(panels: Sequence[Axes], rows: Rows) -> None:
-    _bars(panels[0], rows, "median_step_s", 1, "seconds per training step")
-
-
-def _peer_memory(panels: Sequence[Axes], rows: Rows) -> None:
-    _bars(panels[0], rows, "peak_bytes", _MIB, "MiB beyond parameters, gradients, optimizer")
+    labels = {
+        "median_step_s": (1, "seconds per training step"),
+        "peak_bytes": (_MIB, "MiB beyond parameters, gradients, optimizer"),
+    }
+    measured = [key for key in labels if any(key in row for row in rows)]
+    for axes, key in zip(panels, measured, strict=True):
+        _bars(axes, rows, key, *labels[key])
+    # The panels share this axis.
+    panels[0].invert_yaxis()
 
 
 def _epochs(panels: Sequence[Axes], rows: Rows) -> None:
@@ -165,12 +176,21 @@ def _case_name(row: dict[str, Any]) -> str:
     return f"{_NAMES[row['implementation']]}\n{row['num_layers']} x {row['channels']}, {work}, {parts}"
 
 
-_DRAWINGS: dict[str, tuple[Callable[[Sequence[Axes], Rows], None], int]] = {
-    "step": (_epochs, 2),
-    "memory": (_memory, 1),
-    "depth": (_depth, 1),
-    "edges": (_edges, 1),
-    "peers": (_peers, 1),
-    "peer_memory": (_peer_memory, 1),
-    "true_size": (_epochs, 2),
+_PLOTS: dict[str, Callable[[Sequence[Axes], Rows], None]] = {
+    "memory": _memory,
+    "depth": _depth,
+    "edges": _edges,
+    "peers": _peers,
+    "peer_memory": _peers,
+    "true_size": _epochs,
 }
+
+
+def main() -> None:
+    for name in sys.argv[1:]:
+        path = Path(name)
+        path.with_suffix(".png").write_bytes(plot(json.loads(path.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Tasks in processes of their own, so that time and memory are those of one model alone.
+
+A worker reads one request from stdin and writes one :class:`Answer` to stdout, both JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import IO, Any
+
+from pydantic import ValidationError
+from typing_extensions import Self
+
+from zoo.errors import OutOfMemoryError, RunError, ZooError
+from zoo.spec.base import Spec
+from zoo.workflows.session import StopRequest
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something for a worker to do.
+
+    Attributes:
+        label: names the task; begins its error.
+        request: what the worker reads.
+        module: the worker, run as ``python -m MODULE``; it calls :func:`serve`.
+    """
+
+    label: str
+    request: Spec
+    module: str = "zoo.workflows.worker"
+
+
+class Answer(Spec):
+    """What a worker writes.
+
+    Attributes:
+        result: of the work, if it was done.
+        error: one line that says why it was not.
+        is_out_of_memory: whether memory ran out.
+        warnings: each of them once.
+    """
+
+    result: dict[str, Any] | None = None
+    error: str = ""
+    is_out_of_memory: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def serve(work: Callable[[str], dict[str, Any]]) -> int:
+    """Answer the request on stdin; the exit code of the process.
+
+    Args:
+        work: makes the result from the JSON text of the request; a ZooError becomes the answer's error.
+    """
+    messages: list[str] = []
+    result, fault = None, None
+    with warnings.catch_warnings():
+        # The parent shows them; here they would be lost in stderr.
+        warnings.showwarning = lambda message, *_args, **_options: messages.append(str(message))
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("zoo").addHandler(handler)
+        try:
+            result = work(sys.stdin.read())
+        except ZooError as error:
+            fault = error
+    answer = Answer(
+        result=result,
+        error="" if fault is None else " ".join(str(fault).split("\n")),
+        is_out_of_memory=isinstance(fault, OutOfMemoryError),
+        warnings=tuple(dict.fromkeys(messages)),
+    )
+    sys.stdout.write(answer.model_dump_json())
+    return 0 if fault is None else fault.exit_code
+
+
+def run_tasks(
+    tasks: Iterable[Task],
+    *,
+    num_jobs: int,
+    stop: StopRequest,
+    on_start: Callable[[Task], None],
+    on_done: Callable[[Task, dict[str, Any], tuple[str, ...]], None],
+    on_error: Callable[[Task, RunError], None] | None = None,
+) -> bool:
+    """Run tasks in order, some at a time.
+
+    When a stop is asked for, the signal is passed on to the processes that run, which save their state; no further
+    task is started.
+
+    Args:
+        tasks: what to do.
+        num_jobs: how many at a time.
+        stop: whether a signal came.
+        on_start: called with a task that begins.
+        on_done: called with a finished task, its result and its warnings.
+        on_error: called with a task that failed; None: the first failure ends all.
+
+    Returns:
+        Whether all tasks ran; else a stop was asked for.
+
+    Raises:
+        RunError: if a task fails; the others that run are stopped and have saved their state.
+    """
+    waiting, running = deque(tasks), list[_Process]()
+    passed_on = False
+    try:
+        while running or (waiting and not stop):
+            while waiting and len(running) < num_jobs and not stop:
+                on_start(waiting[0])
+                running.append(_Process.start(waiting.popleft()))
+            if stop and not passed_on:
+                passed_on = True
+                for process in running:
+                    process.popen.send_signal(stop.signum)
+            for process in [process for process in running if process.popen.poll() is not None]:
+                running.remove(process)
+                with process.out, process.err:
+                    answer, error = process.answer(), process.error()
+                if error is None:
+                    on_done(process.task, answer.result or {}, answer.warnings)
+                elif not stop and on_error is not None:
+                    on_error(process.task, error)
+                elif not stop:
+                    raise error
+            time.sleep(_POLL_S)
+        return not waiting and not stop
+    except BaseException as error:
+        for process in running:
+            # A second Ctrl-C does not wait for a state to be saved; the one before is whole.
+            process.popen.send_signal(signal.SIGKILL if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+        for process in running:
+            with process.out, process.err:
+                process.popen.wait()
+        raise
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A task that runs. Files take what it prints, since a pipe that nobody reads would fill up."""
+
+    task: Task
+    popen: subprocess.Popen[bytes]
+    out: IO[bytes]
+    err: IO[bytes]
+
+    @classmethod
+    def start(cls, task: Task) -> Self:
+        # Unnamed files: they are gone when nobody holds them any more.
+        out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        with tempfile.TemporaryFile() as request:
+            request.write(task.request.model_dump_json(by_alias=True, exclude_none=True).encode())
+            request.seek(0)
+            command = [sys.executable, "-m", task.module]
+            # A session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on once.
+            popen = subprocess.Popen(command, stdin=request, stdout=out, stderr=err, start_new_session=True)
+        return cls(task, popen, out, err)
+
+    def answer(self) -> Answer:
+        """The answer; an empty one if the process ended before it could give one."""
+        self.out.seek(0)
+        try:
+            return Answer.model_validate_json(self.out.read())
+        except ValidationError:
+            return Answer()
+
+    def error(self) -> RunError | None:
+        """Why the task failed; None if it did not."""
+        code, answer = self.popen.returncode, self.answer()
+        if code == 0 and answer.result is not None:
+            return None
+        if code == -signal.SIGKILL:
+            # The way in which Linux ends a process when the machine is out of memory.
+            return OutOfMemoryError(f"{self.task.label}: stopped by SIGKILL, out of memory?")
+        if code < 0:
+            return RunError(f"{self.task.label}: stopped by {signal.Signals(-code).name}")
+        self.err.seek(0)
+        lines = [line for line in self.err.read().decode(errors="replace").splitlines() if line.strip()]
+        reason = answer.error or (lines or [f"exit code {code}"])[-1]
+        return (OutOfMemoryError if answer.is_out_of_memory else RunError)(f"{self.task.label}: {reason}")
