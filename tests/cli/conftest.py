@@ -71,7 +71,7 @@ def zoo_process(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[st
     """The command line in a process of its own."""
 
     def run(*arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "zoo.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "zoo", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_BACKEND": "chunked", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False, **options

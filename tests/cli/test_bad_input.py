@@ -100,7 +100,8 @@ TRAIN = "train small.json --out out -q"
 CASES = {
     # Wrong usage.
     "no_command": Case("", "Usage: revgnn-zoo", 2),
-    "unknown_command": Case("trian", "No such command 'trian'", 2),
+    "unknown_command": Case("trian", "no such command 'trian'; did you mean 'train'?", 2),
+    "hopeless_command": Case("frobnicate", "No such command 'frobnicate'", 2),
     "unknown_option": Case("train small.json --epochs 5", "No such option", 2),
     "missing_argument": Case("train", "Missing argument 'RECIPE'", 2),
     "resume_without_out": Case("train small.json --resume", "--resume needs --out", 2, GOOD),
@@ -274,7 +275,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, zoo_process: Callab
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(
-        [sys.executable, "-m", "zoo.cli", "list"],
+        [sys.executable, "-m", "zoo", "list"],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,

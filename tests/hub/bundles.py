@@ -49,7 +49,7 @@ def command(env: dict[str, str], *arguments: str, **options: Any) -> subprocess.
     """The real ``revgnn-zoo`` in a process of its own."""
     # The client's own PUT of an LFS file draws the second warning from its HTTP library.
     warnings = ["-W", "error", "-W", "ignore:Use 'content=<:DeprecationWarning"]
-    line = [sys.executable, *warnings, "-m", "zoo.cli", *arguments]
+    line = [sys.executable, *warnings, "-m", "zoo", *arguments]
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=100, **options)
 
 

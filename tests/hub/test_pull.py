@@ -402,7 +402,7 @@ def test_exit_codes_tell_the_cause(full_hub: TestHub, capfd: pytest.CaptureFixtu
 
 def test_three_parallel_pulls_download_once(full_hub: TestHub, hub_env: Env) -> None:
     full_hub.faults.append(Fault("GET", WEIGHTS, delay_s=0.5))
-    line = [sys.executable, "-W", "error", "-m", "zoo.cli", "pull", REPO]
+    line = [sys.executable, "-W", "error", "-m", "zoo", "pull", REPO]
     env = hub_env(full_hub)
     processes = [subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
     told = [process.communicate(timeout=60) for process in processes]

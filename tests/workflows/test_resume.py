@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.workflows.small import small_recipe, write_graph
-from zoo.errors import RunError
+from zoo.errors import RunError, ZooWarning
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment, RunResults
@@ -210,17 +210,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_state_is_passed_over(
-    kind: str, reference: tuple[Path, tuple[Any, ...]], stopped: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_state_is_passed_over(kind: str, reference: tuple[Path, tuple[Any, ...]], stopped: Path) -> None:
     newest = RunDir(stopped).states()[0]
     before = newest.read_bytes()
     newest.write_bytes(DAMAGE[kind](before))
     assert newest.read_bytes() != before
-    run(RunDir(stopped).recipe(), stopped, resume=True)
-    warnings = capsys.readouterr().err.splitlines()
+    with pytest.warns(ZooWarning, match=r"state-6.safetensors: damaged") as warnings:
+        run(RunDir(stopped).recipe(), stopped, resume=True)
     assert len(warnings) == 1
-    assert "state-6.safetensors: damaged" in warnings[0]
     assert outcome(stopped) == reference[1]
 
 
@@ -228,7 +225,7 @@ def test_without_a_whole_state_nothing_is_touched(stopped: Path) -> None:
     for path in RunDir(stopped).states():
         path.write_bytes(path.read_bytes()[:-1])
     before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file()}
-    with pytest.raises(RunError, match="no saved state is whole"):
+    with pytest.warns(ZooWarning), pytest.raises(RunError, match="no saved state is whole"):
         run(RunDir(stopped).recipe(), stopped, resume=True)
     assert {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file()} == before
 
@@ -303,12 +300,12 @@ def test_a_run_on_other_data_is_not_continued(stopped: Path) -> None:
         graph.write_bytes(before)
 
 
-def test_a_changed_number_of_threads_is_told(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_number_of_threads_is_told(stopped: Path) -> None:
     try:
-        run(RunDir(stopped).recipe(), stopped, resume=True, num_threads=2)
+        with pytest.warns(ZooWarning, match="num_threads was 1 and is now 2: results may differ slightly"):
+            run(RunDir(stopped).recipe(), stopped, resume=True, num_threads=2)
     finally:
         torch.set_num_threads(1)
-    assert "Warning: num_threads was 1 and is now 2: results may differ slightly" in capsys.readouterr().err
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[str], bool]) -> None:
@@ -323,16 +320,14 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[str], bool]) -
     monkeypatch.setattr(os, "replace", replace_if_there_is_space)
 
 
-def test_a_full_disk_while_training_is_no_reason_to_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_while_training_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small_recipe(tmp_path)
     calls = iter(range(1, 100))
     fill_disk(monkeypatch, lambda name: name.startswith("state-") and next(calls) in (1, 2))
     monkeypatch.setattr(state, "_MAX_SHARE", 1e9)
-    results = run(recipe, tmp_path / "run")
+    with pytest.warns(ZooWarning, match="No space left on device") as warnings:
+        results = run(recipe, tmp_path / "run")
     assert results.num_epochs == 4
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "No space left on device" in line]
     assert len(warnings) == 2
 
 
@@ -352,7 +347,7 @@ def test_a_state_of_another_format_is_refused(stopped: Path, monkeypatch: pytest
         context.setattr(run_dir, "STATE_FORMAT", 2)
         for step in (6, 7):
             directory.write_state(step, saved.tensors, saved.tree)
-    with pytest.raises(RunError, match="no saved state is whole"):
+    with pytest.warns(ZooWarning, match="another version"), pytest.raises(RunError, match="no saved state is whole"):
         run(directory.recipe(), stopped, resume=True)
 
 

@@ -5,18 +5,22 @@ A command's file imports nothing heavy at its top, so that help, lists and check
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import errno
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import click
 
 import zoo
 from zoo.cli.common import example, printable
-from zoo.errors import ZooError
+from zoo.errors import ZooError, ZooWarning
 
 # Name to the module that holds it as ``command``.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -44,6 +48,14 @@ _INTERRUPTED = 130
 class _Commands(click.Group):
     """The commands, each imported when it is asked for."""
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and near:
+            ctx.fail(f"no such command {args[0]!r}; did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -64,6 +76,25 @@ def cli() -> None:
     """Very deep graph neural networks: train from a recipe, evaluate, share, load in one line."""
 
 
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show each warning of the zoo as one line on stderr, without the line of code that Python would add."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if not issubclass(category, ZooWarning):
+            show_other(message, category, *place, **options)
+        elif sys.stderr is not None:
+            # A reader of stderr that went away must not end a run.
+            with contextlib.suppress(OSError):
+                print(f"Warning: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        # Python would show a second warning from the same line of code only if it said something else.
+        warnings.simplefilter("always", ZooWarning)
+        show_other, warnings.showwarning = warnings.showwarning, show
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -78,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        with cli.make_context("revgnn-zoo", arguments) as context:
+        with _warnings_as_lines(), cli.make_context("revgnn-zoo", arguments) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:

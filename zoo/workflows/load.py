@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from zoo.errors import BundleError, NotFoundError, RecipeError, RunError, ZooError
+from zoo.errors import BundleError, NotFoundError, RecipeError, RunError, ZooError, ZooWarning
 from zoo.hub.bundle import read_weights
 from zoo.hub.config import CONFIG_FILE, read_config
 from zoo.models.factory import build_model
@@ -182,7 +182,7 @@ def load_located(located: Located) -> nn.Module:
         raise BundleError(f"{folder / CONFIG_FILE}: {error}") from error
     state = read_weights(folder, config, model.state_dict())
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        warnings.warn(f"{folder}: some weights are NaN or infinite", stacklevel=3)
+        warnings.warn(f"{folder}: some weights are NaN or infinite", ZooWarning, stacklevel=3)
     fill(model, state)
     model.__dict__["zoo_info"] = ZooInfo(
         config.recipe,

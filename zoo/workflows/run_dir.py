@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from zoo.errors import RecipeError, RunError
+from zoo.errors import RecipeError, RunError, ZooWarning
 from zoo.files import locked, write_errors, write_json
 from zoo.json_object import parse_json_object, read_json_object
 from zoo.spec.base import Spec
@@ -189,7 +189,7 @@ class RunDir:
             try:
                 saved = _read_saved(path)
             except RunError as error:
-                print(f"Warning: {error}; trying the one before", file=sys.stderr)
+                warnings.warn(f"{error}; trying the one before", ZooWarning, stacklevel=4)
                 damaged.append(path)
                 continue
             # Out of the way of the states to come, which would count it among the newest two.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import RunError
+from zoo.errors import RunError, ZooWarning
 from zoo.spec.results import Environment
 from zoo.workflows.run_dir import RunDir, Saved
 
@@ -133,7 +133,7 @@ class RunState:
         try:
             self.save()
         except RunError as error:
-            print(f"Warning: {error}; training goes on, the state is saved later", file=sys.stderr)
+            warnings.warn(f"{error}; training goes on, the state is saved later", ZooWarning, stacklevel=2)
             self._saved_at = time.monotonic()
 
     def _load(self, saved: Saved) -> None:
@@ -144,7 +144,8 @@ class RunState:
         for key, fact in self.environment.model_dump().items():
             before = tree["environment"].get(key)
             if before != fact:
-                print(f"Warning: {key} was {before} and is now {fact}: results may differ slightly", file=sys.stderr)
+                message = f"{key} was {before} and is now {fact}: results may differ slightly"
+                warnings.warn(message, ZooWarning, stacklevel=4)
         try:
             weights = {n.removeprefix("model/"): t for n, t in saved.tensors.items() if n.startswith("model/")}
             self.model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""``python -m zoo.cli`` is ``revgnn-zoo``."""
+"""``python -m zoo`` is ``revgnn-zoo``."""
 
 import sys
 
