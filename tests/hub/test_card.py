@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -14,7 +16,7 @@ from tests.hub.client import ALICE, api
 from tests.hub.server import TestHub
 from zoo.cli import main
 from zoo.errors import BundleError, ZooError
-from zoo.hub.card import _NOT_PROSE, card_faults, is_generated, known_numbers, render_card, unrecorded_numbers
+from zoo.hub.card import card_faults, is_generated, render_card
 from zoo.hub.config import parse_config, read_config
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shape import known_shape
@@ -28,6 +30,20 @@ SECTIONS = ["Architecture", "Training", "Intended use", "Limits", "Reported resu
 @pytest.fixture
 def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|https?://\S+|\]\([^)]*\)", re.DOTALL)
+
+
+def written_numbers(data: Any) -> set[str]:
+    """The numbers in JSON data as a card may write them: as they are, rounded, in percent, in millions."""
+    if isinstance(data, dict | list):
+        values = data.values() if isinstance(data, dict) else data
+        return set().union(*(written_numbers(value) for value in values))
+    if not isinstance(data, int | float) or isinstance(data, bool):
+        return set()
+    rounded = {f"{scale * data:.{digits}f}" for scale in (1, 100) for digits in (1, 2, 3, 4)}
+    return rounded | {json.dumps(data), f"{data:g}", f"{data / 1e6:.1f}", f"{data / 1e6:.2f}"}
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -54,8 +70,8 @@ def test_recipe_has_a_card_that_tells_all_and_no_number_without_record(name: str
         shape = known_shape(recipe)
         assert shape is not None
         assert count_parameters(model, shape) == recipe.source.num_parameters
-    known = known_numbers(recipe, None)
-    prose = re.sub(r"\b\d{4}\.\d{5}\b", "", _NOT_PROSE.sub(" ", text))
+    known = written_numbers(recipe.to_json())
+    prose = re.sub(r"\b\d{4}\.\d{5}\b", "", NOT_PROSE.sub(" ", text))
     assert [number for number in re.findall(r"\d+\.\d+", prose) if number not in known] == []
 
 
@@ -119,13 +135,10 @@ def test_a_written_card_is_not_given_to_weights_from_synthetic_data() -> None:
     assert "An edge carries five features" not in render_card(config.model_copy(update={"provenance": provenance}))
 
 
-def test_card_states_no_number_that_the_configuration_lacks(bundle: Path) -> None:
+def test_metadata_state_no_number_that_the_configuration_lacks(bundle: Path) -> None:
     config = read_config(bundle)
     text = render_card(config)
     assert card_faults(text, config) == []
-    assert unrecorded_numbers(text, config) == []
-    assert unrecorded_numbers(text + "\nIt reaches 99.87 percent.\n", config) == ["99.87"]
-    assert unrecorded_numbers(text + "\nSee arXiv 2106.07476 and `x = 1.2345`.\n", config) == []
     (value,) = {f.value for f in config.results if f.split == "test"}
     boasting = text.replace(f"value: {value}", "value: 0.999", 1)
     assert card_faults(boasting, config) == ["model-index states accuracy 0.999, which config.json does not record"]
@@ -164,9 +177,8 @@ def test_card_command_renders_checks_and_respects_what_was_written(
     assert main(["card", str(copy)]) == 0
     assert main(["card", str(copy), "--check"]) == 0
     assert "curves.png" in path.read_text()
-    path.write_text(path.read_text().replace("# small", "# My own words, 99.87 percent"))
-    assert main(["card", str(copy), "--check"]) == 1
-    assert "states 99.87, which config.json does not record" in capfd.readouterr().err
+    path.write_text(path.read_text().replace("# small", "# My own words"))
+    assert main(["card", str(copy), "--check"]) == 0
     with pytest.raises(BundleError, match="written or edited by hand; --replace"):
         write_card(copy)
     write_card(copy, replace=True)

@@ -11,7 +11,7 @@ from zoo.cli.common import common_options, example, say
 
 @click.command("card", epilog=example("revgnn-zoo card runs/quickstart", "revgnn-zoo card ./bundle --check"))
 @click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Write nothing; report what README.md lacks or states without a record.")
+@click.option("--check", is_flag=True, help="Write nothing; report what README.md lacks.")
 @click.option("--replace", is_flag=True, help="Overwrite a README.md that was written or edited by hand.")
 @common_options
 def command(*, source: Path, check: bool, replace: bool, quiet: bool) -> None:

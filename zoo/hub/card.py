@@ -1,16 +1,14 @@
 """The README.md of a bundle: what people wrote about the recipe, and what ``config.json`` records of these weights.
 
 Nothing is ever read back from a README.md but its metadata. A rendered card ends in a line with its own digest, so that
-a card which somebody has edited since is recognised and kept.
+a card which somebody has edited since is recognized and kept.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -24,9 +22,6 @@ from zoo.spec.size import count_parameters
 _METRICS = {"rocauc": "roc_auc", "accuracy": "accuracy", "micro_f1": "f1"}
 _TASK = ("graph-ml", "Node property prediction")
 _MARK = re.compile(r"\n<!-- rendered by revgnn-zoo ([0-9a-f]{64}) -->\n$")
-_NOT_PROSE = re.compile(r"^---\n.*?\n---\n|```.*?```|`[^`\n]*`|<!--.*?-->|https?://\S+|\]\([^)]*\)", re.DOTALL)
-_DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w]|\.\d)")
-_ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 _GENERIC = """\
 # {name}
@@ -109,36 +104,6 @@ def card_faults(text: str, config: BundleConfig) -> list[str]:
         if not isinstance(value, int | float) or round(value, 6) not in recorded:
             faults.append(f"model-index states {result.metric_type} {value}, which config.json does not record")
     return faults
-
-
-def unrecorded_numbers(text: str, config: BundleConfig) -> list[str]:
-    """Decimal numbers in the prose of a card that ``config.json`` does not hold, in the order of the text."""
-    prose = _ARXIV.sub("", _NOT_PROSE.sub(" ", text))
-    known = known_numbers(config.recipe, config.model_dump(mode="json"))
-    known |= {f"{count_parameters(config.recipe.model, config.shape) / 1e6:.{d}f}" for d in (1, 2)}
-    return [number for number in _DECIMAL.findall(prose) if number not in known]
-
-
-def known_numbers(recipe: Recipe, data: Any) -> set[str]:
-    """How the numbers of a recipe and of more JSON data may be written: as they are, rounded, in percent, in millions.
-
-    Args:
-        recipe: with all its defaults.
-        data: anything that ``json`` can write.
-    """
-    known: set[str] = set()
-    for value in _numbers([recipe.to_json(), data]):
-        known |= {json.dumps(value), f"{value:g}", f"{value / 1e6:.1f}", f"{value / 1e6:.2f}"}
-        known |= {f"{scale * value:.{digits}f}" for scale in (1, 100) for digits in (1, 2, 3, 4)}
-    return known
-
-
-def _numbers(data: Any) -> Iterator[float]:
-    if isinstance(data, dict | list | tuple):
-        for value in data.values() if isinstance(data, dict) else data:
-            yield from _numbers(value)
-    elif isinstance(data, int | float) and not isinstance(data, bool):
-        yield data
 
 
 def _written_card(recipe: Recipe) -> str:

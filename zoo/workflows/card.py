@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.errors import BundleError, ZooError
-from zoo.files import atomic_write, read_regular
-from zoo.hub.card import card_faults, is_generated, render_card, unrecorded_numbers
+from zoo.files import atomic_write, read_errors, read_regular
+from zoo.hub.card import card_faults, is_generated, render_card
 from zoo.hub.config import CARD_FILE, CURVES_FILE, BundleConfig, read_config
 from zoo.workflows.export import export
 from zoo.workflows.load import is_run
@@ -75,8 +75,6 @@ def check_card(source: Path) -> Path:
         raise ZooError(f"{folder}: it has no {CARD_FILE}; write it with: revgnn-zoo card {folder}")
     text = _read(path)
     faults = card_faults(text, config)
-    numbers = unrecorded_numbers(text, config)
-    faults += [f"states {number}, which config.json does not record" for number in dict.fromkeys(numbers)]
     if is_generated(text) and text != bundle_card(folder, config):
         faults.append(f"out of date; write it again with: revgnn-zoo card {folder}")
     if faults:
@@ -85,7 +83,5 @@ def check_card(source: Path) -> Path:
 
 
 def _read(path: Path) -> str:
-    try:
+    with read_errors(path, BundleError):
         return read_regular(path, max_bytes=_MAX_CARD_BYTES).decode("utf-8", "replace")
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
