@@ -270,19 +270,16 @@ def test_second_writer_is_refused_rather_than_overruled(hub: TestHub, use_hub: U
     assert set(published(hub)) == FILES - {"curves.png"} | {"other.txt"}
 
 
-def test_hub_without_xet_gets_the_files_by_lfs(
-    make_hub: HubMaker, use_hub: UseHub, copy: Path, capfd: pytest.CaptureFixture[str]
+def test_hub_without_xet_storage_names_the_switch(
+    make_hub: HubMaker, use_hub: UseHub, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = make_hub()
     use_hub(hub, ALICE)
+    with pytest.raises(NetworkError, match="if it has no xet storage, set HF_HUB_DISABLE_XET=1"):
+        push(copy)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     push(copy)
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert "no xet storage" in told[0]
-    assert "sending by LFS" in told[0]
     assert set(published(hub)) == FILES
-    assert commits(hub) == 2
-    assert constants.HF_HUB_DISABLE_XET is False
 
 
 @pytest.mark.parametrize("lose", ["request", "answer"])

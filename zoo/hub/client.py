@@ -84,12 +84,12 @@ def connect(*, offline: bool = False, quiet: bool = False) -> Hub:
     return Hub(api, endpoint, Path(constants.HF_HUB_CACHE), offline or bool(constants.HF_HUB_OFFLINE))
 
 
-def tell(text: str) -> None:
-    """A remark on stderr, without secrets."""
-    print(scrub(text), file=sys.stderr, flush=True)
+def log(text: str) -> None:
+    """Write a remark to stderr, without secrets."""
+    print(redact(text), file=sys.stderr, flush=True)
 
 
-def scrub(text: str) -> str:
+def redact(text: str) -> str:
     """The text without access tokens."""
     token = get_token()
     return _TOKEN.sub("hf_***", text.replace(token, "hf_***") if token else text)
@@ -97,7 +97,7 @@ def scrub(text: str) -> str:
 
 @contextlib.contextmanager
 def plain_errors(hub: Hub, what: str) -> Iterator[None]:
-    """Within: errors of the client become errors of the zoo.
+    """Turn errors of the client into errors of the zoo.
 
     Args:
         hub: the host that is asked.
@@ -125,7 +125,8 @@ def translate(hub: Hub, what: str, error: BaseException) -> ZooError:
         return _of_status(hub, what, error)
     reason = _first_line(error)
     if isinstance(error, HTTPError | ConnectionError | TimeoutError | FileMetadataError | LocalEntryNotFoundError):
-        return NetworkError(f"{what}: {hub.endpoint} cannot be reached: {reason}")
+        hint = "; if it has no xet storage, set HF_HUB_DISABLE_XET=1" if "xet" in reason else ""
+        return NetworkError(f"{what}: {hub.endpoint} cannot be reached: {reason}{hint}")
     if isinstance(error, OSError) and error.errno is not None:
         return ZooError(f"{what}: cannot be kept in {hub.cache}: {error.strerror}")
     return NetworkError(f"{what}: {hub.endpoint}: {reason}")
@@ -134,17 +135,6 @@ def translate(hub: Hub, what: str, error: BaseException) -> ZooError:
 def is_unreachable(error: BaseException) -> bool:
     """Whether the request itself failed, so that nobody knows if it was carried out."""
     return isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
-
-
-@contextlib.contextmanager
-def without_xet() -> Iterator[None]:
-    """Within: large files travel by LFS. The client looks at this switch on every call."""
-    before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
 
 
 def _of_status(hub: Hub, what: str, error: HfHubHTTPError) -> ZooError:
@@ -172,7 +162,7 @@ def _of_status(hub: Hub, what: str, error: HfHubHTTPError) -> ZooError:
 
 def _first_line(error: object) -> str:
     lines = str(error).strip().splitlines()
-    return scrub(lines[0]) if lines else type(error).__name__
+    return redact(lines[0]) if lines else type(error).__name__
 
 
 def _is_this_machine(host: str) -> bool:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from huggingface_hub import (
     HfFileMetadata,
@@ -21,13 +20,14 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 
-from zoo.errors import BundleError, NetworkError, ZooError
-from zoo.files import atomic_write, make_folder, read_regular
-from zoo.hub.client import Hub, plain_errors, tell, without_xet
-from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, parse_config
+from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
+from zoo.files import atomic_write, make_folder, read_regular, sha256_of
+from zoo.hub.client import Hub, log, plain_errors
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, Weights, parse_config
 from zoo.hub.reference import Reference, is_commit
-from zoo.hub.verify import drop, has_cached_id, has_sha256
+from zoo.hub.verify import drop, has_cached_id
 from zoo.json_object import MAX_JSON_BYTES
 
 # What a bundle may hold beside what it must hold, and how large that may be.
@@ -55,19 +55,7 @@ class Pulled:
     is_stale: bool = False
 
 
-class _DamagedError(Exception):
-    """What arrived is not what was published."""
-
-
-class _AbsentError(Exception):
-    """A file that a bundle may do without is not there."""
-
-
-Say = Callable[[str], None]
-_Fetch = Callable[[Hub, str], Pulled]
-
-
-def pull(hub: Hub, reference: Reference, *, optional: bool = True, say: Say = tell) -> Pulled:
+def pull(hub: Hub, reference: Reference, *, optional: bool = True) -> Pulled:
     """Fetch a bundle into the cache and verify it.
 
     A commit that is in the cache, and anything at all offline, is answered without a request.
@@ -76,86 +64,77 @@ def pull(hub: Hub, reference: Reference, *, optional: bool = True, say: Say = te
         hub: the host.
         reference: what to fetch.
         optional: fetch the card and the picture too.
-        say: takes remarks of one line.
 
     Raises:
-        BundleError: the repository holds no bundle, or its files do not belong together even when fetched again.
+        BundleError: the repository holds no bundle, or its files do not belong together.
         NotFoundError: no such repository or revision.
         AccessError: the user may not read it.
         NetworkError: the Hub cannot be reached and the cache does not hold it.
         ZooError: the files cannot be stored.
     """
 
-    def fetch(hub: Hub, commit: str) -> Pulled:
-        path, config = _fetch_config(hub, reference, commit, say)
-        _fetch_weights(hub, reference, commit, config, say)
+    def fetch(source: _Source) -> Pulled:
+        pulled = source.fetch_config()
+        source.fetch_weights(pulled.config)
         for name in OPTIONAL_FILES if optional else ():
-            _fetch_optional(hub, reference, commit, name, say)
-        return Pulled(reference, commit, path.parent, config)
+            source.fetch_optional(name)
+        return pulled
 
-    return _serve(hub, reference, fetch, say)
+    return _serve(hub, reference, fetch)
 
 
-def pull_config(hub: Hub, reference: Reference, *, say: Say = tell) -> Pulled:
+def pull_config(hub: Hub, reference: Reference) -> Pulled:
     """Fetch the configuration of a bundle alone; no weights are downloaded.
-
-    Args:
-        hub: the host.
-        reference: what to fetch.
-        say: takes remarks of one line.
 
     Raises:
         ZooError: as :func:`pull`.
     """
-
-    def fetch(hub: Hub, commit: str) -> Pulled:
-        path, config = _fetch_config(hub, reference, commit, say)
-        return Pulled(reference, commit, path.parent, config)
-
-    return _serve(hub, reference, fetch, say)
+    return _serve(hub, reference, lambda source: source.fetch_config())
 
 
-def _serve(hub: Hub, reference: Reference, fetch: _Fetch, say: Say) -> Pulled:
+def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled]) -> Pulled:
     """Find the commit, and fall back to the one that was whole last time if the Hub cannot be reached."""
     if reference.is_commit:
-        return fetch(hub, reference.revision)
-    note = _note_of(hub, reference)
-    known = _read_note(note)
+        return fetch(_Source(hub, reference, reference.revision))
+    known = _cached_commit(hub, reference)
     if hub.is_offline:
         if known is None:
             raise NetworkError(f"{reference}: not in the cache {hub.cache}, and offline the Hub is not asked")
-        return fetch(hub, known)
+        return fetch(_Source(hub, reference, known))
     try:
         commit = _resolve(hub, reference)
-        pulled = fetch(hub, commit)
+        pulled = fetch(_Source(hub, reference, commit))
     except NetworkError as error:
         if known is None:
             raise
         try:
-            cached = fetch(replace(hub, is_offline=True), known)
+            cached = fetch(_Source(replace(hub, is_offline=True), reference, known))
         except NetworkError:
             raise error from None
-        say(f"{error}; using the cached commit {known}")
+        log(f"{error}; using the cached commit {known}")
         return replace(cached, is_stale=True)
     if known != commit:
-        # A cache that may only be read serves all the same.
+        # The client writes this note when its first file arrives. Here it waits until all of them are verified, so that
+        # offline the name never means a commit that is half there. A cache that may only be read serves all the same.
         with contextlib.suppress(ZooError):
+            note = _repository_folder(hub, reference) / "refs" / reference.revision
             make_folder(note.parent, ZooError)
             atomic_write(note, [commit.encode()], ZooError)
     return pulled
 
 
-def _note_of(hub: Hub, reference: Reference) -> Path:
-    """The file in which every tool that uses this cache notes which commit a revision means."""
-    return hub.cache / f"models--{reference.repo_id.replace('/', '--')}" / "refs" / reference.revision
+def _repository_folder(hub: Hub, reference: Reference) -> Path:
+    return hub.cache / repo_folder_name(repo_id=reference.repo_id, repo_type="model")
 
 
-def _read_note(note: Path) -> str | None:
+def _cached_commit(hub: Hub, reference: Reference) -> str | None:
+    """The commit that a revision meant the last time that all of it was there."""
     try:
-        commit = read_regular(note, max_bytes=40).decode("ascii", "replace")
+        commit = read_regular(_repository_folder(hub, reference) / "refs" / reference.revision, max_bytes=40)
     except OSError:
         return None
-    return commit if is_commit(commit) else None
+    text = commit.decode("ascii", "replace")
+    return text if is_commit(text) else None
 
 
 def _resolve(hub: Hub, reference: Reference) -> str:
@@ -170,134 +149,95 @@ def _resolve(hub: Hub, reference: Reference) -> str:
     return commit
 
 
-def _fetch_config(hub: Hub, reference: Reference, commit: str, say: Say) -> tuple[Path, BundleConfig]:
-    def check(path: Path) -> bytes:
-        content = read_regular(path, max_bytes=MAX_JSON_BYTES)
-        if not has_cached_id(path, content):
-            raise _DamagedError("its content does not match its id")
-        return content
+@dataclass(frozen=True)
+class _Source:
+    """One commit of a repository: in the cache, and on the Hub unless that is offline."""
 
-    path, content = _fetch(hub, reference, commit, CONFIG_FILE, check, say, max_bytes=MAX_JSON_BYTES)
-    return path, parse_config(content, where=f"{reference.at(commit)}: {CONFIG_FILE}")
+    hub: Hub
+    reference: Reference
+    commit: str
+
+    def fetch_config(self) -> Pulled:
+        path = self._fetch(CONFIG_FILE, max_bytes=MAX_JSON_BYTES)
+        where = f"{self.reference.at(self.commit)}: {CONFIG_FILE}"
+        config = parse_config(read_regular(path, max_bytes=MAX_JSON_BYTES), where=where)
+        return Pulled(self.reference, self.commit, path.parent, config)
+
+    def fetch_weights(self, config: BundleConfig) -> None:
+        self._fetch(WEIGHTS_FILE, weights=config.weights)
+
+    def fetch_optional(self, name: str) -> None:
+        found = self._cached(name)
+        # None: nothing is known of the file. Neither None nor a path: the client noted that the commit lacks it.
+        if not isinstance(found, str) and (found is not None or self.hub.is_offline):
+            return
+        with contextlib.suppress(NotFoundError):
+            self._fetch(name, max_bytes=OPTIONAL_FILES[name])
+
+    def _fetch(self, name: str, *, max_bytes: int = 0, weights: Weights | None = None) -> Path:
+        """Take a file from the cache or, if it is not there or damaged, from the Hub."""
+        where = f"{self.reference.at(self.commit)}: {name}"
+        with plain_errors(self.hub, where):
+            found = self._cached(name)
+            if isinstance(found, str):
+                if not (fault := _fault(Path(found), max_bytes, weights)):
+                    return Path(found)
+                if self.hub.is_offline:
+                    raise BundleError(f"{where}: damaged in the cache: {fault}; offline it is not fetched again")
+                drop(Path(found))
+            if self.hub.is_offline:
+                raise NetworkError(f"{where}: not in the cache {self.hub.cache}, and offline the Hub is not asked")
+            self._check_before_download(name, where, max_bytes, weights)
+            path = self._download(name, where)
+            if fault := _fault(path, max_bytes, weights):
+                drop(path)
+                raise BundleError(f"{where}: damaged: {fault}; try again")
+            return path
+
+    def _cached(self, name: str) -> str | object | None:
+        return try_to_load_from_cache(self.reference.repo_id, name, cache_dir=self.hub.cache, revision=self.commit)
+
+    def _check_before_download(self, name: str, where: str, max_bytes: int, weights: Weights | None) -> None:
+        try:
+            metadata = _head(self.hub, self.reference.repo_id, self.commit, name)
+        except RemoteEntryNotFoundError as error:
+            if name not in OPTIONAL_FILES:
+                raise _no_bundle(self.hub, self.reference, self.commit, name) from error
+            # The client asks once more, notes that the commit has no such file, and says so again.
+            self._download(name, where)
+            raise
+        if metadata.commit_hash != self.commit or not _ID.fullmatch(metadata.etag or ""):
+            raise NetworkError(f"{where}: {self.hub.endpoint} does not answer like a Hub: wrong commit or odd file id")
+        if weights is None and (metadata.size is None or metadata.size > max_bytes):
+            raise BundleError(f"{where}: {metadata.size or 0:,} bytes; at most {max_bytes:,} are read")
+        if weights is not None and metadata.size not in (None, weights.num_bytes):
+            raise BundleError(
+                f"{where}: {metadata.size:,} bytes, but {CONFIG_FILE} says {weights.num_bytes:,}: not the same bundle"
+            )
+
+    def _download(self, name: str, where: str) -> Path:
+        try:
+            repo_id = self.reference.repo_id
+            return Path(self.hub.api.hf_hub_download(repo_id, name, revision=self.commit, cache_dir=self.hub.cache))
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:
+                # The client says so of a body that is shorter than announced.
+                raise BundleError(f"{where}: damaged: its size is not the one announced; try again") from error
+            raise
 
 
-def _fetch_weights(hub: Hub, reference: Reference, commit: str, config: BundleConfig, say: Say) -> None:
-    weights = config.weights
-
-    def check(path: Path) -> None:
-        if not has_sha256(path, weights.sha256, weights.num_bytes):
-            raise _DamagedError(f"its size or its SHA-256 is not the one that {CONFIG_FILE} states")
-
-    _fetch(hub, reference, commit, WEIGHTS_FILE, check, say, num_bytes=weights.num_bytes)
-
-
-def _fetch_optional(hub: Hub, reference: Reference, commit: str, name: str, say: Say) -> None:
-    limit = OPTIONAL_FILES[name]
-
-    def check(path: Path) -> None:
-        if not has_cached_id(path, read_regular(path, max_bytes=limit)):
-            raise _DamagedError("its content does not match its id")
-
-    with contextlib.suppress(_AbsentError):
-        _fetch(hub, reference, commit, name, check, say, max_bytes=limit)
-
-
-Checked = TypeVar("Checked")
-
-
-def _fetch(
-    hub: Hub,
-    reference: Reference,
-    commit: str,
-    name: str,
-    check: Callable[[Path], Checked],
-    say: Say,
-    *,
-    max_bytes: int | None = None,
-    num_bytes: int | None = None,
-) -> tuple[Path, Checked]:
-    """Take a file from the cache or the Hub; one that does not pass its check is dropped and fetched once more."""
-    where = f"{reference.at(commit)}: {name}"
-    for attempt in (1, 2):
-        with plain_errors(hub, where):
-            try:
-                path = _cached_or_downloaded(hub, reference, commit, name, say, max_bytes, num_bytes)
-                return path, check(path)
-            except _DamagedError as error:
-                reason = str(error)
-                if hub.is_offline:
-                    raise BundleError(
-                        f"{where}: damaged in the cache: {reason}; offline it is not fetched again"
-                    ) from error
-                if (damaged := _cached(hub, reference, commit, name)) is not None:
-                    drop(damaged)
-        if attempt == 1:
-            say(f"{where}: {reason}; fetching it once more")
-    raise BundleError(f"{where}: damaged: {reason}, twice in a row")
-
-
-def _cached(hub: Hub, reference: Reference, commit: str, name: str) -> Path | None:
-    found = try_to_load_from_cache(reference.repo_id, name, cache_dir=hub.cache, revision=commit)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _cached_or_downloaded(
-    hub: Hub, reference: Reference, commit: str, name: str, say: Say, max_bytes: int | None, num_bytes: int | None
-) -> Path:
-    found = try_to_load_from_cache(reference.repo_id, name, cache_dir=hub.cache, revision=commit)
-    if isinstance(found, str):
-        return Path(found)
-    is_optional = name in OPTIONAL_FILES
-    if is_optional and (found is not None or hub.is_offline):
-        raise _AbsentError
-    where = f"{reference.at(commit)}: {name}"
-    if hub.is_offline:
-        raise NetworkError(f"{where}: not in the cache {hub.cache}, and offline the Hub is not asked")
-    try:
-        metadata = _head(hub, reference.repo_id, commit, name)
-    except RemoteEntryNotFoundError as error:
-        if is_optional:
-            # The client notes in the cache that there is no such file, and says so again.
-            with contextlib.suppress(RemoteEntryNotFoundError):
-                _download(hub, reference, commit, name, is_xet=False, say=say)
-            raise _AbsentError from error
-        raise _no_bundle(hub, reference, commit, name) from error
-    if metadata.commit_hash != commit or not _ID.fullmatch(metadata.etag or ""):
-        raise NetworkError(f"{where}: {hub.endpoint} does not answer like a Hub: wrong commit or odd file id")
-    if max_bytes is not None and (metadata.size is None or metadata.size > max_bytes):
-        raise BundleError(f"{where}: {metadata.size or 0:,} bytes; at most {max_bytes:,} are read")
-    if num_bytes is not None and metadata.size is not None and metadata.size != num_bytes:
-        raise BundleError(
-            f"{where}: {metadata.size:,} bytes, but {CONFIG_FILE} says {num_bytes:,}: not the same bundle"
-        )
-    return _download(hub, reference, commit, name, is_xet=metadata.xet_file_data is not None, say=say)
+def _fault(path: Path, max_bytes: int, weights: Weights | None) -> str:
+    """What is wrong with a file in the cache; empty if nothing is."""
+    if weights is None:
+        is_whole = has_cached_id(path, read_regular(path, max_bytes=max_bytes))
+        return "" if is_whole else "its content does not match its id"
+    is_whole = path.stat().st_size == weights.num_bytes and sha256_of(path) == weights.sha256
+    return "" if is_whole else f"its size or its SHA-256 is not the one that {CONFIG_FILE} states"
 
 
 def _head(hub: Hub, repo_id: str, revision: str, name: str) -> HfFileMetadata:
     url = hf_hub_url(repo_id, name, revision=revision, endpoint=hub.endpoint)
     return hub.api.get_hf_file_metadata(url=url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-
-
-def _download(hub: Hub, reference: Reference, commit: str, name: str, *, is_xet: bool, say: Say) -> Path:
-    def once() -> Path:
-        try:
-            path = hub.api.hf_hub_download(reference.repo_id, name, revision=commit, cache_dir=hub.cache)
-        except OSError as error:
-            if type(error) is OSError and error.errno is None:
-                # The client says so of a body that is shorter than announced.
-                raise _DamagedError("what arrived is shorter or longer than announced") from error
-            raise
-        return Path(path)
-
-    if not is_xet or constants.HF_HUB_DISABLE_XET:
-        return once()
-    try:
-        return once()
-    except Exception as error:
-        # The xet library has errors of its own for a storage that is not there; whatever it is, LFS will tell.
-        say(f"{reference.at(commit)}: {name}: xet storage failed ({type(error).__name__}); fetching by plain LFS")
-        with without_xet():
-            return once()
 
 
 def _no_bundle(hub: Hub, reference: Reference, revision: str, missing: str) -> BundleError:

@@ -7,17 +7,17 @@ repository holds already is not sent again, and if it holds all of it, nothing i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
 from zoo.files import sha256_of
-from zoo.hub.client import Hub, is_unreachable, plain_errors, tell, translate, without_xet
+from zoo.hub.client import Hub, is_unreachable, log, plain_errors, translate
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
 from zoo.hub.reference import DEFAULT_REVISION
@@ -127,9 +127,7 @@ def inspect(hub: Hub, repo_id: str, names: tuple[str, ...], *, create_pr: bool) 
         return Target(repo_id, head, ids, {ref.name: ref.target_commit for ref in refs.tags}, card)
 
 
-def push(
-    hub: Hub, target: Target, files: Mapping[str, Content], options: Options, *, say: Callable[[str], None] = tell
-) -> Published:
+def push(hub: Hub, target: Target, files: Mapping[str, Content], options: Options) -> Published:
     """Publish files in one commit on top of what was found.
 
     Args:
@@ -137,7 +135,6 @@ def push(
         target: the repository as :func:`inspect` found it.
         files: content by name; the other files that a bundle may hold are removed.
         options: how.
-        say: takes remarks of one line.
 
     Raises:
         AccessError: the user may not write here.
@@ -154,7 +151,7 @@ def push(
     commit = target.head
     if changes:
         head = target.head or _create(hub, target.repo_id, private=options.private)
-        info = _commit(hub, target.repo_id, head, files, changes, options, say)
+        info = _commit(hub, target.repo_id, head, files, changes, options)
         if options.create_pr:
             return Published(target.repo_id, None, tuple(changes), info, "", is_new)
         commit = info
@@ -220,7 +217,6 @@ def _commit(
     files: Mapping[str, Content],
     changes: list[str],
     options: Options,
-    say: Callable[[str], None],
 ) -> str:
     """Send what changed.
 
@@ -230,48 +226,28 @@ def _commit(
     additions = [CommitOperationAdd(name, files[name]) for name in changes if name in files]
     deletions = [CommitOperationDelete(name) for name in changes if name not in files]
 
-    def send() -> CommitInfo:
-        return hub.api.create_commit(
-            repo_id,
-            [*additions, *deletions],
-            commit_message=options.message or "Publish with revgnn-zoo",
-            parent_commit=head,
-            create_pr=options.create_pr,
-        )
-
     with plain_errors(hub, repo_id):
         try:
-            info = _send_by_any_road(hub, repo_id, send, say)
+            info = hub.api.create_commit(
+                repo_id,
+                [*additions, *deletions],
+                commit_message=options.message or "Publish with revgnn-zoo",
+                parent_commit=head,
+                create_pr=options.create_pr,
+            )
         except Exception as error:
             if options.create_pr or not is_unreachable(error):
                 raise
             # The commit may have been made and only its answer been lost.
-            commit = _landed(hub, repo_id, head, files)
+            commit = _find_commit(hub, repo_id, head, files)
             if commit is None:
                 raise translate(hub, repo_id, error) from error
-            say(f"{repo_id}: the answer was lost, but the commit is there")
+            log(f"{repo_id}: the answer was lost, but the commit is there")
             return commit
     return info.pr_url or info.oid if options.create_pr else info.oid
 
 
-def _send_by_any_road(hub: Hub, repo_id: str, send: Callable[[], CommitInfo], say: Callable[[str], None]) -> CommitInfo:
-    """Send by xet if the client would, and by LFS if the hub turns out to have no xet storage."""
-    if constants.HF_HUB_DISABLE_XET:
-        return send()
-    try:
-        return send()
-    except Exception as error:
-        # The Hub's own refusals would only be repeated; the xet library has errors of its own.
-        if isinstance(error, HfHubHTTPError) and "xet" not in str(error.request.url):
-            raise
-        if is_unreachable(error):
-            raise
-        say(f"{repo_id}: no xet storage at {hub.endpoint} ({type(error).__name__}); sending by LFS")
-        with without_xet():
-            return send()
-
-
-def _landed(hub: Hub, repo_id: str, before: str, files: Mapping[str, Content]) -> str | None:
+def _find_commit(hub: Hub, repo_id: str, before: str, files: Mapping[str, Content]) -> str | None:
     """The head of the main branch if it moved on and holds exactly these files."""
     head = hub.api.model_info(repo_id, revision=DEFAULT_REVISION).sha
     if head is None or head == before:

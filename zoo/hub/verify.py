@@ -1,47 +1,10 @@
-"""Whether downloaded files are the ones that were published; what was found is remembered."""
+"""Checks that files in the cache are the ones that were published."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 from pathlib import Path
-
-from huggingface_hub import cached_assets_path
-
-from zoo.errors import ZooError
-from zoo.files import atomic_write, sha256_of
-from zoo.hub.client import LIBRARY
-
-
-def has_sha256(path: Path, sha256: str, num_bytes: int) -> bool:
-    """Whether a file has this size and this SHA-256.
-
-    A file that was found whole is not read again until its size, its time or its place on the disk changes.
-
-    Args:
-        path: the file; links are followed.
-        sha256: 64 hexadecimal digits.
-        num_bytes: the size.
-
-    Raises:
-        OSError: if the file cannot be read.
-    """
-    status = path.stat()
-    if status.st_size != num_bytes:
-        return False
-    stamp = [sha256, status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
-    note = _note_of(path)
-    if note is not None and _read(note) == stamp:
-        return True
-    if sha256_of(path) != sha256:
-        return False
-    if note is not None:
-        # A cache that may only be read serves all the same; the file is then read again the next time.
-        with contextlib.suppress(ZooError):
-            atomic_write(note, [json.dumps(stamp).encode()], ZooError)
-    return True
 
 
 def git_id(content: bytes) -> str:
@@ -73,19 +36,3 @@ def drop(path: Path) -> None:
         if target is None:
             return
         path = target
-
-
-def _note_of(path: Path) -> Path | None:
-    """Where it is noted that a file was found whole; None if no notes can be kept."""
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    try:
-        return cached_assets_path(LIBRARY, namespace="verified") / f"{name}.json"
-    except OSError:
-        return None
-
-
-def _read(note: Path) -> object:
-    try:
-        return json.loads(note.read_bytes())
-    except (OSError, ValueError):
-        return None
