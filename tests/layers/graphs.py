@@ -24,7 +24,7 @@ def gen_stack(
     torch.manual_seed(seed)
     width = channels // num_groups
     layers = [
-        [Block(width, GENConv(width, edge_channels=channels, norm=norm), norm=norm) for _ in range(num_groups)]
+        [Block(width, GENConv(width, embedding_channels=channels, norm=norm), norm=norm) for _ in range(num_groups)]
         for _ in range(options.pop("num_distinct", num_layers))
     ]
     return ReversibleStack(layers, num_steps=num_layers, **options)

@@ -1,7 +1,6 @@
 """Implicit gradients equal unrolled ones, in the memory of one block, and solves that fail are seen."""
 
 import copy
-import logging
 import math
 
 import pytest
@@ -12,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from tests.layers.graphs import gradients, stack_inputs
 from tests.layers.memory import peak_bytes
+from zoo.errors import ZooWarning
 from zoo.layers.conv import GATConv, GCNConv, GENConv, SAGEConv
 from zoo.layers.equilibrium import (
     EquilibriumLayer,
@@ -27,12 +27,14 @@ from zoo.ops.edges import EdgeInput
 
 CHANNELS = 8
 CONVS = {
-    "gen": lambda: GENConv(CHANNELS, edge_channels=CHANNELS),
+    "gen": lambda: GENConv(CHANNELS, embedding_channels=CHANNELS),
     "softmax": lambda: GENConv(CHANNELS, aggr="softmax", learn_temperature=True),
     "gcn": lambda: GCNConv(CHANNELS),
     "sage": lambda: SAGEConv(CHANNELS),
     "gat": lambda: GATConv(CHANNELS, num_heads=2),
 }
+# Some tests stop a solve before it has converged, or ask for more than the precision gives.
+UNCONVERGED = pytest.mark.filterwarnings("ignore:a (forward|backward) solve stopped")
 EXACT = {"tol": 1e-12, "max_iters": 100, "history": 20}
 
 
@@ -118,6 +120,7 @@ def test_implicit_gradients_equal_unrolled_ones(conv: str, method: str) -> None:
     assert_same(actual, run(Unrolled(solved)))
 
 
+@UNCONVERGED
 @pytest.mark.parametrize("weight_norm", ["weight", "spectral"])
 @pytest.mark.parametrize("method", ["anderson", "reversible"])
 def test_gradients_reach_normalised_weights(weight_norm: str, method: str) -> None:
@@ -149,6 +152,7 @@ def test_every_linear_map_is_normalised() -> None:
         assert not isinstance(module, nn.Linear) or parametrize.is_parametrized(module, "weight")
 
 
+@UNCONVERGED
 @pytest.mark.parametrize("beta", [0.5, 0.8])
 @pytest.mark.parametrize("conv", CONVS)
 def test_reversible_gradients_are_those_of_its_iterations(conv: str, beta: float) -> None:
@@ -159,6 +163,7 @@ def test_reversible_gradients_are_those_of_its_iterations(conv: str, beta: float
     assert_same(actual, run(Damped(solved)))
 
 
+@UNCONVERGED
 def test_reversible_iterations_run_back_exactly_in_float32() -> None:
     solved = layer("gcn", solver=Reversible(max_iters=20, tol=1e-30)).float()
     nn.init.constant_(solved.block.norms[1].weight, 3.0)  # where the equation does not contract
@@ -197,6 +202,7 @@ def test_all_evaluations_of_a_solve_use_one_dropout_mask(solver: FixedPoint | Re
     assert all(torch.equal(mask, inputs.mask) for mask in masks)
 
 
+@UNCONVERGED
 @pytest.mark.parametrize("solver", [FixedPoint("anderson"), FixedPoint("broyden"), FixedPoint("picard"), Reversible()])
 def test_memory_does_not_grow_with_the_iterations(solver: FixedPoint | Reversible) -> None:
     x, inputs = stack_inputs(300)
@@ -224,14 +230,19 @@ def test_unrolling_needs_memory_for_every_iteration() -> None:
 
 
 @pytest.mark.parametrize("solver", [FixedPoint(tol=1e-30, max_iters=4), Reversible(tol=1e-30, max_iters=4)])
-def test_solves_that_do_not_converge_are_counted_and_logged_once(
-    solver: FixedPoint | Reversible, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_solves_that_do_not_converge_are_counted_and_warned_of_once(solver: FixedPoint | Reversible) -> None:
     solved = nn.Sequential(layer(solver=solver, backward=FixedPoint(tol=1e-30, max_iters=6)))
     x, inputs = stack_inputs()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            loss(solved[0](x, inputs)).backward()
+    with pytest.warns(ZooWarning, match="a forward solve stopped at a residual of .* after 4 iterations"):
+        out = solved[0](x, inputs)
+    if isinstance(solver, Reversible):
+        loss(out).backward()
+    else:
+        with pytest.warns(ZooWarning, match="a backward solve stopped at a residual of .* after 6 iterations"):
+            loss(out).backward()
+    # Later ones are only counted: a warning would be an error here.
+    for _ in range(2):
+        loss(solved[0](x, inputs)).backward()
     metrics = take_solve_metrics(solved)
     assert metrics["num_forward_solves"] == metrics["num_forward_unconverged"] == 3
     assert metrics["mean_forward_iters"] == 4
@@ -240,12 +251,10 @@ def test_solves_that_do_not_converge_are_counted_and_logged_once(
     assert metrics["num_backward_solves"] == 3
     assert metrics["num_backward_unconverged"] == (0 if reversible else 3)
     assert metrics["mean_backward_iters"] == (4 if reversible else 6)
-    assert len(caplog.records) == (1 if reversible else 2)
-    assert "a forward solve stopped at a residual of" in caplog.text
     assert take_solve_metrics(solved) == {}
 
 
-def test_converged_solves_are_counted_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_converged_solves_are_counted_without_a_warning() -> None:
     solved = layer(solver=FixedPoint(), backward=FixedPoint())
     x, inputs = stack_inputs()
     with torch.no_grad():
@@ -254,7 +263,6 @@ def test_converged_solves_are_counted_and_not_logged(caplog: pytest.LogCaptureFi
     assert metrics.keys() == {f"{n}" for n in metrics if "forward" in n}
     assert (metrics["num_forward_solves"], metrics["num_forward_unconverged"]) == (1, 0)
     assert metrics["max_forward_residual"] <= 1e-3
-    assert not caplog.records
 
 
 @pytest.mark.parametrize("solver", [FixedPoint(), Reversible()])
@@ -284,6 +292,7 @@ def test_warm_up_unrolls_in_training_and_solves_in_eval() -> None:
 PLAIN = [{}, {"solver": Reversible(max_iters=4, tol=1e-30)}, {"backward": Phantom()}]
 
 
+@UNCONVERGED
 @pytest.mark.parametrize("options", PLAIN)
 class TestIsAPlainModule:
     def test_to_autograd_grad(self, options: dict) -> None:

@@ -14,7 +14,7 @@ from zoo.layers.residual import ResidualLayer, ResidualStack
 def res_stack(num_layers: int = 4, channels: int = 8, *, norm="layer", dropout=0.0, **options) -> ResidualStack:
     torch.manual_seed(0)
     layers = [
-        ResidualLayer(channels, GENConv(channels, edge_channels=channels, norm=norm), norm=norm, dropout=dropout)
+        ResidualLayer(channels, GENConv(channels, embedding_channels=channels, norm=norm), norm=norm, dropout=dropout)
         for _ in range(options.pop("num_distinct", num_layers))
     ]
     return ResidualStack(layers, num_steps=num_layers, **options).double()

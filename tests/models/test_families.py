@@ -63,6 +63,10 @@ def recipe(model: dict) -> Recipe:
     return parse_spec(Recipe, data, where="x.json")
 
 
+# A few solves of fresh or half-trained blocks stop just above the tolerance; where it matters they are counted.
+UNCONVERGED = pytest.mark.filterwarnings("ignore:a (forward|backward) solve stopped")
+
+
 def graph(num_nodes: int = 11, num_edges: int = 30) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     edge_index = torch.randint(num_nodes, (2, num_edges), generator=generator)
@@ -134,6 +138,7 @@ def test_counts_by_arithmetic_equal_the_built_model(family: dict) -> None:
         assert count_parameters(model, SHAPE) == sum(p.numel() for p in built.parameters()), (family, conv)
 
 
+@UNCONVERGED
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: "-".join(str(value) for value in family.values()))
 def test_every_convolution_trains_in_every_family(family: dict) -> None:
     x, edge_index, edge_attr = graph()
@@ -153,6 +158,7 @@ def test_every_convolution_trains_in_every_family(family: dict) -> None:
         assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+@UNCONVERGED
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: "-".join(str(value) for value in family.values()))
 def test_eval_mode_repeats_and_weights_travel_strictly(family: dict) -> None:
     x, edge_index, edge_attr = graph()
@@ -309,6 +315,7 @@ def test_depth_of_an_equilibrium_counts_its_convolutions(solver: str) -> None:
     assert model.num_layers == (56 if solver == "reversible" else 28)
 
 
+@UNCONVERGED
 @pytest.mark.parametrize("solver", ["anderson", "broyden", "picard", "reversible"])
 def test_equilibrium_learns_and_its_solves_converge(solver: str) -> None:
     """Labels that only the neighbours' features tell, after a fixed number of steps from a fixed seed."""

@@ -116,7 +116,7 @@ CONVS = {
 def gen_conv(channels: int, edge_channels: int | None, kwargs: dict) -> GENConv:
     aggr = parity.aggr_json(kwargs)
     return GENConv(
-        channels, aggr=aggr.pop("type"), **aggr, num_mlp_layers=kwargs["mlp_layers"], edge_channels=edge_channels
+        channels, aggr=aggr.pop("type"), **aggr, num_mlp_layers=kwargs["mlp_layers"], embedding_channels=edge_channels
     )
 
 

@@ -1,1 +1,29 @@
-"""nn.Modules with flat keyword arguments; they know neither recipes nor files."""
+"""Neural network modules with flat keyword arguments, for models of your own too."""
+
+from zoo.layers.block import Block
+from zoo.layers.conv import GATConv, GCNConv, GENConv, RevGATConv, SAGEConv
+from zoo.layers.encoders import NodeEncoder
+from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
+from zoo.layers.equilibrium_block import EquilibriumBlock
+from zoo.layers.inputs import BlockInputs
+from zoo.layers.residual import ResidualLayer, ResidualStack
+from zoo.layers.reversible import ReversibleStack
+
+__all__ = [
+    "Block",
+    "BlockInputs",
+    "EquilibriumBlock",
+    "EquilibriumLayer",
+    "FixedPoint",
+    "GATConv",
+    "GCNConv",
+    "GENConv",
+    "NodeEncoder",
+    "Phantom",
+    "ResidualLayer",
+    "ResidualStack",
+    "RevGATConv",
+    "Reversible",
+    "ReversibleStack",
+    "SAGEConv",
+]

@@ -16,20 +16,25 @@ NORMS: dict[NormName, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.Bat
 
 
 class Block(nn.Module):
-    """conv(dropout(relu(norm(x)))): what one residual step adds.
+    """f(x) = conv(mask * relu(norm(x))), the function that one residual step adds.
 
     Args:
         channels: C of the block's input and output.
         conv: a graph convolution, called as ``conv(x, inputs)``.
-        norm: which normalisation.
+        norm: the normalization.
 
     Source: the block of arXiv 2106.07476, equations 7 and 8; "res+" of arXiv 2006.07739.
     """
 
     def __init__(self, channels: int, conv: nn.Module, *, norm: NormName = "layer") -> None:
         super().__init__()
+        self.channels = channels
         self.norm = NORMS[norm](channels)
         self.conv = conv
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"{self.channels}"
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to the [N, C] that is added to them."""
@@ -38,7 +43,7 @@ class Block(nn.Module):
 
 
 def normed_relu(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """relu(norm(x)) * mask, in one pass if the norm is a plain layer norm that nobody watches.
+    """relu(norm(x)) * mask, in one pass if the norm is a plain layer norm without hooks.
 
     Args:
         norm: maps [N, C] to [N, C].

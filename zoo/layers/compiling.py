@@ -1,4 +1,4 @@
-"""Modules that torch.compile must run as they are: it goes around them and compiles what is before and after."""
+"""Methods that torch.compile must run as they are: it compiles what comes before and after them."""
 
 from __future__ import annotations
 

@@ -19,25 +19,28 @@ AggrName = Literal["max", "mean", "sum", "softmax", "powermean"]
 
 
 class GENConv(nn.Module):
-    """MLP(x_i + aggregation over the incoming edges of relu(x_j + e_ij) + eps).
+    """x_i' = MLP(x_i + a_i), a_i = aggr over the incoming edges (j, i) of relu(x_j + e_ij) + eps.
+
+    With ``scale_by_degree`` a_i is multiplied by degree_i ** sigmoid(degree_logit), with ``message_norm`` it becomes
+    scale * ||x_i|| * a_i / ||a_i||.
 
     Args:
         channels: C.
-        aggr: how messages are joined.
+        aggr: joins the messages.
         temperature: inverse temperature of aggr "softmax".
         learn_temperature: make it a parameter.
         detach_weights: no gradient through the softmax weights.
         power: exponent of aggr "powermean".
         learn_power: make it a parameter.
-        scale_by_degree: multiply the aggregate by degree ** sigmoid(degree_logit).
-        degree_logit: see ``scale_by_degree``.
+        scale_by_degree: see above.
+        degree_logit: see above.
         learn_degree_logit: train it.
-        edge_channels: C of the edge embeddings that this layer projects to its own channels; None: they are added as
-            they come.
+        embedding_channels: width of the edge embeddings that this layer projects to its own channels; None: they are
+            the e_ij as they come.
         num_mlp_layers: linear layers of the MLP; all but the last are followed by norm and ReLU, twice as wide.
-        norm: normalisation inside the MLP.
-        message_norm: rescale the aggregate to the norm of x_i times a scale.
-        learn_message_scale: train that scale; otherwise it is a parameter without gradient, as is ``degree_logit``.
+        norm: normalization inside the MLP.
+        message_norm: see above.
+        learn_message_scale: train the scale; otherwise it is a parameter without gradient, as is ``degree_logit``.
 
     Source: GENConv, arXiv 2006.07739.
     """
@@ -55,25 +58,30 @@ class GENConv(nn.Module):
         scale_by_degree: bool = False,
         degree_logit: float = 0.0,
         learn_degree_logit: bool = False,
-        edge_channels: int | None = None,
+        embedding_channels: int | None = None,
         num_mlp_layers: int = 2,
         norm: NormName = "layer",
         message_norm: bool = False,
         learn_message_scale: bool = False,
     ) -> None:
         super().__init__()
+        self.channels = channels
         self.aggr: AggrName = aggr
         self.detach_weights = detach_weights
         self.temperature = _scalar(temperature) if learn_temperature else temperature
         self.power = _scalar(power) if learn_power else power
         self.degree_logit = _scalar(degree_logit, learn=learn_degree_logit) if scale_by_degree else None
         self.message_scale = _scalar(1.0, learn=learn_message_scale) if message_norm else None
-        self.edge_linear = None if edge_channels is None else nn.Linear(edge_channels, channels)
+        self.edge_linear = None if embedding_channels is None else nn.Linear(embedding_channels, channels)
         widths = [channels] + [2 * channels] * (num_mlp_layers - 1) + [channels]
         modules: list[nn.Module] = []
         for num_in, num_out in itertools.pairwise(widths):
             modules += [nn.Linear(num_in, num_out), NORMS[norm](num_out), nn.ReLU()]
         self.mlp = MLP(*modules[:-2])
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"{self.channels}, aggr={self.aggr}"
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
@@ -97,7 +105,7 @@ class GENConv(nn.Module):
             message = message * degree ** torch.sigmoid(self.degree_logit)
         if self.message_scale is not None:
             message = F.normalize(message, dim=1) * x.norm(dim=1, keepdim=True) * self.message_scale
-        # Nobody keeps the largest messages for a backward pass, so the sum can take their place.
+        # The backward pass of max needs only the winning edges, so its output may be overwritten.
         return cast(Tensor, self.mlp(message.add_(x) if self.aggr == "max" else x + message))
 
 
@@ -122,7 +130,9 @@ def _scalar(value: float, *, learn: bool = True) -> nn.Parameter:
 
 
 class GCNConv(nn.Module):
-    """D^-1/2 (A + I) D^-1/2 X W + b, with a single self-loop at every node.
+    """X' = D^-1/2 (A + I) D^-1/2 X W + b, where D holds the degrees of A + I.
+
+    Every node has a single self-loop: those that A already has are left out.
 
     Source: arXiv 1609.02907.
     """
@@ -143,7 +153,7 @@ class GCNConv(nn.Module):
 
 
 class SAGEConv(nn.Module):
-    """W_l mean_j x_j + b + W_r x_i.
+    """x_i' = W_l mean_j x_j + b + W_r x_i, the mean over the incoming edges (j, i).
 
     Source: arXiv 1706.02216.
     """
@@ -161,22 +171,27 @@ class SAGEConv(nn.Module):
 
 
 class GATConv(nn.Module):
-    """Graph attention: every head attends to the incoming edges of a node, no self-loop added.
+    """x_i' = mean over heads of sum_j alpha_ij h_j + b, with h = W x and alpha_ij = softmax_j(s_ij).
 
-    Scores are leaky_relu(a_s . h_j + a_t . h_i, 0.2); heads are averaged.
+    The scores are s_ij = leaky_relu(a_s . h_j + a_t . h_i, 0.2); a node attends to its incoming edges (j, i), and no
+    self-loop is added.
 
     Source: arXiv 1710.10903.
     """
 
     def __init__(self, channels: int, *, num_heads: int = 1) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.channels, self.num_heads = channels, num_heads
         self.linear = nn.Linear(channels, num_heads * channels, bias=False)
         self.attend_source = nn.Parameter(torch.empty(num_heads, channels))
         self.attend_target = nn.Parameter(torch.empty(num_heads, channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         for weight in (self.linear.weight, self.attend_source, self.attend_target):
             nn.init.xavier_uniform_(weight)
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"{self.channels}, num_heads={self.num_heads}"
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
@@ -189,16 +204,16 @@ class GATConv(nn.Module):
 
 
 class RevGATConv(nn.Module):
-    """Graph attention as RevGAT uses it: edge dropout, symmetric norm, a linear residual, heads side by side.
+    """RevGAT's graph attention: x_i' = [sum_j alpha_ij h_j for each head] + V x_i, alpha_ij = softmax_j(s_ij), h = W x.
 
-    Scores are leaky_relu(a_s . h_j [+ a_t . h_i], 0.2), their softmax runs over the kept edges of a node, dropped edges
-    count nothing. With ``symmetric_norm`` sources are scaled by out-degree ** -0.5 and outputs by in-degree ** 0.5.
+    The scores are s_ij = leaky_relu(a_s . h_j [+ a_t . h_i], 0.2); the softmax runs over the kept incoming edges of a
+    node. With ``symmetric_norm`` h_j is scaled by out_degree_j ** -0.5 and the sum by in_degree_i ** 0.5.
 
     Args:
         in_channels: C of the input.
         out_channels: C of each head.
         num_heads: H.
-        attend_target: whether the scores read the target node.
+        attend_target: add the term of the target node to the scores.
         symmetric_norm: see above.
 
     Source: RevGAT, arXiv 2106.07476, and the bag of tricks it builds on, arXiv 2103.13355.
@@ -218,8 +233,13 @@ class RevGATConv(nn.Module):
         nn.init.xavier_normal_(self.residual.weight, gain=gain)
         for scores in (self.attend_source, self.attend_target):
             if scores is not None:
-                # Of the shape that they have in the published code: the scale of the numbers follows from it.
+                # In the shape of the published code, because the scale of the numbers depends on it.
                 nn.init.xavier_normal_(scores.detach()[None], gain=gain)  # [1, H, C]
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        attend_target = self.attend_target is not None
+        return f"num_heads={self.num_heads}, {attend_target=}, symmetric_norm={self.symmetric_norm}"
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C_in] to [N, H * C_out]."""

@@ -33,7 +33,7 @@ def couple(
     Args:
         blocks: the G blocks f_i, each [N, C/G] to [N, C/G].
         stream: the G groups, [N, C/G] each, float64.
-        inputs: what each group's block reads.
+        inputs: of each group's block.
         dtype: precision of the blocks' input.
 
     Returns:
@@ -80,7 +80,7 @@ def uncouple_with_gradients(
     block: BlockFn,
     index: int,
     stream: Sequence[Tensor],
-    flow: Sequence[Tensor],
+    grad_stream: Sequence[Tensor],
     inputs: BlockInputs,
     sources: Sequence[Tensor],
 ) -> Sequence[Tensor | None]:
@@ -92,24 +92,24 @@ def uncouple_with_gradients(
         block: f_i.
         index: i, counted from zero.
         stream: the G groups after block i, [N, C/G] each, float64; then those before it.
-        flow: the gradients of the groups, [N, C/G] each, in the precision of the blocks' input; likewise.
-        inputs: what the block reads.
-        sources: tensors the block reads, whose gradients are wanted.
+        grad_stream: the gradients of the groups, [N, C/G] each, in the precision of the blocks' input; likewise.
+        inputs: of the block.
+        sources: tensors the block reads, whose gradients are needed.
 
     Returns:
         The gradient of each source; None of one that the block did not use.
     """
     source = stream[index - 1] if index else sum_groups(stream[1:])
-    state = source.detach().to(flow[index].dtype).requires_grad_()
-    value = block(state.clone(), inputs)  # which may be written to
+    state = source.detach().to(grad_stream[index].dtype).requires_grad_()
+    value = block(state.clone(), inputs)  # a copy, because blocks may write to their input
     stream[index].sub_(value.detach())
     if not value.requires_grad:
         return [None] * len(sources)
-    found = torch.autograd.grad(value, [state, *sources], flow[index].to(value.dtype), allow_unused=True)
-    if found[0] is not None:
-        for target in flow[index - 1 : index] if index else flow[1:]:
-            target.add_(found[0])
-    return found[1:]
+    grads = torch.autograd.grad(value, [state, *sources], grad_stream[index].to(value.dtype), allow_unused=True)
+    if grads[0] is not None:
+        for target in grad_stream[index - 1 : index] if index else grad_stream[1:]:
+            target.add_(grads[0])
+    return grads[1:]
 
 
 def sum_groups(groups: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""From raw node features to node states."""
+"""Encoders of raw node features to node states."""
 
 from __future__ import annotations
 

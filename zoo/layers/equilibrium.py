@@ -12,8 +12,8 @@ Source: deep equilibrium models, arXiv 1909.01377; DEQ-GNN, arXiv 2106.07476, se
 
 from __future__ import annotations
 
-import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,14 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.errors import ZooWarning
 from zoo.layers.compiling import uncompiled
 from zoo.layers.equilibrium_block import frozen_parametrizations
 from zoo.layers.inputs import BlockInputs, full_precision
 from zoo.layers.replay import GradientSums, Guard, exclusive
 from zoo.layers.reversible_solver import DampedState, as_fraction, solve_reversibly
 from zoo.layers.solvers import Method, Solution, StateFn, solve
-
-_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Reversible:
 
 @dataclass
 class SolveLog:
-    """What happened in the solves of one kind since the log was last taken."""
+    """Figures of the solves of one kind since the log was last taken."""
 
     kind: str
     num_solves: int = 0
@@ -78,7 +77,7 @@ class SolveLog:
     warned: bool = False
 
     def add(self, solution: Solution) -> None:
-        """Count a solve; the first that did not converge is also logged as a warning.
+        """Count a solve, and warn of the first that did not converge: a long run counts the others in its metrics.
 
         Raises:
             FloatingPointError: if no finite state was found.
@@ -91,12 +90,11 @@ class SolveLog:
         self.max_residual = max(self.max_residual, solution.residual)
         if not solution.converged and not self.warned:
             self.warned = True
-            _LOGGER.warning(
-                "a %s solve stopped at a residual of %.2g after %d iterations without converging; "
-                "later ones are only counted",
-                self.kind,
-                solution.residual,
-                solution.num_iters,
+            warnings.warn(
+                f"a {self.kind} solve stopped at a residual of {solution.residual:.2g} after {solution.num_iters} "
+                "iterations without converging; later ones are only counted",
+                ZooWarning,
+                stacklevel=2,
             )
 
     def take(self) -> dict[str, float]:
@@ -115,13 +113,13 @@ class SolveLog:
 
 
 class EquilibriumLayer(nn.Module):
-    """Node states that a block leaves as they are, found from zero.
+    """The fixed point z = f(z, x) of a block f, solved from z = 0.
 
     Args:
         block: f, called as ``block(z, x, inputs)``. It must be a function of its arguments and parameters alone: no
             dropout but by ``inputs.mask``, no running statistics.
-        solver: how z is found.
-        backward: how the gradient is found; a reversible solver does without.
+        solver: of the fixed point.
+        backward: of the gradient; a reversible solver does without.
         num_warmup_epochs: see :func:`start_epoch`.
         num_warmup_steps: iterations of an epoch of warm-up.
 
@@ -147,6 +145,11 @@ class EquilibriumLayer(nn.Module):
         self.num_warmup_epochs, self.num_warmup_steps = num_warmup_epochs, num_warmup_steps
         self.warming_up = False
         self.forward_log, self.backward_log = SolveLog("forward"), SolveLog("backward")
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        backward = "" if isinstance(self.solver, Reversible) else f", backward={self.backward_solver}"
+        return f"solver={self.solver}{backward}"
 
     @uncompiled
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
@@ -203,7 +206,7 @@ def start_epoch(model: nn.Module, epoch: int) -> None:
 
 
 def take_solve_metrics(model: nn.Module) -> dict[str, float]:
-    """How the solves of a model went since this was last asked, as metrics; empty for models that solve nothing.
+    """Figures of a model's solves since they were last taken, as metrics; empty for models that solve nothing.
 
     Returns:
         For each kind, forward and backward: ``num_KIND_solves``, ``num_KIND_unconverged``, ``mean_KIND_iters`` and

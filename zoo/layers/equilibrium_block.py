@@ -25,7 +25,8 @@ class EquilibriumBlock(nn.Module):
     Args:
         channels: C.
         convs: the two graph convolutions, called as ``conv(x, inputs)``.
-        weight_norm: reparametrise every linear map: its rows' lengths and directions apart, or its largest gain 1.
+        weight_norm: reparametrization of every linear map: ``weight`` learns the lengths and directions of its rows
+            apart, ``spectral`` divides it by its largest singular value.
 
     Source: arXiv 2106.07476, equations 12 to 15.
     """
@@ -34,7 +35,7 @@ class EquilibriumBlock(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(convs)
         norms = [nn.LayerNorm(channels) for _ in convs]
-        # While states are small, what is injected outweighs them: solves of a fresh block converge.
+        # While states are small, the injected input outweighs them: solves of a fresh block converge.
         nn.init.constant_(norms[1].weight, 0.25)
         self.norms = nn.ModuleList(norms)
         for module in list(self.modules()):
@@ -57,7 +58,7 @@ WEIGHT_NORMS: dict[WeightNorm, Callable[[nn.Module], nn.Module]] = {
 
 @contextmanager
 def frozen_parametrizations(block: nn.Module) -> Iterator[None]:
-    """Within: weights keep their values, also those whose power iteration goes one step further at each look.
+    """Hold weights fixed, also those whose power iteration goes one step further each time they are computed.
 
     In training that step is taken here, once for a whole solve.
     """

@@ -1,4 +1,4 @@
-"""What every block of a stack reads besides the node states."""
+"""The inputs of every block of a stack besides the node states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, as_csr
 from zoo.ops.edges import EdgeInput
 
 
@@ -25,6 +25,27 @@ class BlockInputs(NamedTuple):
     edges: EdgeInput | None = None
     mask: Tensor | None = None
     kept: Tensor | None = None
+
+    @classmethod
+    def from_edges(cls, edge_index: Tensor | CSR, edge_attr: Tensor | None = None, *, num_nodes: int) -> BlockInputs:
+        """The inputs of a graph, without dropout.
+
+        Args:
+            edge_index: [2, E] sources and targets, or the CSR of the incoming edges.
+            edge_attr: [E, D] edge features in the order of ``edge_index``. A ``GENConv`` with D ``embedding_channels``
+                projects them; one without adds them to its messages, so D must be its number of channels.
+            num_nodes: N.
+
+        Raises:
+            ValueError: if ``edge_index`` is not of this form, names a node that does not exist, or ``edge_attr`` has
+                not one row for each edge.
+        """
+        csr, perm = as_csr(edge_index, num_nodes)
+        if edge_attr is None:
+            return cls(csr)
+        if edge_attr.dim() != 2 or len(edge_attr) != csr.num_edges:
+            raise ValueError(f"edge_attr: expected [{csr.num_edges}, D], got {list(edge_attr.shape)}")
+        return cls(csr, EdgeInput(edge_attr if perm is None else edge_attr[perm]))
 
     def group(self, index: int, num_groups: int, *, slice_edges: bool) -> BlockInputs:
         """The inputs of one coupling group.

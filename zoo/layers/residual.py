@@ -17,12 +17,12 @@ from zoo.layers.replay import collect, replaced
 
 
 class ResidualLayer(nn.Module):
-    """conv(dropout(relu(norm(x)))), with a dropout mask of its own in every application.
+    """f(x) = conv(dropout(relu(norm(x)))), with a dropout mask of its own in every application.
 
     Args:
         channels: C.
         conv: a graph convolution, called as ``conv(x, inputs)``.
-        norm: which normalisation.
+        norm: the normalization.
         dropout: probability.
     """
 
@@ -30,7 +30,11 @@ class ResidualLayer(nn.Module):
         super().__init__()
         self.norm = NORMS[norm](channels)
         self.conv = conv
-        self.dropout = dropout
+        self.channels, self.dropout = channels, dropout
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"{self.channels}, dropout={self.dropout}"
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to the [N, C] that is added to them."""
@@ -67,8 +71,12 @@ class ResidualStack(nn.Module):
         self.num_steps = len(layers) if num_steps is None else num_steps
         self.checkpoint = checkpoint
 
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"num_steps={self.num_steps}, checkpoint={self.checkpoint}"
+
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        """[N, C] node states to [N, C], normalised."""
+        """[N, C] node states to [N, C], normalized."""
         # Autocast may halve what a convolution returns; the residual stream stays at full precision.
         h = self._apply_layer(0, x, inputs.layer(0)).to(x.dtype)
         for step in range(1, self.num_steps):
@@ -92,7 +100,7 @@ class ResidualStack(nn.Module):
 
 @contextmanager
 def _untouched_buffers(module: nn.Module) -> Iterator[None]:
-    """Within: what is written to buffers is lost, so that running statistics count a pass once."""
+    """Discard what is written to buffers meanwhile, so that running statistics count a pass once."""
     buffers, slots = collect([module], "_buffers")
     with replaced(slots, [buffer.clone() for buffer in buffers]):
         yield

@@ -85,6 +85,10 @@ class ReversibleStack(nn.Module):
         # What an executor keeps, such as CUDA graphs, can neither be copied nor pickled.
         return {**self.__dict__, "executor": None}
 
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"num_steps={self.num_steps}, num_groups={self.num_groups}, reversible={self.reversible}"
+
     @uncompiled
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to [N, C].

@@ -1,4 +1,4 @@
-"""Replay of random numbers: what a block drew in forward, it draws again when it is evaluated in backward."""
+"""Replay of random numbers: a block evaluated in backward draws the numbers that it drew in forward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RngTape:
     States that did not change are the same object, so that a stack without randomness stores one state, not L of them.
 
     Args:
-        device: where the blocks compute; the generator of the CPU is always watched too.
+        device: where the blocks compute; the generator of the CPU is always read too.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class RngTape:
 
     @contextmanager
     def replay(self) -> Iterator[None]:
-        """Within: :meth:`rewind` steps through the evaluations backwards. Afterwards the generators are untouched."""
+        """Let :meth:`rewind` step through the evaluations backwards, and leave the generators as they were before."""
         self._position = len(self._states) - 1
         if not self._states:
             yield

@@ -3,14 +3,14 @@
 Nodes are coupled, so the [N, C] state is one unknown and not N of them: one residual decides about stopping, and one
 small set of coefficients mixes past states.
 
-Besides the states at hand (at most eight of [N, C]) a solver remembers ``history`` pairs of differences,
+Besides the states at hand (at most eight of [N, C]) a solver keeps ``history`` pairs of differences,
 2 x history x [N, C], however many iterations it takes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -25,7 +25,7 @@ _SMALLEST_NORM = 1e-100
 
 
 class Solution(NamedTuple):
-    """What a solver found.
+    """The result of a solve.
 
     Attributes:
         z: [N, C], the iterate with the smallest residual; the initial state if f was not finite anywhere.
@@ -56,7 +56,7 @@ def solve(
             full), or plain ``picard`` iteration, which has no history.
         tol: relative residual at which to stop.
         max_iters: most evaluations of f.
-        history: pairs of differences that are remembered.
+        history: pairs of differences that are kept.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -131,7 +131,7 @@ class _Anderson:
 
     def next(self, z: Tensor, step: Tensor) -> Tensor:
         if self.last is not None:
-            self._remember(z - self.last[0], step - self.last[1])
+            self._append(z - self.last[0], step - self.last[1])
         self.last = z, step
         known = min(self.count, self.history)
         if not known or self.steps is None or self.values is None:
@@ -143,7 +143,7 @@ class _Anderson:
         weights: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=rtol) @ goal
         return z + step - (weights.to(step) @ self.values[:known]).view_as(z)
 
-    def _remember(self, moved: Tensor, change: Tensor) -> None:
+    def _append(self, moved: Tensor, change: Tensor) -> None:
         length = torch.linalg.vector_norm(change)
         if not length:
             return
@@ -182,7 +182,7 @@ class _Broyden:
             scale = v @ change
             if abs(float(scale)) > torch.finfo(g.dtype).eps * float(v.norm() * change.norm()):
                 u = missing / -scale
-                self._remember(u, v)
+                self._append(u, v)
                 move = move + u * (v @ g)
         self.last = move, g
         return z + move.view_as(z)
@@ -193,14 +193,14 @@ class _Broyden:
             return vector
         return vector + (right[: self.count] @ vector) @ left[: self.count]
 
-    def _remember(self, u: Tensor, v: Tensor) -> None:
+    def _append(self, u: Tensor, v: Tensor) -> None:
         if self.u is None or self.v is None:
             self.u, self.v = (u.new_empty(self.history, u.numel()) for _ in range(2))
         self.u[self.count], self.v[self.count] = u, v
         self.count += 1
 
 
-ACCELERATORS: Mapping[str, Callable[[int], _Accelerator]] = {
+ACCELERATORS: dict[Method, Callable[[int], _Accelerator]] = {
     "anderson": _Anderson,
     "broyden": _Broyden,
     "picard": _Picard,

@@ -177,7 +177,7 @@ def _gen(spec: GenConvSpec, channels: int, edge_channels: int, norm: Norm) -> GE
         channels,
         aggr=aggr.pop("type"),
         **aggr,
-        edge_channels=edge_channels if spec.edge_encoder == "per_layer" else None,
+        embedding_channels=edge_channels if spec.edge_encoder == "per_layer" else None,
         num_mlp_layers=spec.num_mlp_layers,
         norm=norm,
         message_norm=spec.message_norm,

@@ -56,7 +56,7 @@ def twins(stack=None, recorder=None, **options):
 
 def gen_layers(num_layers=3, **options):
     torch.manual_seed(0)
-    return [[Block(4, GENConv(4, edge_channels=8, **options)) for _ in range(2)] for _ in range(num_layers)]
+    return [[Block(4, GENConv(4, embedding_channels=8, **options)) for _ in range(2)] for _ in range(num_layers)]
 
 
 def run(stack, x, inputs):

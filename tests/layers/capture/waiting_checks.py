@@ -82,7 +82,7 @@ def triton_in_small_pieces(monkeypatch):
 def make_stack(aggr):
     torch.manual_seed(0)
     options = {"learn_temperature": aggr == "softmax"}
-    layers = [[Block(4, GENConv(4, aggr=aggr, edge_channels=8, **options)) for _ in range(2)]]
+    layers = [[Block(4, GENConv(4, aggr=aggr, embedding_channels=8, **options)) for _ in range(2)]]
     return ReversibleStack(layers, num_steps=2)
 
 
