@@ -17,7 +17,17 @@ def test_depths_of_a_recipe_on_a_random_graph_fit_eighty_columns(
     """In processes of their own."""
     monkeypatch.setenv("ZOO_BACKEND", "chunked")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    size = ("--nodes", 100, "--edges", 400, "--set", "model.hidden_channels=8", "--set", "train.partition.num_parts=2")
+    size = (
+        "--random-graph",
+        "--nodes",
+        100,
+        "--edges",
+        400,
+        "--set",
+        "model.hidden_channels=8",
+        "--set",
+        "train.partition.num_parts=2",
+    )
     result = zoo_command("bench", "rev_deep", "--layers", "3,2", *size, "--steps", 1, "--device", "cpu", "-q")
     assert (result.code, result.err) == (0, [])
     head, two, three, data, note = result.out.splitlines()
@@ -49,7 +59,8 @@ def test_a_depth_that_does_not_fit_is_a_row(
         (["rev_dep"], 3, "rev_dep: no shipped recipe of that name; did you mean 'rev_deep'?"),
         (["rev_deep", "--layers", "7,x"], 2, "--layers 7,x: expected whole numbers, such as 7,14,28"),
         (["rev_deep", "--layers", "0"], 1, "model.num_layers: "),
-        (["rev_deep", "--nodes", "100"], 2, "--nodes and --edges go together"),
+        (["rev_deep", "--nodes", "100"], 2, "--nodes and --edges are of a random graph; add --random-graph"),
+        (["cora", "--random-graph", "--nodes", "100"], 1, "cora: its size is known only when it is read; give --nodes"),
         (["deq_64", "--layers", "7"], 1, "model.num_layers: unknown key"),
     ],
 )

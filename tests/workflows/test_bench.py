@@ -8,6 +8,8 @@ import pytest
 
 from tests.workflows.small import small_recipe
 from zoo.errors import OutOfMemoryError, RunError
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shipped import recipe_path
 from zoo.workflows import bench as bench_module
 from zoo.workflows.bench import bench
 from zoo.workflows.processes import Task
@@ -55,3 +57,20 @@ def test_running_out_of_memory_is_a_row_and_any_other_fault_an_error(
     in_this_process(monkeypatch, {4: RunError("4 layers: no")})
     with pytest.raises(RunError, match="4 layers: no"):
         bench(recipes, device="cpu", quiet=True)
+
+
+def test_a_random_graph_is_as_large_as_the_data_set_unless_other_sizes_are_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[Any] = []
+
+    def run_tasks(tasks: list[Task], **_: Any) -> bool:
+        sizes.extend(task.request.graph_size for task in tasks)  # type: ignore[attr-defined]
+        return True
+
+    monkeypatch.setattr(bench_module, "run_tasks", run_tasks)
+    recipe = read_recipe(recipe_path("rev_deep"))
+    for options in ({}, {"num_nodes": 100, "num_edges": 400}, {"num_edges": 800}):
+        bench([recipe], random_graph=True, device="cpu", quiet=True, **options)
+    bench([recipe], device="cpu", quiet=True)
+    assert sizes == [(132_534, 79_122_504), (100, 400), (132_534, 800), None]

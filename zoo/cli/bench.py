@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 HEAD = ("layers", "parameters", "s/step", "s/epoch", "step memory", "memory in all")
 EXAMPLE = example(
     "revgnn-zoo bench quickstart --layers 7,14,28",
-    "revgnn-zoo bench rev_deep --layers 14,112,1001 --nodes 132534 --edges 79122504",
+    "revgnn-zoo bench rev_deep --layers 14,112,1001 --random-graph   # as large as ogbn-proteins",
 )
 
 
 @click.command("bench", epilog=EXAMPLE)
 @click.argument("recipe")
 @click.option("--layers", "depths", metavar="L,L,...", help="Depths to measure. [default: the recipe's]")
-@click.option("--nodes", "num_nodes", type=click.IntRange(64), help="Of a random graph in place of the recipe's data.")
-@click.option("--edges", "num_edges", type=click.IntRange(1), help="Of that graph, each direction counted.")
+@click.option("--random-graph", is_flag=True, help="Take a random graph of the data set's size in place of the data.")
+@click.option("--nodes", "num_nodes", type=click.IntRange(64), help="Of the random graph. [default: the data set's]")
+@click.option("--edges", "num_edges", type=click.IntRange(1), help="Of the random graph, each direction counted.")
 @click.option("--steps", "num_steps", type=click.IntRange(1), default=5, show_default=True, help="Timed steps.")
 @set_option
 @capture_option
@@ -46,6 +47,7 @@ def command(
     *,
     recipe: str,
     depths: str | None,
+    random_graph: bool,
     num_nodes: int | None,
     num_edges: int | None,
     num_steps: int,
@@ -59,11 +61,11 @@ def command(
 ) -> None:
     """Measure time and memory of a training step: what fits this machine?
 
-    RECIPE is a shipped name or a file. Its own data are read, unless --nodes and --edges ask for a random graph with
-    features and labels as wide as theirs. Each depth runs in a process of its own and may run out of memory.
+    RECIPE is a shipped name or a file. A random graph has features and labels as wide as those of the data. Each depth
+    runs in a process of its own and may run out of memory.
     """
-    if (num_nodes is None) != (num_edges is None):
-        raise click.UsageError("--nodes and --edges go together")
+    if not random_graph and (num_nodes is not None or num_edges is not None):
+        raise click.UsageError("--nodes and --edges are of a random graph; add --random-graph")
     try:
         layers = sorted({int(text) for text in depths.split(",")}) if depths is not None else []
     except ValueError as error:
@@ -72,10 +74,11 @@ def command(
     recipes = [chosen_recipe(recipe, change) for change in changes]
     from zoo.workflows.bench import bench
 
-    graph_size = None if num_nodes is None or num_edges is None else (num_nodes, num_edges)
     results = bench(
         recipes,
-        graph_size=graph_size,
+        random_graph=random_graph,
+        num_nodes=num_nodes,
+        num_edges=num_edges,
         num_steps=num_steps,
         capture=capture,
         edge_precision=edge_precision,

@@ -37,6 +37,7 @@ class OgbInfo:
         archive_folder: the name of the folder inside the archive.
         task: what a label means.
         num_nodes: N; a smaller graph in the same format is a stand-in.
+        num_edges: rows of the edge file.
         num_tasks: outputs per node.
         undirected: True if a row of the edge file counts in both directions.
         split: the name of the split's folder.
@@ -49,6 +50,7 @@ class OgbInfo:
     archive_folder: str
     task: Task
     num_nodes: int
+    num_edges: int
     num_tasks: int
     undirected: bool
     split: str
@@ -78,6 +80,7 @@ OGB: Mapping[str, OgbInfo] = MappingProxyType(
                 archive_folder="proteins",
                 task="multilabel",
                 num_nodes=132_534,
+                num_edges=39_561_252,
                 num_tasks=112,
                 undirected=True,
                 split="species",
@@ -90,6 +93,7 @@ OGB: Mapping[str, OgbInfo] = MappingProxyType(
                 archive_folder="arxiv",
                 task="multiclass",
                 num_nodes=169_343,
+                num_edges=1_166_243,
                 num_tasks=40,
                 undirected=False,
                 split="time",
@@ -99,6 +103,7 @@ OGB: Mapping[str, OgbInfo] = MappingProxyType(
                 archive_folder="products",
                 task="multiclass",
                 num_nodes=2_449_029,
+                num_edges=61_859_140,
                 num_tasks=47,
                 undirected=True,
                 split="sales_ranking",

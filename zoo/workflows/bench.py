@@ -15,7 +15,7 @@ from zoo.workflows.graphs import EdgePrecision
 from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
 from zoo.workflows.session import StoppedError, stop_requests
-from zoo.workflows.step_cost import NUM_STEPS, StepCost
+from zoo.workflows.step_cost import NUM_STEPS, StepCost, data_set_size
 from zoo.workflows.worker import MeasureRequest
 
 
@@ -37,7 +37,9 @@ class BenchResults(Spec):
 def bench(
     recipes: Sequence[Recipe],
     *,
-    graph_size: tuple[int, int] | None = None,
+    random_graph: bool = False,
+    num_nodes: int | None = None,
+    num_edges: int | None = None,
     num_steps: int = NUM_STEPS,
     capture: bool = False,
     edge_precision: EdgePrecision = "fp32",
@@ -49,7 +51,9 @@ def bench(
 
     Args:
         recipes: one recipe at different depths.
-        graph_size: nodes and edges of a random graph in place of the recipe's data.
+        random_graph: take a random graph in place of the recipe's data.
+        num_nodes: of the random graph; None: as many as the data set has.
+        num_edges: of the random graph, each direction counted; None: as many as the data set has.
         num_steps: steps that are timed.
         capture: replay CUDA graphs of one layer, on a GPU.
         edge_precision: of the edge features on a GPU.
@@ -62,6 +66,10 @@ def bench(
         RunError: if a depth fails for want of something other than memory.
     """
     where = session.start(device, num_threads)
+    graph_size = None
+    if random_graph:
+        graph_size = (num_nodes, num_edges) if num_nodes and num_edges else data_set_size(recipes[0])
+        graph_size = (num_nodes or graph_size[0], num_edges or graph_size[1])
     labels = {f"{recipe.name}, {recipe.model.num_layers} layers": recipe for recipe in recipes}
     request = MeasureRequest(
         recipe=recipes[0],

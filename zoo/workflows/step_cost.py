@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from zoo.data.datasets import DATASETS
 from zoo.data.graph import Graph, Split, with_self_loops
+from zoo.data.ogb import OGB
 from zoo.data.synthetic import synthetic_graph
 from zoo.errors import RunError
 from zoo.layers.capture import capture_layers
@@ -180,6 +181,19 @@ def random_graph(recipe: Recipe, num_nodes: int, num_edges: int) -> tuple[Graph,
     )
     graph = with_self_loops(graph) if recipe.data.self_loops else graph
     return graph, graph.splits[0]
+
+
+def data_set_size(recipe: Recipe) -> tuple[int, int]:
+    """Nodes and messages of a recipe's data set, known without its files.
+
+    Raises:
+        RunError: if they are not known.
+    """
+    known = OGB.get(recipe.data.dataset)
+    if known is None:
+        raise RunError(f"{recipe.data.dataset}: its size is known only when it is read; give --nodes and --edges")
+    both_ways = known.undirected or recipe.data.undirected
+    return known.num_nodes, known.num_edges * (2 if both_ways else 1)
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -78,7 +78,9 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
         ZooError: if a folder is none of these, or holds a run that is not finished; if two have one name, or the
             figures of two cannot stand in one table.
     """
-    entries = [_folder_entry(model) if isinstance(model, Path) else _entry("recipe", model) for model in models]
+    entries = [
+        _folder_entry(model) if isinstance(model, Path) else Entry(model.name, "recipe", model, ()) for model in models
+    ]
     recipes_first = sorted(entries, key=lambda entry: entry.kind != "recipe")
     path = recipes_first[0].recipe.data.path
     if path:
@@ -87,10 +89,6 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
     _check_names(entries)
     _check_alike(entries)
     return entries
-
-
-def _entry(kind: Literal["recipe", "runs", "bundle"], recipe: Recipe, runs: Iterable[Run] = ()) -> Entry:
-    return Entry(recipe.name, kind, recipe, tuple(runs))
 
 
 def _folder_entry(folder: Path) -> Entry:
@@ -103,9 +101,9 @@ def _folder_entry(folder: Path) -> Entry:
                 raise RunError(
                     f"{run.folder}: the run is not finished; continue it with: revgnn-zoo train ... --resume"
                 )
-        return _entry("runs", runs[0].recipe, runs)
+        return Entry(runs[0].recipe.name, "runs", runs[0].recipe, tuple(runs))
     recipe = read_config(folder).recipe
-    return _entry("bundle", recipe, [Run(recipe, folder)])
+    return Entry(recipe.name, "bundle", recipe, (Run(recipe, folder),))
 
 
 def _with_path(entry: Entry, path: str) -> Entry:
@@ -119,11 +117,10 @@ def _with_path(entry: Entry, path: str) -> Entry:
 
 
 def _check_names(entries: Sequence[Entry]) -> None:
-    seen: dict[str, Entry] = {}
-    for entry in entries:
-        other = seen.setdefault(entry.name, entry)
-        if other is not entry:
-            raise RunError(f"{entry.name}: two of the models have this name; each needs a recipe with one of its own")
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise RunError(f"{name}: two of the models have this name; each needs a recipe with one of its own")
 
 
 def _check_alike(entries: Sequence[Entry]) -> None:

@@ -28,10 +28,10 @@ class Mean(Spec):
 
 
 class RunScores(Spec):
-    """What one run measured; how a bundle was trained is not known here."""
+    """What one run measured; how a bundle was trained is not known here, and a baseline has neither seed nor epochs."""
 
     split: int
-    seed: int
+    seed: int | None = None
     valid: float
     test: float
     num_epochs: int | None = None
@@ -71,20 +71,11 @@ class CompareEntry(Spec):
     train_s: float | None = None
 
 
-class BaselineScores(Spec):
-    """What the baseline scores on one split."""
-
-    split: int
-    valid: float
-    test: float
-    train: float | None = None
-
-
 class BaselineEntry(Spec):
     """A model of the node features alone."""
 
     name: str = "logistic regression"
-    runs: tuple[BaselineScores, ...]
+    runs: tuple[RunScores, ...]
     valid: Mean
     test: Mean
 

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from zoo.workflows.baseline import logistic_regression
 from zoo.workflows.compare.cache import Cache
 from zoo.workflows.compare.entries import (
     Entry,
-    Run,
     check_data,
     data_differences,
     read_entries,
@@ -35,7 +34,6 @@ from zoo.workflows.compare.entries import (
 from zoo.workflows.compare.plot import plot
 from zoo.workflows.compare.results import (
     BaselineEntry,
-    BaselineScores,
     ComparedData,
     CompareEntry,
     CompareResults,
@@ -71,14 +69,6 @@ class _Job:
         if self.stop:
             message = f"{self.stop.name}: {progress}; the same command continues where it was"
             raise StoppedError(message, self.stop.signum)
-
-    def show_warnings(self, progress: Progress, entry: Entry, warnings: Sequence[str]) -> None:
-        """Show each warning of a model once, however many of its runs give it, in whatever numbers."""
-        for line in (f"Warning: {entry.name}: {warning}" for warning in warnings):
-            key = re.sub(r"\d+", "0", line)
-            if key not in self.shown:
-                self.shown.add(key)
-                progress.line(line)
 
 
 def compare(
@@ -163,63 +153,75 @@ def _train(entries: Sequence[Entry], job: _Job) -> None:
     missing = {label: (entry, run) for label, (entry, run) in runs.items() if run.results() is None}
     if job.num_jobs > 1 and len(missing) > 1:
         job.cache.put("num_jobs", job.num_jobs)
+    device, num_threads = str(job.device), job.num_threads
     with Progress(len(runs), unit="run", quiet=job.quiet, done=len(runs) - len(missing)) as progress:
         if runs and not missing:
             progress.line("all runs are there already")
+        tasks = {}
+        for label, (entry, run) in missing.items():
+            request = TrainRequest(recipe=run.recipe, folder=str(run.folder), device=device, num_threads=num_threads)
+            tasks[label] = (entry, Task(label, request))
 
-        def on_done(task: Task, answer: dict[str, Any], warnings: Sequence[str]) -> None:
-            entry, run = missing[task.label]
-            job.show_warnings(progress, entry, warnings)
-            results = parse_spec(RunResults, answer, where=task.label, error=RunError)
-            shown = {
-                "test": f"{_of_test_protocol(results, run.recipe)['test']:.4f}",
-                "train_s": f"{results.train_s:.1f}",
-            }
-            progress.step(task.label, shown)
-            progress.figures(task.label, shown)
+        def on_result(label: str, answer: dict[str, Any]) -> None:
+            results = parse_spec(RunResults, answer, where=label, error=RunError)
+            test = _of_test_protocol(results, missing[label][1].recipe)["test"]
+            shown = {"test": f"{test:.4f}", "train_s": f"{results.train_s:.1f}"}
+            progress.step(label, shown)
+            progress.figures(label, shown)
 
-        tasks = [Task(label, _train_request(run, job)) for label, (_, run) in missing.items()]
-        run_tasks(
-            tasks,
-            num_jobs=job.num_jobs,
-            stop=job.stop,
-            on_start=lambda task: progress.stage(task.label),
-            on_done=on_done,
-        )
+        _run(tasks, job, progress, job.num_jobs, on_result)
     if job.stop:
         num_finished = sum(run.results() is not None for _, run in runs.values())
         job.stop_if_asked(f"{num_finished} of {len(runs)} runs are finished")
 
 
-def _train_request(run: Run, job: _Job) -> TrainRequest:
-    device, num_threads = str(job.device), job.num_threads
-    return TrainRequest(recipe=run.recipe, folder=str(run.folder), device=device, num_threads=num_threads)
-
-
 def _measure(entries: Sequence[Entry], job: _Job) -> dict[str, StepCost]:
     """Measure a training step of each entry, by name, one after the other whatever ran at the same time before."""
-    keys = {entry.name: _cost_key(entry, job) for entry in entries}
-    missing = {f"{entry.name}, a training step": entry for entry in entries if job.cache.get(keys[entry.name]) is None}
-    with Progress(len(missing), unit="measurement", quiet=job.quiet) as progress:
-
-        def on_done(task: Task, answer: dict[str, Any], warnings: Sequence[str]) -> None:
-            entry = missing[task.label]
-            job.show_warnings(progress, entry, warnings)
-            job.cache.put(keys[entry.name], answer)
-            progress.step(task.label, {})
-
-        tasks = []
-        for label, entry in missing.items():
+    keys = {f"{entry.name}, a training step": _cost_key(entry, job) for entry in entries}
+    device, num_threads = str(job.device), job.num_threads
+    tasks = {}
+    for (label, key), entry in zip(keys.items(), entries, strict=True):
+        if job.cache.get(key) is None:
             # Weights at the end of training: some models take longer the further they are.
-            run, device, num_threads = entry.runs[0], str(job.device), job.num_threads
+            run = entry.runs[0]
             request = MeasureRequest(recipe=run.recipe, folder=str(run.folder), device=device, num_threads=num_threads)
-            tasks.append(Task(label, request))
-        run_tasks(tasks, num_jobs=1, stop=job.stop, on_start=lambda task: progress.stage(task.label), on_done=on_done)
+            tasks[label] = (entry, Task(label, request))
+    with Progress(len(tasks), unit="measurement", quiet=job.quiet) as progress:
+
+        def on_result(label: str, answer: dict[str, Any]) -> None:
+            job.cache.put(keys[label], answer)
+            progress.step(label, {})
+
+        _run(tasks, job, progress, 1, on_result)
     job.stop_if_asked("all runs are finished")
-    return {
-        name: parse_spec(StepCost, job.cache.get(key), where=f"{name}, a training step", error=RunError)
-        for name, key in keys.items()
-    }
+    costs = [parse_spec(StepCost, job.cache.get(key), where=label, error=RunError) for label, key in keys.items()]
+    return {entry.name: cost for entry, cost in zip(entries, costs, strict=True)}
+
+
+def _run(
+    tasks: Mapping[str, tuple[Entry, Task]],
+    job: _Job,
+    progress: Progress,
+    num_jobs: int,
+    on_result: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """Run tasks in processes of their own, and show each warning of a model once, in whatever numbers."""
+
+    def on_done(task: Task, answer: dict[str, Any], warnings: Sequence[str]) -> None:
+        for line in (f"Warning: {tasks[task.label][0].name}: {warning}" for warning in warnings):
+            key = re.sub(r"\d+", "0", line)
+            if key not in job.shown:
+                job.shown.add(key)
+                progress.line(line)
+        on_result(task.label, answer)
+
+    run_tasks(
+        [task for _, task in tasks.values()],
+        num_jobs=num_jobs,
+        stop=job.stop,
+        on_start=lambda task: progress.stage(task.label),
+        on_done=on_done,
+    )
 
 
 def _cost_key(entry: Entry, job: _Job) -> str:
@@ -298,12 +300,13 @@ def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) ->
                 return None
             job.cache.put(key, scores)
         job.stop_if_asked("all runs are finished")
-        rows.append(parse_spec(BaselineScores, {"split": index, **scores}, where=key, error=RunError))
+        rows.append(RunScores(split=index, valid=scores["valid"], test=scores["test"]))
     valid, test = Mean.of([row.valid for row in rows]), Mean.of([row.test for row in rows])
     return BaselineEntry(runs=tuple(rows), valid=valid, test=test)
 
 
 def _notes(entries: Sequence[Entry], cache: Cache) -> list[str]:
+    """The circumstances under which figures of the table do not compare."""
     notes = data_differences(entries)
     if cache.get("num_jobs"):
         notes.append(f"up to {cache.get('num_jobs')} runs were trained at the same time: training times do not compare")
