@@ -29,8 +29,8 @@ from zoo.spec.shape import input_shape
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import session
 from zoo.workflows.memory import finish
+from zoo.workflows.step import epoch_parts
 from zoo.workflows.step_cost import random_graph
-from zoo.workflows.train import epoch_parts
 
 WHOLE, PART = (132_534, 79_122_504), (13_253, 791_000)
 

@@ -26,7 +26,7 @@ from zoo.workflows.objective import (
     log_cross_entropy,
     multilabel_loss,
 )
-from zoo.workflows.train import build_optimizer, training_step
+from zoo.workflows.step import build_optimizer, training_step
 
 CPU = torch.device("cpu")
 NUM_FEATURES, NUM_CLASSES = 6, 3

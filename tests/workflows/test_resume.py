@@ -23,7 +23,8 @@ from zoo.workflows import train as module
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.session import StoppedError
 from zoo.workflows.state import RunState
-from zoo.workflows.train import build_optimizer, train
+from zoo.workflows.step import build_optimizer
+from zoo.workflows.train import train
 
 # What depends on the clock, not on the computation.
 CLOCK = ("epoch_s", "peak_memory_bytes", "train_s")

@@ -15,8 +15,8 @@ from zoo.spec.shape import input_shape, known_shape
 from zoo.spec.shipped import list_recipes, recipe_path
 from zoo.workflows import step_cost
 from zoo.workflows.graphs import recipe_graph
+from zoo.workflows.step import epoch_parts
 from zoo.workflows.step_cost import StepCost, measure_training, random_graph
-from zoo.workflows.train import epoch_parts
 
 CPU = torch.device("cpu")
 NAMED = [name for name in list_recipes() if read_recipe(recipe_path(name)).data.dataset != "file"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.workflows.small import NUM_NODES, small_recipe, write_graph
-from zoo.data.graph import Graph, Part, Split
+from zoo.data.graph import Graph, Part
 from zoo.errors import DataError, RecipeError, RunError
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import RunResults
@@ -21,7 +21,8 @@ from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.objective import Objective
 from zoo.workflows.run_dir import RunDir
-from zoo.workflows.train import set_learning_rate, train
+from zoo.workflows.step import set_learning_rate
+from zoo.workflows.train import train
 
 CPU = torch.device("cpu")
 
@@ -116,8 +117,8 @@ def test_evaluation_comes_every_k_epochs_and_at_the_end(tmp_path: Path) -> None:
 def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
 
-    def fake(model: nn.Module, graph: Graph, split: Split, recipe: Recipe, *rest: Any) -> tuple[list[Any], float]:
-        figures = measure(graph, split, "accuracy", torch.zeros(NUM_NODES, 3), eval_protocol(recipe))
+    def fake(model: nn.Module, task: Any, protocol: Any, *rest: Any) -> tuple[list[Any], float]:
+        figures = measure(task.graph, task.split, "accuracy", torch.zeros(NUM_NODES, 3), protocol)
         value = next(values, 0.0)
         return [figure.model_copy(update={"value": value}) for figure in figures], 0.0
 
@@ -291,7 +292,7 @@ def test_a_recipe_that_does_not_fit_its_data_is_refused(case: str, tmp_path: Pat
 
 
 def test_a_known_data_set_is_checked_before_it_is_loaded(tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, data={"dataset": "ogbn-proteins"})
+    recipe = small_recipe(tmp_path, data={"dataset": "ogbn-proteins", "node_features": ["edge_sum"]})
     with pytest.raises(RecipeError, match="does not fit a multilabel task"):
         recipe_graph(recipe)
 

@@ -202,7 +202,7 @@ def evaluate(
     count = 1 if parts == 1 else (recipe.test.num_views if num_views is None else num_views)
     protocol = Protocol(count, parts, recipe.train.seed, "test")
     with (
-        session.memory_explained(str(reference), "raise --parts"),
+        session.oom_as_run_error(str(reference), "raise --parts"),
         Progress(protocol.num_steps, unit="part", quiet=quiet) as progress,
     ):
         logits = predict(

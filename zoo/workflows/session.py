@@ -106,7 +106,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 @contextmanager
-def memory_explained(place: str, remedy: str) -> Iterator[None]:
+def oom_as_run_error(place: str, remedy: str) -> Iterator[None]:
     """Turn running out of memory, of the machine or of a GPU, into an error of one line.
 
     Args:

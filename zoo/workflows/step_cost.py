@@ -26,7 +26,7 @@ from zoo.workflows.evaluate import num_parts_of
 from zoo.workflows.graphs import EdgePrecision, place_graph
 from zoo.workflows.memory import finish, measure_steps, release_eagerly
 from zoo.workflows.objective import Objective
-from zoo.workflows.train import build_optimizer, epoch_parts, training_step
+from zoo.workflows.step import build_optimizer, epoch_parts, training_step
 
 NUM_STEPS = 5
 # Memory is the same each time; time is not.
@@ -116,7 +116,7 @@ def measure_training(
         optimizer.zero_grad(set_to_none=True)
 
     session.seed_global(spec.seed, "dropout", 0)
-    with session.memory_explained("a training step", "raise train.partition.num_parts"):
+    with session.oom_as_run_error("a training step", "raise train.partition.num_parts"):
         # Eager release makes the memory exact and the steps slower, so time is taken in steps of their own.
         with release_eagerly():
             _, peak_bytes = measure_steps(step, model, device=device, num_steps=_NUM_MEMORY_STEPS)

@@ -13,17 +13,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from zoo.data.graph import Graph, Part, Split
-from zoo.data.partition import random_parts
+from zoo.data.graph import Graph, Split
 from zoo.errors import RunError
 from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
@@ -31,13 +29,11 @@ from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, RunResults
 from zoo.spec.shape import input_shape
-from zoo.spec.train import Optimizer, TrainSpec
 from zoo.workflows import session
 from zoo.workflows.baseline import logistic_regression
 from zoo.workflows.evaluate import (
     Protocol,
     eval_protocol,
-    figures_by_split,
     measure,
     num_parts_of,
     predict,
@@ -51,14 +47,7 @@ from zoo.workflows.progress import Board, Progress
 from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
-
-# One kernel for all parameters where there is one: a thousand layers have twenty thousand small tensors.
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-    "rmsprop": torch.optim.RMSprop,
-}
+from zoo.workflows.step import build_optimizer, epoch_parts, set_learning_rate, training_step
 
 
 def train(
@@ -99,7 +88,7 @@ def train(
     with (
         open_run(out, recipe, resume=resume) as run,
         stop_requests() as stop,
-        session.memory_explained(str(out), remedy),
+        session.oom_as_run_error(str(out), remedy),
     ):
         results = run.results()
         if results is None:
@@ -117,6 +106,16 @@ def train(
 
 
 @dataclass(frozen=True)
+class _Task:
+    """A recipe and its graph, with the loss of the graph's labels, which also knows the device."""
+
+    recipe: Recipe
+    graph: Graph
+    split: Split
+    objective: Objective
+
+
+@dataclass(frozen=True)
 class _Options:
     """Options of a run that are not of its recipe, because they do not change what is learned."""
 
@@ -131,6 +130,7 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
     device, quiet = options.device, options.quiet
     spec, metric = recipe.train, f"valid_{recipe.eval.metric}"
     selector = "valid_loss" if recipe.eval.select == "loss" else metric
+    # The teacher comes first, so that its graph and model are gone before those of the student take their place.
     teacher_results = None
     if spec.distillation is not None:
         teacher_results = _train_teacher(recipe, run, options, stop)
@@ -140,16 +140,16 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
     graph = place_graph(graph, device, options.edge_precision)
     teacher = None if teacher_results is None else _teacher_logits(run, graph, split, device)
-    objective = Objective(spec, graph, split, device, teacher)
+    task = _Task(recipe, graph, split, Objective(spec, graph, split, device, teacher))
 
+    # On the CPU and then moved, so that the weights are the same on every device.
     session.seed_global(spec.seed, "init")
     shape = input_shape(recipe, graph.shape)
     model = build_model(recipe.model, shape).to(device)
     if options.capture:
         capture_layers(model)
     optimizer = build_optimizer(spec.optimizer, model)
-    identity = {"data": data_digest}
-    state = RunState(run, model, optimizer, identity, session.environment(device))
+    state = RunState(run, model, optimizer, {"data": data_digest}, session.environment(device))
     resumed = state.restore()
     saved = run.best() if resumed else None
     best = None if saved is None else saved.epoch
@@ -161,21 +161,25 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
             place = f"epoch {cursor.epoch}, part {cursor.part}/{num_parts}"
             raise StoppedError(f"{stop.name} at {place}; continue with --resume (saved: {path})", stop.signum)
 
+    board = Board(run.tensorboard_path, cursor.epoch)
     done = (cursor.epoch - 1) * num_parts + cursor.part
-    with Progress(spec.num_epochs * num_parts, unit="step", quiet=quiet, done=done) as progress, _board(state) as board:
+    with Progress(spec.num_epochs * num_parts, unit="step", quiet=quiet, done=done) as progress, closing(board):
         if resumed:
             progress.line(f"{run.path}: continues at epoch {cursor.epoch}, part {cursor.part}/{num_parts}")
         elif options.resume:
             progress.line(f"{run.path}: nothing to resume; starts at epoch 1")
+        # Figures stay on the bar until newer ones take their place.
         figures: dict[str, str] = {}
         while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, best):
             label, started = f"epoch {cursor.epoch}/{spec.num_epochs}", time.monotonic()
             set_learning_rate(optimizer, spec, cursor.epoch)
             start_epoch(model, cursor.epoch)
+            # A resumed epoch draws the same parts again and passes over those that are done.
             for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
-                with _explained(run, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
+                with _with_context(run, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
+                    # Seeded by the number of the step, so that no state of a generator has to be saved.
                     session.seed_global(spec.seed, "dropout", cursor.step)
-                    loss = training_step(model, optimizer, part.to(device), objective, spec)
+                    loss = training_step(model, optimizer, part.to(device), task.objective, spec)
                 cursor.next_part(loss)
                 figures["loss"] = f"{cursor.loss_sum / max(cursor.num_losses, 1):.4f}"
                 progress.step(label, figures)
@@ -186,11 +190,9 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
             record |= take_solve_metrics(model)
             if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
                 progress.stage(f"{label} evaluating")
-                with _explained(run, f"epoch {cursor.epoch}, evaluation", "eval"):
-                    protocol = eval_protocol(recipe)
-                    measured, valid_loss = _measure(model, graph, split, recipe, protocol, objective, pause_if_asked)
-                values = figures_by_split(measured)
-                record |= {f"{name}_{recipe.eval.metric}": value for name, value in values.items()}
+                with _with_context(run, f"epoch {cursor.epoch}, evaluation", "eval"):
+                    measured, valid_loss = _measure(model, task, eval_protocol(recipe), pause_if_asked)
+                record |= {f"{figure.split}_{figure.metric}": figure.value for figure in measured}
                 record |= {"valid_loss": valid_loss}
                 record |= {f"eval_{name}": value for name, value in take_solve_metrics(model).items()}
                 value = record[selector]
@@ -204,11 +206,12 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
             if metric in record:
                 progress.figures(label, figures)
             board.add(record, cursor.epoch)
+            # The log comes first: a state may lag behind it, and a resume then cuts it to the length in the state.
             cursor.next_epoch(run.append_metrics(record), epoch_s)
             state.save_if_due(epoch_is_done=True)
         state.save()
 
-    results = _finish(state, graph, split, recipe, objective, pause_if_asked, quiet=quiet)
+    results = _finish(state, task, pause_if_asked, quiet=quiet)
     scores = logistic_regression(graph, split, recipe.eval.metric) if baseline else None
     results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
     run.write_results(results)
@@ -216,58 +219,8 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
     return results
 
 
-def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> Iterator[Part]:
-    """The parts of one epoch. Nodes fall into parts by chance, so the order of the parts is random already."""
-    return random_parts(graph, num_parts_of(spec.partition), session.generator(spec.seed, "partition", epoch))
-
-
-def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, part: Part, objective: Objective, spec: TrainSpec
-) -> float | None:
-    """One optimizer step on the train nodes of one part.
-
-    Returns:
-        The loss; None if the part has no train node, and then the weights are unchanged.
-
-    Raises:
-        FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    loss = objective.step_loss(model, part)
-    if loss is None:
-        return None
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}")
-    loss.backward()  # type: ignore[no-untyped-call]
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not bool(torch.isfinite(norm)):
-        raise FloatingPointError(f"the loss is {value:.4g}, but the norm of its gradient is {norm.item()}")
-    if spec.max_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
-    optimizer.step()
-    return value
-
-
-def build_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over all parameters of a model."""
-    return _OPTIMIZERS[spec.type](model.parameters(), **spec.model_dump(exclude={"type"}))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainSpec, epoch: int) -> None:
-    """Set the learning rate of an epoch, which is a function of its number alone."""
-    warmup, rate = spec.schedule.num_warmup_epochs, spec.optimizer.lr
-    if epoch <= warmup:
-        rate *= epoch / warmup
-    elif spec.schedule.type == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * (epoch - 1 - warmup) / (spec.num_epochs - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def _out_of_patience(recipe: Recipe, epoch: int, best: BestEpoch | None) -> bool:
-    """Whether too many evaluations before this epoch have brought nothing better."""
+    """True if too many evaluations before this epoch have brought nothing better."""
     if best is None or not recipe.train.patience:
         return False
     every = recipe.eval.every
@@ -287,50 +240,48 @@ def _train_teacher(recipe: Recipe, run: RunDir, options: _Options, stop: StopReq
 
 
 def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:
-    """[N, T] what the best weights of the teacher predict, as it validates; computed afresh, as they never change."""
+    """[N, T] predictions of the teacher's best weights, as it validates; they are not saved, as these never change."""
     teacher = load_for_evaluation(run.teacher_path)
     spec, protocol = teacher.recipe.train, eval_protocol(teacher.recipe)
     known = KnownLabels.of(spec, graph, split, device)
-    with _explained(run, "predictions of the teacher", "eval"):
+    with _with_context(run, "predictions of the teacher", "eval"):
         return predict(teacher.model.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
 
 
 def _measure(
-    model: nn.Module,
-    graph: Graph,
-    split: Split,
-    recipe: Recipe,
-    protocol: Protocol,
-    objective: Objective,
-    on_part: Callable[[], None],
+    model: nn.Module, task: _Task, protocol: Protocol, on_part: Callable[[], None]
 ) -> tuple[list[Measured], float]:
-    """The figures of all splits, and the loss on the valid nodes."""
-    device, known, precision = objective.device, objective.known, recipe.train.precision
-    logits = predict(model, graph, protocol, device=device, precision=precision, known=known, on_part=on_part)
+    """Figures of all splits, and the loss on the valid nodes.
+
+    Raises:
+        FloatingPointError: if a prediction or the loss is not finite.
+    """
+    objective, precision = task.objective, task.recipe.train.precision
+    logits = predict(
+        model,
+        task.graph,
+        protocol,
+        device=objective.device,
+        precision=precision,
+        known=objective.known,
+        on_part=on_part,
+    )
     if not bool(torch.isfinite(logits).all()):
         raise FloatingPointError("some predictions are NaN or infinite")
     loss = objective.valid_loss(logits)
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss on the valid nodes is {loss}")
-    return measure(graph, split, recipe.eval.metric, logits, protocol), loss
+    return measure(task.graph, task.split, task.recipe.eval.metric, logits, protocol), loss
 
 
-def _finish(
-    state: RunState,
-    graph: Graph,
-    split: Split,
-    recipe: Recipe,
-    objective: Objective,
-    pause_if_asked: Callable[[], None],
-    *,
-    quiet: bool,
-) -> RunResults:
+def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *, quiet: bool) -> RunResults:
     """Evaluate the best weights as the recipe's test says, and also as it validates if that is something else."""
-    run, model, best = state.run, state.model, state.run.best()
+    run, model, recipe, best = state.run, state.model, task.recipe, state.run.best()
     if best is None:
         raise RunError(f"{run.path}: best.safetensors is missing; start again in another --out")
     model.load_state_dict(best.tensors)
     protocols = [test_protocol(recipe), eval_protocol(recipe)]
+    # One that says the same would show every figure twice.
     if str(protocols[0]) == str(protocols[1]):
         del protocols[1]
     figures: list[Measured] = []
@@ -342,8 +293,8 @@ def _finish(
 
         for protocol in protocols:
             key = "test" if protocol is protocols[0] else "eval"
-            with _explained(run, f"epoch {best.epoch.epoch}, evaluation", key):
-                figures += _measure(model, graph, split, recipe, protocol, objective, on_part)[0]
+            with _with_context(run, f"epoch {best.epoch.epoch}, evaluation", key):
+                figures += _measure(model, task, protocol, on_part)[0]
     return RunResults(
         name=recipe.name,
         results=tuple(figures),
@@ -352,28 +303,28 @@ def _finish(
         num_steps=state.cursor.step,
         num_parameters=sum(p.numel() for p in model.parameters()),
         train_s=round(state.cursor.train_s, 3),
-        peak_memory_bytes=session.peak_memory_bytes(objective.device),
+        peak_memory_bytes=session.peak_memory_bytes(task.objective.device),
         data_sha256=state.identity["data"],
-        data_is_synthetic=is_synthetic(recipe, graph),
+        data_is_synthetic=is_synthetic(recipe, task.graph),
         environment=state.environment,
     )
 
 
 @contextmanager
-def _board(state: RunState) -> Iterator[Board]:
-    board = Board(state.run.tensorboard_path, state.cursor.epoch)
-    try:
-        yield board
-    finally:
-        board.close()
+def _with_context(run: RunDir, place: str, key: str) -> Iterator[None]:
+    """Turn numbers that are not finite and a lack of memory into errors that say where that was and what helps.
 
+    Args:
+        run: whose saved states are named.
+        place: in the run, such as its epoch and part.
+        key: part of the recipe whose partition decides how much memory is needed.
 
-@contextmanager
-def _explained(run: RunDir, place: str, key: str) -> Iterator[None]:
-    """Turn what numbers and memory can do to a run into a message that says where it was and what helps."""
+    Raises:
+        RunError: in place of FloatingPointError and of errors about memory.
+    """
     where = f"{run.path}: {place}"
     try:
-        with session.memory_explained(where, f"raise {key}.partition.num_parts"):
+        with session.oom_as_run_error(where, f"raise {key}.partition.num_parts"):
             yield
     except FloatingPointError as error:
         kept = run.states()
