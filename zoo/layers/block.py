@@ -57,6 +57,6 @@ def normed_relu(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether calling the module is just its class's ``forward``: no hooks, no ``forward`` of its own."""
+    """True if calling the module is just its class's ``forward``: no hooks, no ``forward`` of its own."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return not (any(hooks) or "forward" in vars(module) or _has_any_global_hook())  # type: ignore[no-untyped-call]

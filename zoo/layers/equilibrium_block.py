@@ -1,4 +1,4 @@
-"""The block of an equilibrium layer, and normalisation of its weights."""
+"""The block of an equilibrium layer, and normalization of its weights."""
 
 from __future__ import annotations
 

@@ -4,7 +4,9 @@ import contextlib
 import copy
 import gc
 import pickle
+import re
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -270,6 +272,14 @@ def test_only_parts_that_do_not_fit_are_recorded_anew():
         with torch.no_grad():
             stack(*stack_inputs(num_nodes))
     assert len(stack.executor._recordings) == executor.MAX_RECORDINGS
+
+
+def test_the_example_of_the_page_runs():
+    page = (Path(__file__).parents[3] / "docs" / "capture.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    model = nn.ModuleDict({"stack": gen_stack()})
+    exec(example, {"model": model})
+    assert capture_report(model) == {"stack": "not called yet"}
 
 
 def test_a_damaged_graph_is_refused_each_time():

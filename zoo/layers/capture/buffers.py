@@ -59,7 +59,7 @@ class StaticInputs:
         copy_rows(self.leaves[1:], others)
 
     def _holds(self, graph: Sequence[Tensor]) -> bool:
-        """Whether these are the tensors that were copied last, unchanged."""
+        """True if these are the tensors that were copied last, unchanged."""
         return len(self._graph) == len(graph) and all(
             copied() is tensor and version == tensor._version
             for (copied, version), tensor in zip(self._graph, graph, strict=True)

@@ -151,11 +151,11 @@ class Recording:
             self._replay_backward = recorder.record(self._layer_backward, signature.device)
 
     def serves(self, num_nodes: int, num_edges: int) -> bool:
-        """Whether a graph fits without leaving much of the buffers unused."""
+        """True if a graph fits without leaving much of the buffers unused."""
         return num_nodes < self.num_nodes and num_edges <= self.num_edges and self.is_near(num_nodes, num_edges)
 
     def is_near(self, num_nodes: int, num_edges: int) -> bool:
-        """Whether a graph is about as large as the buffers."""
+        """True if a graph is about as large as the buffers."""
         pairs = ((self.num_nodes, round_up(num_nodes + 1)), (self.num_edges, round_up(num_edges)))
         return all(MIN_FILL * max(pair) <= min(pair) for pair in pairs)
 
