@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import yaml
 
-from tests.hub.repository import Blob, Commit, Pull, Repository
+from tests.hub.repository import Blob, Commit, Repository
 from tests.hub.wire import Answer, Request
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def info_of(hub: TestHub, request: Request, repo: Repository, commit: Commit) ->
     return {
         "_id": hashlib.md5(repo.id.encode()).hexdigest()[:24],
         "id": repo.id,
-        **({"modelId": repo.id} if repo.kind == "model" else {}),
+        "modelId": repo.id,
         "author": repo.namespace,
         "sha": commit.id,
         "lastModified": iso(repo.head.date),
@@ -72,21 +72,6 @@ def sibling_row(path: str, blob: Blob, blobs: bool) -> dict[str, Any]:
         if blob.lfs:
             row["lfs"] = {"sha256": blob.sha256, "size": blob.size, "pointerSize": blob.pointer_size}
     return row
-
-
-def pull_row(repo: Repository, pull: Pull) -> dict[str, Any]:
-    return {
-        "num": pull.num,
-        "title": pull.title,
-        "status": pull.status,
-        "author": {"name": pull.author},
-        "createdAt": iso(pull.date),
-        "repo": {"name": repo.id, "type": repo.kind},
-        "isPullRequest": True,
-        "events": [],
-        "filesWithConflicts": [],
-        "changes": {"base": "refs/heads/main", "mergeCommitId": pull.merge_commit},
-    }
 
 
 def page_of(hub: TestHub, request: Request, rows: list[Any]) -> Answer:

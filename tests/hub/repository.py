@@ -104,7 +104,6 @@ class Pull:
     date: datetime
     base: Commit
     status: str
-    merge_commit: str | None = None
 
     @property
     def ref(self) -> str:
@@ -114,8 +113,7 @@ class Pull:
 class Repository:
     """Commits and references of one repository, and who may see it."""
 
-    def __init__(self, kind: str, id: str, private: bool) -> None:
-        self.kind = kind
+    def __init__(self, id: str, private: bool) -> None:
         self.id = id
         self.private = private
         self.gated: str | bool = False
@@ -130,11 +128,6 @@ class Repository:
     @property
     def namespace(self) -> str:
         return self.id.split("/")[0]
-
-    @property
-    def prefix(self) -> str:
-        """What stands before the id in a web address."""
-        return "" if self.kind == "model" else f"{self.kind}s/"
 
     @property
     def head(self) -> Commit:
@@ -178,20 +171,6 @@ class Repository:
         self.pulls[num] = pull
         self.refs[pull.ref] = self.head
         return pull
-
-    def merge(self, pull: Pull) -> Commit:
-        """Carry what the pull request changed since it was opened over to main."""
-        proposed = self.refs[pull.ref].files
-        files = dict(self.head.files)
-        for path in pull.base.files.keys() | proposed.keys():
-            if proposed.get(path) == pull.base.files.get(path):
-                continue
-            files.pop(path, None)
-            if path in proposed:
-                files[path] = proposed[path]
-        commit = self.commit("refs/heads/main", files, f"{pull.title} (#{pull.num})", author=pull.author)
-        pull.status, pull.merge_commit = "merged", commit.id
-        return commit
 
 
 def is_clean_path(path: str) -> bool:

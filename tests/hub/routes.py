@@ -8,14 +8,13 @@ import json
 import re
 import time
 from collections.abc import Callable
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 
 import yaml
 
-from tests.hub.answers import expanded, file_row, front_matter, info_of, iso, page_of, pull_row, ranged
-from tests.hub.repository import Blob, Commit, Files, Pull, Repository, is_clean_path, tree_ids
+from tests.hub.answers import expanded, file_row, front_matter, info_of, page_of, ranged
+from tests.hub.repository import Blob, Commit, Files, Repository, is_clean_path, tree_ids
 from tests.hub.wire import Answer, RefusedError, Request
 
 if TYPE_CHECKING:
@@ -40,30 +39,14 @@ def get_whoami(hub: TestHub, request: Request) -> Answer:
 
 def create_repo(hub: TestHub, request: Request) -> Answer:
     asked = request.json()
-    kind, namespace = asked.get("type") or "model", asked.get("organization") or hub.known_user(request)
+    namespace = asked.get("organization") or hub.known_user(request)
     hub.writer(request, namespace)
     id = f"{namespace}/{asked['name']}"
-    url = f"{hub.url}/{Repository(kind, id, False).prefix}{id}"
-    if (kind, id) in hub.repos:
-        raise RefusedError(409, f"You already created this {kind} repo", url=url)
-    repo = hub.add_repo(id, kind, asks_for_private(asked))
+    url = f"{hub.url}/{id}"
+    if id in hub.repos:
+        raise RefusedError(409, "You already created this model repo", url=url)
+    repo = hub.add_repo(id, asks_for_private(asked))
     return Answer.json({"url": url, "name": id, "id": repo.head.id[:24]})
-
-
-def delete_repo(hub: TestHub, request: Request) -> Answer:
-    asked = request.json()
-    kind, id = asked.get("type") or "model", f"{asked.get('organization') or hub.known_user(request)}/{asked['name']}"
-    hub.writable(request, kind, id)
-    del hub.repos[kind, id]
-    return Answer.json({})
-
-
-def put_settings(hub: TestHub, request: Request, kind: str, repo: str) -> Answer:
-    found, asked = hub.writable(request, kind, repo), request.json()
-    found.gated = asked.get("gated", found.gated)
-    if "visibility" in asked or "private" in asked:
-        found.private = asks_for_private(asked)
-    return Answer.json({"private": found.private, "gated": found.gated})
 
 
 def asks_for_private(asked: dict[str, Any]) -> bool:
@@ -71,10 +54,10 @@ def asks_for_private(asked: dict[str, Any]) -> bool:
     return asked.get("visibility") == "private" or asked.get("private") is True
 
 
-def get_auth_check(hub: TestHub, request: Request, kind: str, repo: str, write: str) -> Answer:
-    hub.readable(request, kind, repo, files=True)
+def get_auth_check(hub: TestHub, request: Request, repo: str, write: str) -> Answer:
+    hub.readable(request, repo, files=True)
     if write:
-        hub.writable(request, kind, repo)
+        hub.writable(request, repo)
     return Answer.json({})
 
 
@@ -96,18 +79,18 @@ def validate_yaml(hub: TestHub, request: Request) -> Answer:
     return Answer.json(found, 400 if errors else 200)
 
 
-def get_info(hub: TestHub, request: Request, kind: str, repo: str, rev: str = "main") -> Answer:
-    found = hub.readable(request, kind, repo)
+def get_info(hub: TestHub, request: Request, repo: str, rev: str = "main") -> Answer:
+    found = hub.readable(request, repo)
     return Answer.json(expanded(request, info_of(hub, request, found, commit_of(found, rev))))
 
 
-def list_repos(hub: TestHub, request: Request, kind: str) -> Answer:
+def list_repos(hub: TestHub, request: Request) -> Answer:
     author, search = request.option("author"), request.option("search").lower()
     wanted = {*request.query.get("filter", []), *request.query.get("pipeline_tag", [])}
     order = "createdAt" if request.option("sort") == "createdAt" else "lastModified"
     rows = []
     for repo in hub.repos.values():
-        if f"{repo.kind}s" == kind and hub.can_see(request, repo):
+        if hub.can_see(request, repo):
             info = info_of(hub, request, repo, repo.head)
             if author in ("", repo.namespace) and search in repo.id.lower() and wanted <= {*info["tags"]}:
                 rows.append(info)
@@ -118,8 +101,8 @@ def list_repos(hub: TestHub, request: Request, kind: str) -> Answer:
 # Revisions and files.
 
 
-def get_tree(hub: TestHub, request: Request, kind: str, repo: str, rev: str, path: str) -> Answer:
-    commit = commit_of(hub.readable(request, kind, repo), rev)
+def get_tree(hub: TestHub, request: Request, repo: str, rev: str, path: str) -> Answer:
+    commit = commit_of(hub.readable(request, repo), rev)
     folders, inside = tree_ids(commit.files), f"{path}/" if path else ""
     if path not in folders:
         raise RefusedError(404, f"{path} does not exist on {rev}", "EntryNotFound")
@@ -129,16 +112,16 @@ def get_tree(hub: TestHub, request: Request, kind: str, repo: str, rev: str, pat
     return page_of(hub, request, [file_row(hub, commit, name, folders, request.flag("expand")) for name in names])
 
 
-def get_paths_info(hub: TestHub, request: Request, kind: str, repo: str, rev: str) -> Answer:
-    commit = commit_of(hub.readable(request, kind, repo), rev)
+def get_paths_info(hub: TestHub, request: Request, repo: str, rev: str) -> Answer:
+    commit = commit_of(hub.readable(request, repo), rev)
     form, folders = parse_qs(request.body.decode()), tree_ids(commit.files)
     expand = form.get("expand", [""])[0].lower() == "true"
     paths = [path for path in form.get("paths", []) if path in commit.files or path in folders]
     return Answer.json([file_row(hub, commit, path, folders, expand) for path in paths])
 
 
-def get_refs(hub: TestHub, request: Request, kind: str, repo: str) -> Answer:
-    found = hub.readable(request, kind, repo)
+def get_refs(hub: TestHub, request: Request, repo: str) -> Answer:
+    found = hub.readable(request, repo)
     folders = {"branches": "refs/heads/", "tags": "refs/tags/"}
     if request.flag("include_prs"):
         folders["pullRequests"] = "refs/pr/"
@@ -153,62 +136,34 @@ def get_refs(hub: TestHub, request: Request, kind: str, repo: str) -> Answer:
     return Answer.json({**rows, "converts": []})
 
 
-def get_commits(hub: TestHub, request: Request, kind: str, repo: str, rev: str) -> Answer:
-    commits = commit_of(hub.readable(request, kind, repo), rev).history()
-    rows = [
-        {"id": c.id, "title": c.title, "message": c.message, "authors": [{"user": c.author}], "date": iso(c.date)}
-        for c in commits
-    ]
-    return page_of(hub, request, rows)
-
-
-def create_tag(hub: TestHub, request: Request, kind: str, repo: str, rev: str) -> Answer:
-    return create_ref(hub, request, kind, repo, f"refs/tags/{request.json()['tag']}", rev)
-
-
-def create_branch(hub: TestHub, request: Request, kind: str, repo: str, rev: str) -> Answer:
-    return create_ref(hub, request, kind, repo, f"refs/heads/{rev}", request.json().get("startingPoint", "main"))
-
-
-def create_ref(hub: TestHub, request: Request, kind: str, repo: str, ref: str, start: str) -> Answer:
-    found = hub.writable(request, kind, repo)
+def create_tag(hub: TestHub, request: Request, repo: str, rev: str) -> Answer:
+    found, ref = hub.writable(request, repo), f"refs/tags/{request.json()['tag']}"
     if ref in found.refs:
         raise RefusedError(409, f"Reference {ref} already exists")
-    found.refs[ref] = commit_of(found, start)
-    return Answer.json({})
-
-
-def delete_ref(hub: TestHub, request: Request, kind: str, repo: str, what: str, rev: str) -> Answer:
-    found, ref = hub.writable(request, kind, repo), f"refs/{'tags' if what == 'tag' else 'heads'}/{rev}"
-    if ref == "refs/heads/main":
-        raise RefusedError(403, "The default branch cannot be deleted")
-    if found.refs.pop(ref, None) is None:
-        raise RefusedError(404, f"Reference {ref} does not exist", "RevisionNotFound")
+    found.refs[ref] = commit_of(found, rev)
     return Answer.json({})
 
 
 # Uploads.
 
 
-def preupload(hub: TestHub, request: Request, kind: str, repo: str, rev: str) -> Answer:
-    commit = commit_of(hub.writable(request, kind, repo, rev), rev)
-    asked, hosted = request.json(), commit.files.get(".gitignore")
-    rules = asked.get("gitIgnore") or (hub.content(hosted).decode() if hosted else "")
+def preupload(hub: TestHub, request: Request, repo: str, rev: str) -> Answer:
+    commit = commit_of(hub.writable(request, repo, rev), rev)
     rows = []
-    for file in asked["files"]:
+    for file in request.json()["files"]:
         path, present = file["path"], commit.files.get(file["path"])
         is_large = hub.is_large(commit, path, file["size"], base64.b64decode(file["sample"]))
         mode = "lfs" if is_large else "regular"
-        row = {"path": path, "uploadMode": mode, "shouldIgnore": is_ignored(path, rules)}
+        row = {"path": path, "uploadMode": mode, "shouldIgnore": False}
         if present:
             row["oid"] = present.sha256 if present.lfs else present.blob_id
         rows.append(row)
     return Answer.json({"files": rows})
 
 
-def lfs_batch(hub: TestHub, request: Request, kind: str, repo: str) -> Answer:
+def lfs_batch(hub: TestHub, request: Request, repo: str) -> Answer:
     # Whether the file is for a new pull request is not said here, so anyone who may open one may send it.
-    hub.readable(request, kind, repo)
+    hub.readable(request, repo)
     hub.writer(request)
     asked = request.json()
     chunk = hub.multipart_chunk if "multipart" in asked["transfers"] else None
@@ -257,11 +212,11 @@ def verify_lfs(hub: TestHub, request: Request) -> Answer:
     return Answer.json({})
 
 
-def get_xet_token(hub: TestHub, request: Request, kind: str, repo: str, right: str, rev: str) -> Answer:
+def get_xet_token(hub: TestHub, request: Request, repo: str, right: str, rev: str) -> Answer:
     if right == "write":
-        hub.writable(request, kind, repo, rev)
+        hub.writable(request, repo, rev)
     else:
-        hub.readable(request, kind, repo, files=True)
+        hub.readable(request, repo, files=True)
     if not hub.xet:
         raise RefusedError(404, "Not Found")
     expires, url, token = int(time.time()) + 3600, f"local://{hub.storage.cas}", f"xet_{right}"
@@ -269,8 +224,8 @@ def get_xet_token(hub: TestHub, request: Request, kind: str, repo: str, right: s
     return Answer.json({"accessToken": token, "exp": expires, "casUrl": url}, headers=headers)
 
 
-def create_commit(hub: TestHub, request: Request, kind: str, repo: str, rev: str) -> Answer:
-    found = hub.writable(request, kind, repo, rev)
+def create_commit(hub: TestHub, request: Request, repo: str, rev: str) -> Answer:
+    found = hub.writable(request, repo, rev)
     user, base = hub.user(request), commit_of(found, rev)
     header, *operations = [json.loads(line) for line in request.body.splitlines()]
     title, message = header["value"]["summary"], header["value"].get("description", "")
@@ -284,7 +239,7 @@ def create_commit(hub: TestHub, request: Request, kind: str, repo: str, rev: str
     if ref is None:
         raise RefusedError(404, f"{rev} is not a branch", "RevisionNotFound")
     commit = found.commit(ref, files, title, message, user)
-    page = f"{hub.url}/{found.prefix}{found.id}"
+    page = f"{hub.url}/{found.id}"
     answer = {"success": True, "commitOid": commit.id, "commitUrl": f"{page}/commit/{commit.id}"}
     return Answer.json({**answer, "pullRequestUrl": f"{page}/discussions/{pull.num}"} if pull else answer)
 
@@ -314,37 +269,11 @@ def apply_operation(hub: TestHub, files: Files, key: str, value: dict[str, Any])
 # Pull requests.
 
 
-def open_pull(hub: TestHub, request: Request, kind: str, repo: str) -> Answer:
-    found, user, asked = hub.readable(request, kind, repo), hub.writer(request), request.json()
-    if not asked.get("pullRequest"):
-        raise RefusedError(400, "the test hub has pull requests, but no discussions")
-    return Answer.json(pull_row(found, found.open_pull(asked["title"], asked["description"], user, "draft")))
-
-
-def list_pulls(hub: TestHub, request: Request, kind: str, repo: str) -> Answer:
-    found = hub.readable(request, kind, repo)
-    rows = [pull_row(found, pull) for pull in found.pulls.values()]
-    return Answer.json({"discussions": rows, "count": len(rows), "start": 0})
-
-
-def get_pull(hub: TestHub, request: Request, kind: str, repo: str, num: str) -> Answer:
-    found = hub.readable(request, kind, repo)
-    return Answer.json(pull_row(found, pull_of(found, num)))
-
-
-def merge_pull(hub: TestHub, request: Request, kind: str, repo: str, num: str) -> Answer:
-    found = hub.writable(request, kind, repo)
-    pull = pull_of(found, num)
-    if pull.status == "merged":
-        raise RefusedError(409, "This pull request is merged already")
-    return Answer.json({"mergeCommitId": found.merge(pull).id})
-
-
 # Downloads.
 
 
-def resolve(hub: TestHub, request: Request, kind: str, repo: str, rev: str, path: str) -> Answer:
-    found = hub.readable(request, kind, repo, files=True)
+def resolve(hub: TestHub, request: Request, repo: str, rev: str, path: str) -> Answer:
+    found = hub.readable(request, repo, files=True)
     commit = commit_of(found, rev)
     if path not in commit.files:
         refused = RefusedError(404, "Entry not found", "EntryNotFound")
@@ -356,13 +285,10 @@ def resolve(hub: TestHub, request: Request, kind: str, repo: str, rev: str, path
     if blob.lfs:
         headers |= {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size)}
     if blob.xet_hash and hub.xet:
-        token = f"{hub.url}/api/{found.kind}s/{found.id}/xet-read-token/{commit.id}"
+        token = f"{hub.url}/api/models/{found.id}/xet-read-token/{commit.id}"
         headers |= {"X-Xet-Hash": blob.xet_hash, "Link": f'<{token}>; rel="xet-auth"'}
     if blob.lfs and hub.cdn:
         return Answer(302, headers={**headers, "Location": hub.sign(f"/lfs/{blob.sha256}")})
-    cached = f"/api/resolve-cache/{found.kind}s/{found.id}/{commit.id}/{quote(path)}"
-    if not blob.lfs and hub.redirect_regular and request.path != cached:
-        return Answer(307, headers={**headers, "Location": cached})
     return ranged(request, hub.content(blob), headers)
 
 
@@ -385,53 +311,28 @@ def commit_of(repo: Repository, rev: str) -> Commit:
     return commit
 
 
-def pull_of(repo: Repository, num: str) -> Pull:
-    if int(num) not in repo.pulls:
-        raise RefusedError(404, f"Discussion {num} not found")
-    return repo.pulls[int(num)]
-
-
-def is_ignored(path: str, rules: str) -> bool:
-    """Whether a line of .gitignore names the file or a folder above it."""
-    patterns = [line.strip().rstrip("/") for line in rules.splitlines() if line.strip() and not line.startswith("#")]
-    parts = path.split("/")
-    names = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)] + parts
-    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
-
-
-KIND = r"(?P<kind>models|datasets|spaces)"
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 REV = r"(?P<rev>[^/]+)"
 SHA256 = r"(?P<sha256>[0-9a-f]{64})"
-API = f"/api/{KIND}/{REPO}"
-PAGE = f"/(?P<kind>datasets/|spaces/)?{REPO}"
+API = f"/api/models/{REPO}"
+PAGE = f"/{REPO}"
 
 # Method, pattern of the encoded path, and who answers; the first that fits is taken.
 ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("GET", "/api/whoami-v2", get_whoami),
     ("POST", "/api/repos/create", create_repo),
-    ("DELETE", "/api/repos/delete", delete_repo),
     ("POST", "/api/validate-yaml", validate_yaml),
-    ("GET", f"/api/{KIND}", list_repos),
+    ("GET", "/api/models", list_repos),
     ("GET", API, get_info),
     ("GET", f"{API}/revision/{REV}", get_info),
-    ("PUT", f"{API}/settings", put_settings),
     ("GET", f"{API}/auth-check(?P<write>/write)?", get_auth_check),
     ("GET", f"{API}/tree/{REV}/?(?P<path>.*)", get_tree),
     ("POST", f"{API}/paths-info/{REV}", get_paths_info),
     ("GET", f"{API}/refs", get_refs),
-    ("GET", f"{API}/commits/{REV}", get_commits),
     ("POST", f"{API}/tag/{REV}", create_tag),
-    ("POST", f"{API}/branch/{REV}", create_branch),
-    ("DELETE", f"{API}/(?P<what>tag|branch)/{REV}", delete_ref),
     ("POST", f"{API}/preupload/{REV}", preupload),
     ("POST", f"{API}/commit/{REV}", create_commit),
     ("GET", f"{API}/xet-(?P<right>read|write)-token/{REV}", get_xet_token),
-    ("POST", f"{API}/discussions", open_pull),
-    ("GET", f"{API}/discussions", list_pulls),
-    ("GET", rf"{API}/discussions/(?P<num>\d+)", get_pull),
-    ("POST", rf"{API}/discussions/(?P<num>\d+)/merge", merge_pull),
-    ("GET", f"/api/resolve-cache/{KIND}/{REPO}/{REV}/(?P<path>.+)", resolve),
     ("GET", f"{PAGE}/resolve/{REV}/(?P<path>.+)", resolve),
     ("POST", rf"{PAGE}\.git/info/lfs/objects/batch", lfs_batch),
     ("PUT", f"/lfs/{SHA256}", put_lfs),

@@ -1,8 +1,8 @@
 """A hub on the loopback interface that the real huggingface_hub client, hf_xet and the hf command can work against.
 
-It knows models, datasets and spaces, commits with git's own ids, LFS (basic and multipart), xet, tags, branches, pull
-requests, users with tokens, private and gated repositories. Every request is in `hub.requests`; rules in `hub.faults`
-spoil answers. It holds what a client needs and no more.
+It knows models, commits with git's own ids, LFS (basic and multipart), xet, tags, pull requests, users with tokens,
+private and gated repositories: what pushing and pulling a bundle needs. Every request is in `hub.requests`; rules in
+`hub.faults` spoil answers.
 
     with TestHub() as hub:
         token = hub.add_user("alice")
@@ -35,10 +35,8 @@ class TestHub:
 
     Args:
         root: where contents are kept; a temporary folder if None.
-        port: of the hub itself; 0 takes a free one.
         cdn: send downloads and uploads of LFS files to a second server, as the public hub does.
         xet: offer xet; without it, a client that insists on xet fails.
-        redirect_regular: answer for regular files with a redirect within the hub.
         lfs_threshold: files of this size or more are LFS files, whatever .gitattributes says.
         multipart_chunk: LFS files larger than this are uploaded in parts of this size; None asks for no parts.
         page_size: rows in one page of a listing.
@@ -50,10 +48,8 @@ class TestHub:
     def __init__(
         self,
         root: Path | None = None,
-        port: int = 0,
         cdn: bool = False,
         xet: bool = False,
-        redirect_regular: bool = False,
         lfs_threshold: int = 10 * MIB,
         multipart_chunk: int | None = None,
         page_size: int = 1000,
@@ -62,20 +58,19 @@ class TestHub:
         self.root = Path(tempfile.mkdtemp(prefix="hub-")) if root is None else root
         self.cdn = cdn
         self.xet = xet
-        self.redirect_regular = redirect_regular
         self.lfs_threshold = lfs_threshold
         self.multipart_chunk = multipart_chunk
         self.page_size = page_size
         self.requests = RequestLog()
         self.faults: list[Fault] = []
         self.storage = Storage(self.root)
-        self.repos: dict[tuple[str, str], Repository] = {}
+        self.repos: dict[str, Repository] = {}
         # Tokens to (user, role); organisations to the role of each member.
         self.tokens: dict[str, tuple[str, str]] = {}
         self.orgs: dict[str, dict[str, str]] = {}
         self._secret = secrets.token_bytes(16)
         self._lock = threading.RLock()
-        self._ports = {"hub": port, "cdn": 0}
+        self._ports = {"hub": 0, "cdn": 0}
         self._servers: list[LoopbackServer] = []
         self._errors: list[str] = []
 
@@ -142,13 +137,13 @@ class TestHub:
             self.orgs.setdefault(org, {})[name] = org_role
         return token
 
-    def add_repo(self, repo_id: str, kind: str = "model", private: bool = False) -> Repository:
-        repo = self.repos[kind, repo_id] = Repository(kind, repo_id, private)
+    def add_repo(self, repo_id: str, private: bool = False) -> Repository:
+        repo = self.repos[repo_id] = Repository(repo_id, private)
         repo.commit("refs/heads/main", {".gitattributes": self.keep(GITATTRIBUTES.encode())}, "initial commit")
         return repo
 
-    def repo(self, repo_id: str, kind: str = "model") -> Repository:
-        return self.repos[kind, repo_id]
+    def repo(self, repo_id: str) -> Repository:
+        return self.repos[repo_id]
 
     def put_raw(
         self,
@@ -156,7 +151,6 @@ class TestHub:
         files: Mapping[str, bytes | None],
         *,
         revision: str = "main",
-        kind: str = "model",
         title: str = "put by the test",
     ) -> str:
         """Commit files under any name, even one a real hub would refuse, and return the commit id.
@@ -165,10 +159,9 @@ class TestHub:
             repo_id: is created if missing.
             files: content by name; None removes a file.
             revision: an existing branch.
-            kind: "model", "dataset" or "space".
             title: of the commit.
         """
-        repo = self.repos.get((kind, repo_id)) or self.add_repo(repo_id, kind)
+        repo = self.repos.get(repo_id) or self.add_repo(repo_id)
         ref = f"refs/heads/{revision}"
         kept = {path: blob for path, blob in repo.refs[ref].files.items() if path not in files}
         for path, data in files.items():
@@ -177,9 +170,9 @@ class TestHub:
                 kept[path] = Blob.large(self.storage.put(data), len(data)) if is_large else self.keep(data)
         return repo.commit(ref, kept, title).id
 
-    def files(self, repo_id: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """The content of every file, as a download would give it."""
-        commit = self.repo(repo_id, kind).find(revision)
+        commit = self.repo(repo_id).find(revision)
         if commit is None:
             raise KeyError(f"{repo_id} has no revision {revision}")
         return {path: self.content(blob) for path, blob in commit.files.items()}
@@ -243,16 +236,15 @@ class TestHub:
     def can_see(self, request: Request, repo: Repository) -> bool:
         return not repo.private or self._role(self.user(request), repo.namespace) != ""
 
-    def readable(self, request: Request, kind: str, repo: str, *, files: bool = False) -> Repository:
+    def readable(self, request: Request, repo: str, *, files: bool = False) -> Repository:
         """The repository, if the user may see it; its files may be behind a gate.
 
         Args:
             request: says who asks.
-            kind: as it stands in the path: "models", "datasets/", "" ...
             repo: its id.
             files: whether the content of files is asked for.
         """
-        found = self.repos.get((kind.rstrip("s/") or "model", repo))
+        found = self.repos.get(repo)
         user = self.user(request)
         if found is None or not self.can_see(request, found):
             status, message = (404, "Repository not found") if user else (401, "Invalid username or password.")
@@ -261,9 +253,9 @@ class TestHub:
             raise RefusedError(403 if user else 401, f"Access to model {repo} is restricted.", "GatedRepo")
         return found
 
-    def writable(self, request: Request, kind: str, repo: str, rev: str = "") -> Repository:
+    def writable(self, request: Request, repo: str, rev: str = "") -> Repository:
         """The repository, if the user may write to `rev`; anyone may write to a new or an own pull request."""
-        found = self.readable(request, kind, repo)
+        found = self.readable(request, repo)
         pull = next((p for p in found.pulls.values() if p.ref == rev), None)
         user = self.writer(request)
         if not request.flag("create_pr") and not (pull and pull.author == user):
