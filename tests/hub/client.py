@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ FILES = {"README.md": CARD, "config.json": b'{"a": 1}\n', "model.safetensors": W
 def api(hub: TestHub, token: str = ALICE) -> HfApi:
     """The client as a user; token "" is nobody."""
     return HfApi(endpoint=hub.url, token=token or False)
+
+
+def hf(env: dict[str, str], *arguments: str) -> str:
+    """What the hf command prints."""
+    line = [sys.executable, "-m", "huggingface_hub.cli.hf", *arguments]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def folder_of(tmp_path: Path, files: dict[str, bytes]) -> Path:

@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from tests.hub.bundles import REPO, changed_config, command, content, outputs, with_weights
-from tests.hub.client import ALICE, api, content_of
+from tests.hub.client import ALICE, api, content_of, hf
 from tests.hub.conftest import HubMaker
 from tests.hub.server import TestHub
-from tests.hub.test_command import run as hf
 from tests.hub.wire import Fault, Request
 from zoo.cli import main
 from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError
