@@ -14,7 +14,8 @@ from benchmarks.suites import Case
 from zoo.errors import RunError
 from zoo.models.factory import build_model
 from zoo.spec.base import Spec
-from zoo.spec.model import GenConvSpec, MaxAggr, RevSpec
+from zoo.spec.conv import GenConvSpec, MaxAggr
+from zoo.spec.model import RevSpec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import GraphShape, input_shape
 from zoo.workflows import session

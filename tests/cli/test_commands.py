@@ -224,5 +224,5 @@ def test_convert_names_its_bundle(tmp_path: Path, zoo_command: Command) -> None:
     assert result.code == 0
     assert result.out.startswith("bundle: official (")
     recipe = json.loads((tmp_path / "official" / "config.json").read_text())["recipe"]
-    assert recipe["summary"] == "rev_deep, changed: model.num_layers=7, model.hidden_channels=16"
+    assert recipe["summary"] == "rev_deep, changed: model.hidden_channels=16, model.num_layers=7"
     assert "source" not in recipe

@@ -15,7 +15,6 @@ from zoo.spec.model import DeqSpec, Model
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import recipe_path
-from zoo.spec.size import count_parameters
 
 PROTEINS = GraphShape(num_node_features=16, num_node_categories=8, num_edge_features=8, num_tasks=112)
 ARXIV = GraphShape(num_node_features=128, num_tasks=40)
@@ -52,7 +51,7 @@ def spec(family: dict, conv: dict | None = None, channels: int = 8, **changes) -
 
 def recipe(model: dict) -> Recipe:
     data = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "x",
         "summary": "x",
         "data": {"dataset": "ogbn-proteins", "node_features": ["edge_sum"]},
@@ -94,7 +93,7 @@ def graph(num_nodes: int = 11, num_edges: int = 30) -> tuple[torch.Tensor, torch
 )
 def test_published_parameter_counts(family: dict, channels: int, shape: GraphShape, count: int) -> None:
     published = spec(family, channels=channels)
-    assert count_parameters(published, shape) == count
+    assert published.num_parameters(shape) == count
     with torch.device("meta"):
         model = build_model(published, shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
@@ -126,7 +125,7 @@ def test_recipes_have_the_published_parameter_counts(name: str) -> None:
     shape = known_shape(shipped)
     assert shape is not None
     assert shipped.source is not None
-    assert count_parameters(shipped.model, shape) == shipped.source.num_parameters == PUBLISHED[name]
+    assert shipped.model.num_parameters(shape) == shipped.source.num_parameters == PUBLISHED[name]
     assert shipped.model.num_layers == NUM_LAYERS.get(name, 112)
 
 
@@ -135,7 +134,7 @@ def test_counts_by_arithmetic_equal_the_built_model(family: dict) -> None:
     for conv, channels in itertools.product(CONVS, (8, 16)):
         model = spec(family, conv, channels)
         built = build_model(model, SHAPE)
-        assert count_parameters(model, SHAPE) == sum(p.numel() for p in built.parameters()), (family, conv)
+        assert model.num_parameters(SHAPE) == sum(p.numel() for p in built.parameters()), (family, conv)
 
 
 @UNCONVERGED
@@ -277,7 +276,7 @@ def test_as_many_reversible_iterations_as_a_recipe_may_ask_for_can_be_run_back(b
         ),
         (
             {"type": "deq", "solver": {"type": "picard", "history": 3}},
-            "model.solver.history: unknown key",
+            "model.solver: history goes with anderson and broyden; a plain iteration keeps none",
         ),
         (
             {"type": "deq", "solver": {"type": "reversible", "backward": {"type": "picard"}}},
@@ -289,7 +288,7 @@ def test_as_many_reversible_iterations_as_a_recipe_may_ask_for_can_be_run_back(b
         ),
         (
             {"type": "deq", "solver": {"type": "reversible", "max_iters": 100}},
-            "max_iters (100) is more than can be run back exactly with beta 0.8: at most 22, or a smaller beta",
+            "max_iters (100) is more than can be reversed exactly with beta 0.8: at most 22, or a smaller beta",
         ),
     ],
 )

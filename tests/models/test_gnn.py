@@ -10,9 +10,9 @@ from zoo.errors import BundleError, RecipeError
 from zoo.models.convert import convert_state_dict
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
-from zoo.spec.model import GATConvSpec, GCNConvSpec, GenConvSpec, Model, RevGATSpec, RevSpec, SAGEConvSpec
+from zoo.spec.conv import GATConvSpec, GCNConvSpec, GenConvSpec, SAGEConvSpec
+from zoo.spec.model import Model, RevGATSpec, RevSpec
 from zoo.spec.shape import GraphShape
-from zoo.spec.size import count_parameters
 
 SHAPE = GraphShape(num_node_features=7, num_node_categories=3, num_edge_features=4, num_tasks=5)
 PROTEINS = GraphShape(num_node_features=16, num_node_categories=8, num_edge_features=8, num_tasks=112)
@@ -43,7 +43,7 @@ def graph(num_nodes: int = 9, num_edges: int = 30) -> tuple[torch.Tensor, torch.
 )
 def test_published_parameter_counts_and_quick_building(num_layers: int, channels: int, count: int) -> None:
     published = spec(num_layers=num_layers, hidden_channels=channels)
-    assert count_parameters(published, PROTEINS) == count
+    assert published.num_parameters(PROTEINS) == count
     with torch.device("meta"):
         start = time.process_time()
         model = build_model(published, PROTEINS)
@@ -52,8 +52,8 @@ def test_published_parameter_counts_and_quick_building(num_layers: int, channels
 
 
 def test_rev_gat_has_the_published_parameter_count() -> None:
-    published = RevGATSpec(type="rev_gat", num_layers=5, hidden_channels=256, num_heads=3)
-    assert count_parameters(published, GraphShape(num_node_features=168, num_tasks=40)) == 2_098_256
+    published = RevGATSpec(type="rev_gat", num_layers=5, hidden_channels=768, num_heads=3)
+    assert published.num_parameters(GraphShape(num_node_features=168, num_tasks=40)) == 2_098_256
 
 
 @pytest.mark.parametrize("conv", [{"type": "gcn"}, {"type": "sage"}, {"type": "gat", "num_heads": 3}])
@@ -62,7 +62,7 @@ def test_rev_gat_has_the_published_parameter_count() -> None:
 def test_counts_by_arithmetic_equal_the_built_model(conv: dict, num_groups: int, norm: str) -> None:
     small = spec(conv=conv, num_groups=num_groups, norm=norm)
     model = build_model(small, SHAPE)
-    assert count_parameters(small, SHAPE) == sum(parameter.numel() for parameter in model.parameters())
+    assert small.num_parameters(SHAPE) == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_state_dict_names_and_shapes() -> None:

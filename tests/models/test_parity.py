@@ -15,7 +15,7 @@ from zoo.layers.reversible import ReversibleStack
 from zoo.models.convert import convert_block_name, convert_state_dict
 from zoo.models.factory import build_model
 from zoo.models.gnn import DropoutMasks
-from zoo.models.revgat import RevGATRandomness
+from zoo.models.revgat import RevGATMasks
 from zoo.ops.backend import use_backend
 from zoo.ops.csr import csr_from_edge_index
 from zoo.ops.edges import EdgeInput
@@ -190,7 +190,7 @@ def test_revgat_equals_the_authors(name: str, reversible: bool) -> None:
         for row, permutation in zip(kept, recorded["mask/perms"].long(), strict=True):
             row[permutation[: int(edge_index.size(1) * args["edge_drop"])]] = False
     masks = [recorded.get(f"mask/{key}") if training else None for key in ("input", "shared", "final")]
-    out = model(x, edge_index, randomness=RevGATRandomness(*masks, kept))
+    out = model(x, edge_index, masks=RevGATMasks(*masks, kept))
     train = recorded["in/train_idx"]
     eps = 1 - math.log(2)
     cross_entropy = F.cross_entropy(out[train], recorded["in/y"][train].long(), reduction="none")

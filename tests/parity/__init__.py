@@ -86,7 +86,7 @@ def rev_gat_spec(args: dict) -> RevGATSpec:
     return RevGATSpec(
         type="rev_gat",
         num_layers=args["n_layers"],
-        hidden_channels=args["n_hidden"],
+        hidden_channels=args["n_hidden"] * args["n_heads"],
         num_heads=args["n_heads"],
         num_groups=args.get("group", 2),
         dropout=args["dropout"],

@@ -5,7 +5,6 @@ import pytest
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shape import known_shape
 from zoo.spec.shipped import card_path, recipe_path
-from zoo.spec.size import count_parameters
 
 DEPTHS = {"rev_80": (7, 14, 28, 56, 112, 224, 448, 1001), "rev_224": (3, 7, 14, 28, 56, 112, 224, 448)}
 PUBLISHED = {("rev_80", 112): 2_251_384, ("rev_80", 1001): 20_031_384} | {
@@ -24,7 +23,7 @@ def test_each_depth_has_the_parameters_of_the_formula(name: str, depth: int) -> 
     recipe = read_recipe(recipe_path(name), [f"model.num_layers={depth}"])
     shape = known_shape(recipe)
     assert shape is not None
-    count = count_parameters(recipe.model, shape)
+    count = recipe.model.num_parameters(shape)
     assert count == formula(int(name.removeprefix("rev_")), depth)
     assert count == PUBLISHED.get((name, depth), count)
 

@@ -82,7 +82,7 @@ FAULTY = {
     "float_for_an_integer": (changed(GOOD, model__num_layers=3.0), "model.num_layers: expected an integer, got 3.0"),
     "true_for_1": (changed(GOOD, model__num_layers=True), "model.num_layers: expected an integer, got true"),
     "null": (changed(GOOD, model__dropout=None), "model.dropout: null is not a value; leave the key out"),
-    "newer_schema": (changed(GOOD, schema_version=2), "schema_version: 2 was written by a newer revgnn-zoo"),
+    "newer_schema": (changed(GOOD, schema_version=3), "schema_version: 3 was written by a newer revgnn-zoo"),
     "missing_schema": (without("schema_version"), "schema_version: missing"),
     "schema_as_text": (changed(GOOD, schema_version="1"), "schema_version"),
     "newline_in_the_name": (changed(GOOD, name="a\nb"), "name:"),

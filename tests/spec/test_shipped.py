@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tests.spec.defaults import repeated_defaults
 from zoo.data.datasets import DATASETS
 from zoo.data.digits import digits_graph
 from zoo.data.features import NUM_EIGENVECTORS, build_features
@@ -23,6 +24,11 @@ def test_the_recipes_are_shipped() -> None:
 def test_each_recipe_reads_and_names_its_schema(name: str) -> None:
     recipe = read_recipe(recipe_path(name))
     assert (shipped_dir("recipes") / recipe.schema_).is_file()
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_no_shipped_recipe_repeats_a_default(name: str) -> None:
+    assert repeated_defaults(json.loads(recipe_path(name).read_text(encoding="utf-8"))) == []
 
 
 def test_the_committed_schema_is_up_to_date() -> None:

@@ -7,7 +7,6 @@ from zoo.spec.model import Model
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import list_recipes, recipe_path
-from zoo.spec.size import count_parameters
 
 PROTEINS = GraphShape(num_node_features=16, num_node_categories=8, num_edge_features=8, num_tasks=112)
 SMALL = GraphShape(num_node_features=7, num_node_categories=3, num_edge_features=5, num_tasks=4)
@@ -19,7 +18,7 @@ GEN = {"type": "gen", "edge_encoder": "per_layer"}
 def test_the_full_models_have_the_published_number_of_parameters(name: str, published: int) -> None:
     recipe = read_recipe(recipe_path(name))
     assert known_shape(recipe) == PROTEINS
-    assert count_parameters(recipe.model, PROTEINS) == published
+    assert recipe.model.num_parameters(PROTEINS) == published
     assert recipe.source is not None
     assert recipe.source.num_parameters == published
 
@@ -28,13 +27,13 @@ def test_the_full_models_have_the_published_number_of_parameters(name: str, publ
 @pytest.mark.parametrize(("channels", "published"), [(64, 1_457_080), (80, 2_251_384), (224, 17_141_560)])
 def test_112_layers_have_the_published_number_of_parameters(channels: int, published: int) -> None:
     spec = {"type": "rev", "num_layers": 112, "hidden_channels": channels, "conv": GEN}
-    assert count_parameters(TypeAdapter(Model).validate_python(spec), PROTEINS) == published
+    assert TypeAdapter(Model).validate_python(spec).num_parameters(PROTEINS) == published
 
 
 def test_rev_gat_has_the_published_number_of_parameters() -> None:
-    spec = {"type": "rev_gat", "num_layers": 5, "hidden_channels": 256, "num_heads": 3}
+    spec = {"type": "rev_gat", "num_layers": 5, "hidden_channels": 768, "num_heads": 3}
     shape = GraphShape(num_node_features=168, num_tasks=40)
-    assert count_parameters(TypeAdapter(Model).validate_python(spec), shape) == 2_098_256
+    assert TypeAdapter(Model).validate_python(spec).num_parameters(shape) == 2_098_256
 
 
 def rev(conv: dict[str, object], **keys: object) -> dict[str, object]:
@@ -55,8 +54,8 @@ SPECS = [
     (rev({"type": "gcn"}), NO_EDGES),
     (rev({"type": "sage"}), NO_EDGES),
     (rev({"type": "gat", "num_heads": 2}), NO_EDGES),
-    ({"type": "rev_gat", "num_layers": 4, "hidden_channels": 8, "num_heads": 3}, NO_EDGES),
-    ({"type": "rev_gat", "num_layers": 4, "hidden_channels": 8, "num_heads": 2, "attend_target": True}, NO_EDGES),
+    ({"type": "rev_gat", "num_layers": 4, "hidden_channels": 24, "num_heads": 3}, NO_EDGES),
+    ({"type": "rev_gat", "num_layers": 4, "hidden_channels": 16, "num_heads": 2, "attend_target": True}, NO_EDGES),
 ]
 
 
@@ -65,7 +64,7 @@ def test_arithmetic_agrees_with_the_model(spec: dict[str, object], shape: GraphS
     model = TypeAdapter(Model).validate_python(spec)
     with torch.device("meta"):
         built = build_model(model, shape)
-    assert sum(p.numel() for p in built.parameters()) == count_parameters(model, shape)
+    assert sum(p.numel() for p in built.parameters()) == model.num_parameters(shape)
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -76,4 +75,4 @@ def test_each_recipe_builds_with_the_counted_parameters(name: str) -> None:
     shape = known_shape(recipe) or GraphShape(num_node_features=38, num_edge_features=5, num_tasks=12)
     with torch.device("meta"):
         built = build_model(recipe.model, shape)
-    assert sum(p.numel() for p in built.parameters()) == count_parameters(recipe.model, shape)
+    assert sum(p.numel() for p in built.parameters()) == recipe.model.num_parameters(shape)

@@ -37,7 +37,7 @@ def choices() -> dict[str, frozenset[object]]:
 
 
 def tags(spec: type[Spec]) -> tuple[str, ...]:
-    return typing.get_args(spec.model_fields["type"].annotation)
+    return typing.get_args(spec.model_fields["type"].annotation) if "type" in spec.model_fields else ()
 
 
 def tables() -> dict[str, frozenset[object]]:
@@ -60,6 +60,7 @@ CHOICES = choices()
 ROWLESS = {"none", "file"}
 # Tables about some names of a choice only.
 PARTIAL = {
+    "COPURCHASE_FILES": "the data sets of one source",
     "OGB": "the data sets of the Open Graph Benchmark",
 }
 

@@ -49,7 +49,7 @@ def recipe_data(graph: Path, *, task: str = "multiclass") -> dict[str, Any]:
     """The recipe as JSON data: 3 layers, 2 random parts, 4 epochs."""
     multiclass = task == "multiclass"
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "small",
         "summary": "A recipe for tests.",
         "data": {"dataset": "file", "path": str(graph)},

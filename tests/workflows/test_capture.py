@@ -51,6 +51,7 @@ def test_runs_bundles_and_recipes_of_an_earlier_version_are_read(data, finished_
     config = json.loads((folder / "config.json").read_text())
     for values in ({"capture": False, "edge_precision": "fp32"}, {"capture": True}, {"edge_precision": "fp16"}):
         as_before = recipe.to_json()
+        as_before["schema_version"] = 1
         as_before["train"] |= values
         (folder / "config.json").write_text(json.dumps(config | {"recipe": as_before}))
         with warnings.catch_warnings(record=True) as caught:

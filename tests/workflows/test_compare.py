@@ -41,7 +41,7 @@ from zoo.workflows.worker import MeasureRequest, TrainRequest, work
 NUM_SPLITS = 3
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TINY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "tiny_rev",
     "summary": "A recipe for tests.",
     "data": {"dataset": "file", "path": "three_splits.npz"},
@@ -329,7 +329,7 @@ def test_reported_figures_are_rows_and_lines_if_near(
 ) -> None:
     result, out = compared
     mean = result.models[0].test.mean
-    near = {"split": "test", "metric": "accuracy", "mean": mean, "protocol": "GCN", "source": "a paper"}
+    near = {"split": "test", "metric": "accuracy", "mean": mean, "model": "GCN", "source": "a paper"}
     fields = [
         near,
         {**near, "mean": mean + 0.01, "std": 0.25},

@@ -43,7 +43,7 @@ def shipped(name: str, *overrides: str) -> Recipe:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_and_is_evaluated(name: str, ogb_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_DATA", str(ogb_root))
-    recipe = shipped(name, "train.num_epochs=3", "model.hidden_channels=8")
+    recipe = shipped(name, "train.num_epochs=3", "model.hidden_channels=24")
     results = train(recipe, tmp_path / "run", device="cpu", quiet=True)
     records = RunDir(tmp_path / "run").metrics()
     assert [record["lr"] for record in records] == pytest.approx([0.002 / 50, 0.002 * 2 / 50, 0.002 * 3 / 50])
@@ -82,7 +82,7 @@ def test_the_recipes_say_what_the_authors_did() -> None:
         plain.eval,
         plain.test,
     )
-    assert wide.model == plain.model.model_copy(update={"hidden_channels": 356})
+    assert wide.model == plain.model.model_copy(update={"hidden_channels": 3 * 356})
     assert (wide.train, wide.data, wide.eval, wide.test) == (plain.train, plain.data, plain.eval, plain.test)
 
 
@@ -179,7 +179,7 @@ def test_teacher_and_student_end_as_the_protocol_of_the_authors_leaves_them(
     ogb_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZOO_DATA", str(ogb_root))
-    recipe = shipped("rev_gat_arxiv_kd", "train.num_epochs=4", "model.hidden_channels=8")
+    recipe = shipped("rev_gat_arxiv_kd", "train.num_epochs=4", "model.hidden_channels=24")
     train(recipe, tmp_path / "run", device="cpu", quiet=True)
     first, logits = authors_loop(recipe)
     second, _ = authors_loop(recipe, teacher=logits)

@@ -13,7 +13,6 @@ from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import recipe_path
-from zoo.spec.size import count_parameters
 
 
 @click.command(
@@ -85,7 +84,7 @@ def _environment(*, as_json: bool) -> None:
 
 def _describe(recipe: Recipe, shape: GraphShape | None, figures: Sequence[Measured], *, as_json: bool) -> None:
     data, source = recipe.to_json(), recipe.source
-    num_parameters = None if shape is None else count_parameters(recipe.model, shape)
+    num_parameters = None if shape is None else recipe.model.num_parameters(shape)
     if as_json:
         results = [figure.model_dump() for figure in figures]
         shape_json = None if shape is None else shape.model_dump()

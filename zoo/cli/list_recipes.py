@@ -10,7 +10,6 @@ from zoo.cli.common import common_options, example, json_option, say, say_json, 
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import known_shape
 from zoo.spec.shipped import list_recipes, recipe_path
-from zoo.spec.size import count_parameters
 
 
 @click.command("list", epilog=example("revgnn-zoo list", "revgnn-zoo list --remote --author org"))
@@ -93,6 +92,6 @@ def _row(recipe: Recipe) -> dict[str, Any]:
         "dataset": recipe.data.dataset,
         "num_layers": recipe.model.num_layers,
         "hidden_channels": recipe.model.hidden_channels,
-        "num_parameters": None if shape is None else count_parameters(recipe.model, shape),
+        "num_parameters": None if shape is None else recipe.model.num_parameters(shape),
         "reported": [f"{r.split} {r.metric} {100 * r.mean:.2f} ({r.protocol})" for r in reported],
     }

@@ -226,8 +226,8 @@ def _copurchase_entry(summary: str, *reported: ReportedResult) -> Dataset:
     return Dataset(_copurchase, "multiclass", "accuracy", 1, "MIT", _COPURCHASE, summary, reported)
 
 
-def _test(metric: MetricName, protocol: str, mean: float, std: float | None, source: str) -> ReportedResult:
-    return ReportedResult(split="test", metric=metric, mean=mean, std=std, protocol=protocol, source=source)
+def _test(metric: MetricName, model: str, mean: float, std: float | None, source: str) -> ReportedResult:
+    return ReportedResult(split="test", metric=metric, mean=mean, std=std, model=model, source=source)
 
 
 DATASETS: Mapping[str, Dataset] = MappingProxyType(

@@ -17,7 +17,6 @@ from zoo.hub.client import LIBRARY
 from zoo.hub.config import CURVES_FILE, BundleConfig
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import card_path, list_recipes, recipe_path
-from zoo.spec.size import count_parameters
 
 _METRICS = {"rocauc": "roc_auc", "accuracy": "accuracy", "micro_f1": "f1"}
 _TASK = ("graph-ml", "Node property prediction")
@@ -173,7 +172,7 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
         lines += ["", f"![Training loss and validation {recipe.eval.metric} by epoch]({CURVES_FILE})"]
     facts = {
         "recipe": f"`{recipe.name}`, family `{recipe.model.type}`",
-        "parameters": f"{count_parameters(recipe.model, config.shape):,}",
+        "parameters": f"{recipe.model.num_parameters(config.shape):,}",
         "data set": f"{_data_in_words(config)}, split {recipe.data.split}",
         "features": ", ".join([*recipe.data.node_features, *(["known labels"] if recipe.train.label_reuse else [])]),
         "training": f"{provenance.num_epochs} epochs, best at {provenance.epoch}, seed {recipe.train.seed}, "

@@ -19,7 +19,6 @@ from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
-from zoo.spec.size import count_parameters
 from zoo.spec.upgrade import upgrade_recipe
 
 FORMAT_VERSION: Literal[1] = 1
@@ -87,9 +86,9 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
     if type(version) is int and version > FORMAT_VERSION:
         raise BundleError(f"{where}: format_version {version} is of a newer revgnn-zoo; upgrade to read it")
     if isinstance(data.get("recipe"), dict):
-        data["recipe"] = upgrade_recipe(data["recipe"], where=f"{where}: recipe")
+        data["recipe"] = upgrade_recipe(data["recipe"], where=f"{where}: recipe", error=BundleError)
     config = parse_spec(BundleConfig, data, where=where, error=BundleError)
-    num_parameters = count_parameters(config.recipe.model, config.shape)
+    num_parameters = config.recipe.model.num_parameters(config.shape)
     if config.weights.num_bytes < 4 * num_parameters:
         raise BundleError(
             f"{where}: weights.num_bytes: {config.weights.num_bytes:,} bytes cannot hold "

@@ -260,3 +260,7 @@ class RevGATConv(nn.Module):
             in_degree = csr.rowptr.diff().clamp(min=1).to(x.dtype)
             out = out * in_degree.sqrt()[:, None, None]
         return cast(Tensor, out.flatten(1) + self.residual(x))
+
+
+# The convolutions that a model's stack may be built of, by the ``type`` of their specs.
+CONVS: dict[str, type[nn.Module]] = {"gen": GENConv, "gcn": GCNConv, "sage": SAGEConv, "gat": GATConv}

@@ -10,32 +10,17 @@ from torch import nn
 
 from zoo.errors import RecipeError
 from zoo.layers.block import Block
-from zoo.layers.conv import GATConv, GCNConv, GENConv, RevGATConv, SAGEConv
+from zoo.layers.conv import CONVS, RevGATConv
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
 from zoo.layers.equilibrium_block import EquilibriumBlock
 from zoo.layers.residual import ResidualLayer, ResidualStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.gnn import GNN
 from zoo.models.revgat import RevGAT
-from zoo.spec.model import (
-    Backward,
-    Conv,
-    DeqSpec,
-    GATConvSpec,
-    GCNConvSpec,
-    GenConvSpec,
-    Model,
-    Norm,
-    PhantomBackward,
-    ResSpec,
-    ReversibleSolver,
-    RevGATSpec,
-    RevSpec,
-    SAGEConvSpec,
-    Solver,
-)
+from zoo.spec.conv import Conv, Norm
+from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model, ResSpec, RevGATSpec, RevSpec
 from zoo.spec.shape import GraphShape
-from zoo.spec.size import MAX_PARAMETERS, count_parameters
+from zoo.spec.solver import Backward, PhantomSpec, ReversibleSolver, Solver
 
 
 def build_model(spec: Model, shape: GraphShape) -> nn.Module:
@@ -47,24 +32,24 @@ def build_model(spec: Model, shape: GraphShape) -> nn.Module:
     Raises:
         RecipeError: if spec and shape do not fit together, or the model would be absurdly large.
     """
-    count = count_parameters(spec, shape)
+    count = spec.num_parameters(shape)
     if count > MAX_PARAMETERS:
         raise RecipeError(f"the model would have {count:,} parameters; at most {MAX_PARAMETERS:,} are built")
-    return BUILDERS[type(spec)](spec, shape)
+    return BUILDERS[spec.type](spec, shape)
 
 
 def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
-    channels = spec.hidden_channels // spec.num_groups
-    sliced = isinstance(spec.conv, GenConvSpec) and spec.conv.edge_encoder == "shared"
+    channels = spec.group_channels
 
     def layer() -> list[nn.Module]:
+        # Every group projects the edge embeddings of the whole width to its own channels.
         conv = _conv(spec.conv, channels, spec.hidden_channels, spec.norm)
         return _copies(Block(channels, conv, norm=spec.norm), spec.num_groups)
 
     stack = ReversibleStack(
-        [layer() for _ in range(spec.num_distinct_layers or spec.num_layers)],
+        [layer() for _ in range(spec.num_built_layers)],
         num_steps=spec.num_layers,
-        slice_edges=sliced,
+        slice_edges=spec.conv.slices_edges,
         reversible=spec.reversible,
     )
     return _gnn(spec, shape, stack, norm=spec.norm)
@@ -77,8 +62,9 @@ def _res(spec: ResSpec, shape: GraphShape) -> GNN:
         conv = _conv(spec.conv, channels, channels, spec.norm)
         return ResidualLayer(channels, conv, norm=spec.norm, dropout=spec.dropout)
 
-    layers = [layer() for _ in range(spec.num_distinct_layers or spec.num_layers)]
+    layers = [layer() for _ in range(spec.num_built_layers)]
     stack = ResidualStack(layers, num_steps=spec.num_layers, checkpoint=spec.checkpoint)
+    # The stack ends with a norm of its own and draws a mask for every layer.
     return _gnn(spec, shape, stack, norm=None, shared_dropout=False)
 
 
@@ -97,15 +83,15 @@ def _deq(spec: DeqSpec, shape: GraphShape) -> GNN:
 def _solvers(spec: Solver) -> dict[str, Any]:
     if isinstance(spec, ReversibleSolver):
         return {"solver": Reversible(**spec.model_dump(exclude={"type"}))}
-    return {"solver": _fixed_point(spec), "backward": _backward(spec.backward)}
+    assert spec.backward is not None  # the spec fills it in
+    return {"solver": _fixed_point(spec), "backward": _fixed_point(spec.backward)}
 
 
-def _backward(spec: Backward) -> FixedPoint | Phantom:
-    return Phantom(**spec.model_dump(exclude={"type"})) if isinstance(spec, PhantomBackward) else _fixed_point(spec)
-
-
-def _fixed_point(spec: Any) -> FixedPoint:
-    return FixedPoint(method=spec.type, **spec.model_dump(exclude={"type", "backward"}))
+def _fixed_point(spec: Backward) -> FixedPoint | Phantom:
+    if isinstance(spec, PhantomSpec):
+        return Phantom(**spec.model_dump(exclude={"type"}))
+    # A plain iteration keeps no history: its spec has none, and the layer's default is not read.
+    return FixedPoint(method=spec.type, **spec.model_dump(exclude={"type", "backward"}, exclude_none=True))
 
 
 def _gnn(
@@ -119,7 +105,7 @@ def _gnn(
     return GNN(
         in_channels=shape.num_node_features,
         num_categories=shape.num_node_categories,
-        edge_channels=_edge_channels(spec.conv, shape),
+        num_edge_features=_num_edge_features(spec, shape),
         hidden_channels=spec.hidden_channels,
         out_channels=shape.num_tasks,
         stack=stack,
@@ -130,22 +116,20 @@ def _gnn(
 
 
 def _rev_gat(spec: RevGATSpec, shape: GraphShape) -> RevGAT:
-    width = spec.num_heads * spec.hidden_channels
-    channels = width // spec.num_groups
+    group = spec.hidden_channels // spec.num_groups
     options: dict[str, bool] = {"attend_target": spec.attend_target, "symmetric_norm": spec.symmetric_norm}
 
     def layer() -> list[nn.Module]:
-        conv = RevGATConv(channels, spec.hidden_channels // spec.num_groups, num_heads=spec.num_heads, **options)
-        return _copies(Block(channels, conv, norm=spec.norm), spec.num_groups)
+        conv = RevGATConv(group, spec.head_channels // spec.num_groups, num_heads=spec.num_heads, **options)
+        return _copies(Block(group, conv, norm=spec.norm), spec.num_groups)
 
     return RevGAT(
         hidden_channels=spec.hidden_channels,
         out_channels=shape.num_tasks,
-        num_heads=spec.num_heads,
         num_layers=spec.num_layers,
-        first=RevGATConv(shape.num_node_features, spec.hidden_channels, num_heads=spec.num_heads, **options),
+        first=RevGATConv(shape.num_node_features, spec.head_channels, num_heads=spec.num_heads, **options),
         stack=ReversibleStack([layer() for _ in range(spec.num_layers - 2)], reversible=spec.reversible),
-        last=RevGATConv(width, shape.num_tasks, num_heads=1, **options),
+        last=RevGATConv(spec.hidden_channels, shape.num_tasks, num_heads=1, **options),
         norm=spec.norm,
         dropout=spec.dropout,
         input_dropout=spec.input_dropout,
@@ -153,43 +137,21 @@ def _rev_gat(spec: RevGATSpec, shape: GraphShape) -> RevGAT:
     )
 
 
+def _conv(spec: Conv, channels: int, embedding_channels: int, norm: Norm) -> nn.Module:
+    return CONVS[spec.type](channels, **spec.layer_arguments(embedding_channels, norm))
+
+
 def _copies(block: nn.Module, num_groups: int) -> list[nn.Module]:
+    # The authors' code copies the first group, so all groups of a layer start with equal weights.
     return [block, *(copy.deepcopy(block) for _ in range(num_groups - 1))]
 
 
-def _edge_channels(conv: Any, shape: GraphShape) -> int:
-    if not isinstance(conv, GenConvSpec) or conv.edge_encoder == "none":
+def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec, shape: GraphShape) -> int:
+    if not spec.reads_edges:
         return 0
     if not shape.num_edge_features:
-        raise RecipeError(
-            f"model.conv.edge_encoder is {conv.edge_encoder!r}, but the graph has no edge features; expected 'none'"
-        )
+        raise RecipeError("model.conv.edge_encoder: the graph has no edge features; expected 'none'")
     return shape.num_edge_features
 
 
-def _conv(spec: Conv, channels: int, edge_channels: int, norm: Norm) -> nn.Module:
-    return CONVS[type(spec)](spec, channels, edge_channels, norm)
-
-
-def _gen(spec: GenConvSpec, channels: int, edge_channels: int, norm: Norm) -> GENConv:
-    aggr = spec.aggr.model_dump()
-    return GENConv(
-        channels,
-        aggr=aggr.pop("type"),
-        **aggr,
-        embedding_channels=edge_channels if spec.edge_encoder == "per_layer" else None,
-        num_mlp_layers=spec.num_mlp_layers,
-        norm=norm,
-        message_norm=spec.message_norm,
-        learn_message_scale=spec.learn_message_scale,
-    )
-
-
-CONVS: dict[type, Callable[..., nn.Module]] = {
-    GenConvSpec: _gen,
-    GCNConvSpec: lambda spec, channels, edge_channels, norm: GCNConv(channels),
-    SAGEConvSpec: lambda spec, channels, edge_channels, norm: SAGEConv(channels),
-    GATConvSpec: lambda spec, channels, edge_channels, norm: GATConv(channels, num_heads=spec.num_heads),
-}
-
-BUILDERS: dict[type, Callable[..., nn.Module]] = {RevSpec: _rev, ResSpec: _res, DeqSpec: _deq, RevGATSpec: _rev_gat}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"rev": _rev, "res": _res, "deq": _deq, "rev_gat": _rev_gat}

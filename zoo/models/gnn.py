@@ -33,7 +33,7 @@ class GNN(nn.Module):
     Args:
         in_channels: F, columns of x.
         num_categories: how many of the last columns of x are a one-hot code.
-        edge_channels: D, columns of edge_attr that the model encodes; 0: edge features are not read.
+        num_edge_features: D, columns of edge_attr that the model encodes; 0: edge features are not read.
         hidden_channels: C.
         out_channels: T, outputs per node.
         stack: maps [N, C] to [N, C], called as ``stack(h, inputs)``.
@@ -49,7 +49,7 @@ class GNN(nn.Module):
         *,
         in_channels: int,
         num_categories: int,
-        edge_channels: int,
+        num_edge_features: int,
         hidden_channels: int,
         out_channels: int,
         stack: nn.Module,
@@ -60,7 +60,7 @@ class GNN(nn.Module):
         super().__init__()
         self.dropout, self.shared_dropout = dropout, shared_dropout
         self.node_encoder = NodeEncoder(in_channels, num_categories, hidden_channels)
-        self.edge_encoder = nn.Linear(edge_channels, hidden_channels) if edge_channels else None
+        self.edge_encoder = nn.Linear(num_edge_features, hidden_channels) if num_edge_features else None
         self.stack = stack
         self.norm = nn.Identity() if norm is None else NORMS[norm](hidden_channels)
         self.head = nn.Linear(hidden_channels, out_channels)

@@ -14,13 +14,13 @@ from zoo.layers.inputs import BlockInputs
 from zoo.ops.csr import CSR, as_csr
 
 
-class RevGATRandomness(NamedTuple):
-    """What one training pass draws; None where nothing is dropped.
+class RevGATMasks(NamedTuple):
+    """The dropout masks of one forward pass; None where nothing is dropped.
 
     Attributes:
         input: [N, F] dropout mask of the node features.
-        stack: [N, H * C] dropout mask shared by all reversible layers.
-        head: [N, H * C] dropout mask before the last layer.
+        stack: [N, C] dropout mask shared by all reversible layers.
+        head: [N, C] dropout mask before the last layer.
         kept: [L, E] bool, the edges that each layer attends to, in the order of ``edge_index``.
     """
 
@@ -34,13 +34,12 @@ class RevGAT(nn.Module):
     """RevGAT (arXiv 2106.07476): reversible graph attention for full-batch node classification.
 
     Args:
-        hidden_channels: C of each head.
+        hidden_channels: C, the width of the model: heads times the channels of a head.
         out_channels: T.
-        num_heads: H.
         num_layers: L, the first and the last layer included.
-        first: attention layer from F to H * C channels.
-        stack: reversible stack on H * C channels.
-        last: attention layer from H * C to T channels, one head.
+        first: attention layer from F to C channels.
+        stack: reversible stack on C channels.
+        last: attention layer from C to T channels, one head.
         norm: normalisation before the last layer.
         dropout: in the stack (one mask for all layers) and before the last layer.
         input_dropout: of the node features.
@@ -52,7 +51,6 @@ class RevGAT(nn.Module):
         *,
         hidden_channels: int,
         out_channels: int,
-        num_heads: int,
         num_layers: int,
         first: RevGATConv,
         stack: nn.Module,
@@ -66,7 +64,7 @@ class RevGAT(nn.Module):
         self.num_layers = num_layers
         self.dropout, self.input_dropout, self.edge_dropout = dropout, input_dropout, edge_dropout
         self.first, self.stack, self.last = first, stack, last
-        self.norm = NORMS[norm](num_heads * hidden_channels)
+        self.norm = NORMS[norm](hidden_channels)
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(
@@ -75,7 +73,7 @@ class RevGAT(nn.Module):
         edge_index: Tensor | CSR,
         edge_attr: Tensor | None = None,
         *,
-        randomness: RevGATRandomness | None = None,
+        masks: RevGATMasks | None = None,
     ) -> Tensor:
         """Logits of every node.
 
@@ -83,7 +81,7 @@ class RevGAT(nn.Module):
             x: [N, F] node features.
             edge_index: [2, E] sources and targets, self-loops included where wanted, or a CSR.
             edge_attr: must be None: attention here reads no edge features.
-            randomness: what to drop; None: drawn afresh in training, nothing otherwise.
+            masks: dropout masks to apply; None: fresh ones in training, none otherwise.
 
         Returns:
             [N, T].
@@ -91,20 +89,20 @@ class RevGAT(nn.Module):
         if edge_attr is not None:
             raise ValueError("this model reads no edge features: leave edge_attr out")
         csr, perm = as_csr(edge_index, x.size(0))
-        drawn = self._draw(x, csr) if randomness is None else randomness
-        kept = drawn.kept if drawn.kept is None or perm is None else drawn.kept[:, perm]
+        masks = self._sample_masks(x, csr) if masks is None else masks
+        kept = masks.kept if masks.kept is None or perm is None else masks.kept[:, perm]
 
         def inputs(layers: slice | int, mask: Tensor | None = None) -> BlockInputs:
             return BlockInputs(csr, None, mask, None if kept is None else kept[layers])
 
-        h = x if drawn.input is None else x * drawn.input
+        h = x if masks.input is None else x * masks.input
         h = self.first(h, inputs(0))
-        h = self.stack(h, inputs(slice(1, -1), drawn.stack))
+        h = self.stack(h, inputs(slice(1, -1), masks.stack))
         h = self.norm(h).relu()
-        h = h if drawn.head is None else h * drawn.head
+        h = h if masks.head is None else h * masks.head
         return cast(Tensor, self.last(h, inputs(-1)) + self.bias)
 
-    def _draw(self, x: Tensor, csr: CSR) -> RevGATRandomness:
+    def _sample_masks(self, x: Tensor, csr: CSR) -> RevGATMasks:
         state = x.new_empty(x.size(0), self.last.linear.in_features)
         kept = None
         if self.training and self.edge_dropout:
@@ -112,7 +110,7 @@ class RevGAT(nn.Module):
             kept = torch.ones(self.num_layers, csr.num_edges, dtype=torch.bool, device=x.device)
             for row in kept:
                 row[torch.randperm(csr.num_edges, device=x.device)[:num_dropped]] = False
-        return RevGATRandomness(
+        return RevGATMasks(
             shared_mask(x, self.input_dropout, training=self.training),
             shared_mask(state, self.dropout, training=self.training),
             shared_mask(state, self.dropout, training=self.training),

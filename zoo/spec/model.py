@@ -1,126 +1,53 @@
-"""The model families as a discriminated union.
+"""The model families as a discriminated union; each class counts the parameters of its model by arithmetic.
 
 What depends on the data (channels in and out) is not here: it is ``GraphShape``, read from the graph.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from zoo.spec.base import Spec
+from zoo.spec.conv import Conv, Linear, Norm
+from zoo.spec.shape import GraphShape
+from zoo.spec.solver import ImplicitSolver, Solver
 
-Norm = Literal["layer", "batch"]
+# A model of more parameters is refused before anything is built.
+MAX_PARAMETERS = 20_000_000_000
 Probability = Annotated[float, Field(ge=0, lt=1)]
 NumLayers = Annotated[int, Field(ge=1, le=100_000)]
 Channels = Annotated[int, Field(ge=1, le=65_536)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-class MaxAggr(Spec):
-    """Channel-wise maximum over the incoming messages."""
+class _GnnSpec(Spec):
+    """The shape of every GNN family: node and edge encoders, a stack of convolutions, a linear head."""
 
-    type: Literal["max"]
-
-
-class MeanAggr(Spec):
-    """Mean of the incoming messages."""
-
-    type: Literal["mean"]
-
-
-class SumAggr(Spec):
-    """Sum of the incoming messages."""
-
-    type: Literal["sum"]
-
-
-class SoftmaxAggr(Spec):
-    """Sum of the messages weighted by a channel-wise softmax over each node's incoming messages.
-
-    With ``scale_by_degree`` the result is multiplied by degree ** sigmoid(degree_logit).
-    """
-
-    type: Literal["softmax"]
-    temperature: float = 1.0
-    learn_temperature: bool = False
-    detach_weights: bool = Field(default=False, description="no gradient flows through the softmax weights")
-    scale_by_degree: bool = False
-    degree_logit: float = 0.0
-    learn_degree_logit: bool = False
-
-
-class PowermeanAggr(Spec):
-    """Generalised mean (mean of m ** power) ** (1 / power) of messages clamped to [1e-7, 10].
-
-    With ``scale_by_degree`` the result is multiplied by degree ** sigmoid(degree_logit).
-    """
-
-    type: Literal["powermean"]
-    power: PositiveFloat = 1.0
-    learn_power: bool = False
-    scale_by_degree: bool = False
-    degree_logit: float = 0.0
-    learn_degree_logit: bool = False
-
-
-Aggr = Annotated[MaxAggr | MeanAggr | SumAggr | SoftmaxAggr | PowermeanAggr, Field(discriminator="type")]
-
-
-class _ConvSpec(Spec):
-    @property
-    def reads_edges(self) -> bool:
-        """Whether the convolution reads edge features."""
-        return False
-
-
-class GenConvSpec(_ConvSpec):
-    """GENConv (arXiv 2006.07739): messages relu(x_j + e_ij) + eps, joined by ``aggr``, then an MLP on x_i + m_i."""
-
-    type: Literal["gen"]
-    aggr: Aggr = MaxAggr(type="max")
-    num_mlp_layers: int = Field(default=2, ge=1, le=16)
-    edge_encoder: Literal["none", "shared", "per_layer"] = Field(
-        default="none",
-        description="edge features: ignored, encoded once for all layers, or also projected by each layer",
-    )
-    message_norm: bool = False
-    learn_message_scale: bool = False
+    type: str
+    hidden_channels: Channels
+    conv: Conv
+    dropout: Probability = 0.0
 
     @property
     def reads_edges(self) -> bool:
-        """Whether the convolution reads edge features."""
-        return self.edge_encoder != "none"
+        """True if the model reads edge features where the graph has any."""
+        return self.conv.reads_edges
 
+    def num_parameters(self, shape: GraphShape) -> int:
+        """The number of parameters of the model for graphs of ``shape``."""
+        channels, categories = self.hidden_channels, shape.num_node_categories
+        ends = [Linear(shape.num_node_features, channels), Linear(channels, shape.num_tasks)]
+        if categories:
+            ends.append(Linear(categories, categories))
+        if self.reads_edges:
+            ends.append(Linear(shape.num_edge_features, channels))
+        return sum(linear.num_parameters for linear in ends) + self.num_stack_parameters()
 
-class GCNConvSpec(_ConvSpec):
-    """Graph convolution with symmetric normalisation and self-loops (arXiv 1609.02907)."""
-
-    type: Literal["gcn"]
-
-
-class SAGEConvSpec(_ConvSpec):
-    """GraphSAGE: the mean of the neighbours and the node itself, each through a linear map (arXiv 1706.02216)."""
-
-    type: Literal["sage"]
-
-
-class GATConvSpec(_ConvSpec):
-    """Graph attention, heads averaged (arXiv 1710.10903)."""
-
-    type: Literal["gat"]
-    num_heads: int = Field(default=1, ge=1, le=1024)
-
-
-Conv = Annotated[GenConvSpec | GCNConvSpec | SAGEConvSpec | GATConvSpec, Field(discriminator="type")]
-
-
-def _divisible(channels: int, num_groups: int, key: str) -> None:
-    if channels % num_groups:
-        raise ValueError(f"{key} ({channels}) must be divisible by num_groups ({num_groups})")
+    def num_stack_parameters(self) -> int:
+        """The number of parameters between the encoders and the head."""
+        raise NotImplementedError
 
 
 NumDistinctLayers = Annotated[
@@ -129,59 +56,97 @@ NumDistinctLayers = Annotated[
 ]
 
 
-def _tied(num_distinct_layers: int | None, num_layers: int) -> None:
-    if num_distinct_layers is not None and num_distinct_layers > num_layers:
-        raise ValueError(f"num_distinct_layers ({num_distinct_layers}) must be at most num_layers ({num_layers})")
+class _LayeredSpec(_GnnSpec):
+    num_layers: NumLayers
+    num_distinct_layers: NumDistinctLayers = None
+    norm: Norm = "layer"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if self.num_built_layers > self.num_layers:
+            raise ValueError(
+                f"num_distinct_layers ({self.num_distinct_layers}) must be at most num_layers ({self.num_layers})"
+            )
+        return self
+
+    @property
+    def num_built_layers(self) -> int:
+        """The number of layers that have weights of their own."""
+        return self.num_layers if self.num_distinct_layers is None else self.num_distinct_layers
 
 
-class ResSpec(Spec):
+class ResSpec(_LayeredSpec):
     """ResGNN, the deep residual network "res+" of arXiv 2006.07739: every layer has a dropout mask of its own."""
 
     type: Literal["res"]
-    num_layers: NumLayers
-    num_distinct_layers: NumDistinctLayers = None
-    hidden_channels: Channels
-    conv: Conv
-    dropout: Probability = 0.0
-    norm: Norm = "layer"
     checkpoint: bool = Field(
         default=False, description="keep only the states between layers and compute the rest again in backward"
     )
 
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        _tied(self.num_distinct_layers, self.num_layers)
-        return self
+    def num_stack_parameters(self) -> int:
+        """Blocks of a norm and a convolution.
 
-    @property
-    def reads_edges(self) -> bool:
-        """Whether the model reads edge features, if the graph has any."""
-        return self.conv.reads_edges
+        The first step has no norm before it; the one that it would have stands before the head.
+        """
+        channels = self.hidden_channels
+        return self.num_built_layers * (2 * channels + self.conv.num_parameters(channels, channels))
 
 
-class RevSpec(Spec):
+class RevSpec(_LayeredSpec):
     """RevGNN (arXiv 2106.07476): grouped reversible residual layers; training memory does not grow with depth."""
 
     type: Literal["rev"]
-    num_layers: NumLayers
-    num_distinct_layers: NumDistinctLayers = None
-    hidden_channels: Channels
-    conv: Conv
     num_groups: int = Field(default=2, ge=2, le=4096)
-    dropout: Probability = 0.0
-    norm: Norm = "layer"
     reversible: bool = Field(default=True, description="false: the same model under plain autograd, for comparison")
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
-        _divisible(self.hidden_channels, self.num_groups, "hidden_channels")
-        _tied(self.num_distinct_layers, self.num_layers)
+        if self.hidden_channels % self.num_groups:
+            raise ValueError(
+                f"hidden_channels ({self.hidden_channels}) must be divisible by num_groups ({self.num_groups})"
+            )
         return self
 
     @property
-    def reads_edges(self) -> bool:
-        """Whether the model reads edge features, if the graph has any."""
-        return self.conv.reads_edges
+    def group_channels(self) -> int:
+        """The channels of a group, C / G."""
+        return self.hidden_channels // self.num_groups
+
+    def num_stack_parameters(self) -> int:
+        """A norm and a convolution for every group of every layer, and the last norm."""
+        block = 2 * self.group_channels + self.conv.num_parameters(self.group_channels, self.hidden_channels)
+        return self.num_built_layers * self.num_groups * block + 2 * self.hidden_channels
+
+
+class DeqSpec(_GnnSpec):
+    """DEQ-GNN (arXiv 2106.07476): a block of two convolutions solved to its fixed point.
+
+    The states solve z = f(z, x), x being the encoded node features.
+    """
+
+    type: Literal["deq"]
+    solver: Solver = ImplicitSolver(type="anderson")
+    weight_norm: Literal["none", "weight", "spectral"] = Field(
+        default="none", description="reparametrize every linear map: length and direction apart, or largest gain 1"
+    )
+    num_warmup_epochs: int = Field(
+        default=0, ge=0, description="train these first epochs on num_warmup_steps plain iterations instead of a solve"
+    )
+    num_warmup_steps: int = Field(default=3, ge=1, le=10_000)
+
+    @property
+    def num_layers(self) -> int:
+        """The depth as other families count it: the most convolutions that a forward solve passes."""
+        return self.solver.num_convs_per_iter * self.solver.max_iters
+
+    def num_stack_parameters(self) -> int:
+        """Two norms and two convolutions."""
+        channels = self.hidden_channels
+        conv = self.conv.num_parameters(channels, channels)
+        if self.weight_norm == "weight":
+            # Every output of a linear map has a length of its own.
+            conv += sum(linear.num_out for linear in self.conv.linear_maps(channels, channels))
+        return 2 * (2 * channels + conv)
 
 
 class RevGATSpec(Spec):
@@ -189,7 +154,7 @@ class RevGATSpec(Spec):
 
     type: Literal["rev_gat"]
     num_layers: int = Field(ge=3, le=100_000)
-    hidden_channels: Channels = Field(description="channels of each head")
+    hidden_channels: Channels = Field(description="width of the model: num_heads times the channels of a head")
     num_heads: int = Field(default=1, ge=1, le=1024)
     num_groups: int = Field(default=2, ge=2, le=4096)
     dropout: Probability = 0.0
@@ -202,147 +167,33 @@ class RevGATSpec(Spec):
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
-        _divisible(self.hidden_channels, self.num_groups, "hidden_channels")
-        return self
-
-    @property
-    def reads_edges(self) -> bool:
-        """Whether the model reads edge features, if the graph has any."""
-        return False
-
-
-Tolerance = Annotated[float, Field(gt=0, lt=1, description="relative residual at which a solve has converged")]
-MaxIters = Annotated[int, Field(ge=1, le=10_000, description="evaluations of the equation a solve may use")]
-History = Annotated[int, Field(ge=1, le=1000, description="differences remembered: 2 x history x [N, C] of memory")]
-
-
-class AndersonBackward(Spec):
-    """The implicit gradient, its linear equation solved by Anderson acceleration."""
-
-    type: Literal["anderson"]
-    tol: Tolerance = 1e-3
-    max_iters: MaxIters = 30
-    history: History = 5
-
-
-class BroydenBackward(Spec):
-    """The implicit gradient, its linear equation solved by Broyden's method."""
-
-    type: Literal["broyden"]
-    tol: Tolerance = 1e-3
-    max_iters: MaxIters = 30
-    history: History = 10
-
-
-class PicardBackward(Spec):
-    """The implicit gradient, its linear equation solved by plain iteration: the Neumann series."""
-
-    type: Literal["picard"]
-    tol: Tolerance = 1e-3
-    max_iters: MaxIters = 30
-
-
-class PhantomBackward(Spec):
-    """The phantom gradient (arXiv 2111.05177): ``num_steps`` terms of the damped Neumann series, and no solve."""
-
-    type: Literal["phantom"]
-    num_steps: int = Field(default=5, ge=1, le=10_000)
-    damping: float = Field(default=0.5, gt=0, le=1, description="1: not damped")
-
-
-Backward = Annotated[AndersonBackward | BroydenBackward | PicardBackward | PhantomBackward, Field(discriminator="type")]
-
-
-class AndersonSolver(Spec):
-    """Anderson acceleration of the whole [N, C] state."""
-
-    type: Literal["anderson"]
-    tol: Tolerance = 1e-3
-    max_iters: MaxIters = 30
-    history: History = 5
-    backward: Backward = AndersonBackward(type="anderson")
-
-
-class BroydenSolver(Spec):
-    """Broyden's method with limited memory; when ``history`` updates are stored it starts afresh from where it is."""
-
-    type: Literal["broyden"]
-    tol: Tolerance = 1e-3
-    max_iters: MaxIters = 30
-    history: History = 10
-    backward: Backward = BroydenBackward(type="broyden")
-
-
-class PicardSolver(Spec):
-    """Plain iteration z = f(z)."""
-
-    type: Literal["picard"]
-    tol: Tolerance = 1e-3
-    max_iters: MaxIters = 30
-    backward: Backward = PicardBackward(type="picard")
-
-
-_MAX_DROPPED_BITS = 53
-
-
-class ReversibleSolver(Spec):
-    """The reversible equilibrium (arXiv 2509.12917): two coupled damped iterations, differentiated by running back.
-
-    The gradient is that of the iterations as they were run, converged or not; an iteration evaluates the equation
-    twice.
-    """
-
-    type: Literal["reversible"]
-    beta: float = Field(
-        default=0.8, ge=0.01, le=0.99, description="how far an iteration goes; 1 would be plain iteration"
-    )
-    tol: Tolerance = 1e-3
-    max_iters: MaxIters = 12
-
-    @model_validator(mode="after")
-    def _invertible(self) -> Self:
-        # Multiplying by 1 - beta drops digits, which are kept in an integer of 63 bits.
-        most = int(_MAX_DROPPED_BITS / -math.log2(1 - self.beta))
-        if self.max_iters > most:
+        if self.hidden_channels % (self.num_heads * self.num_groups):
             raise ValueError(
-                f"max_iters ({self.max_iters}) is more than can be run back exactly with beta {self.beta}: "
-                f"at most {most}, or a smaller beta"
+                f"hidden_channels ({self.hidden_channels}) must be divisible by num_heads x num_groups "
+                f"({self.num_heads} x {self.num_groups})"
             )
         return self
 
-
-Solver = Annotated[AndersonSolver | BroydenSolver | PicardSolver | ReversibleSolver, Field(discriminator="type")]
-
-
-class DeqSpec(Spec):
-    """DEQ-GNN (arXiv 2106.07476): one block of two convolutions, and the node states that it leaves as they are.
-
-    The states solve z = f(z, x), x being the encoded node features.
-    """
-
-    type: Literal["deq"]
-    hidden_channels: Channels
-    conv: Conv
-    dropout: Probability = 0.0
-    solver: Solver = AndersonSolver(type="anderson")
-    weight_norm: Literal["none", "weight", "spectral"] = Field(
-        default="none", description="reparametrise every linear map: length and direction apart, or largest gain 1"
-    )
-    num_warmup_epochs: int = Field(
-        default=0, ge=0, description="train these first epochs on num_warmup_steps plain iterations instead of a solve"
-    )
-    num_warmup_steps: int = Field(default=3, ge=1, le=10_000)
-
-    @property
-    def num_layers(self) -> int:
-        """The convolutions that a forward solve passes at most: two in each evaluation of the equation."""
-        evaluations = 2 if isinstance(self.solver, ReversibleSolver) else 1
-        return 2 * evaluations * self.solver.max_iters
-
     @property
     def reads_edges(self) -> bool:
-        """Whether the model reads edge features, if the graph has any."""
-        return self.conv.reads_edges
+        """False: attention reads no edge features."""
+        return False
+
+    @property
+    def head_channels(self) -> int:
+        """The channels of a head."""
+        return self.hidden_channels // self.num_heads
+
+    def num_parameters(self, shape: GraphShape) -> int:
+        """The number of parameters of the model for graphs of ``shape``."""
+        width, group = self.hidden_channels, self.hidden_channels // self.num_groups
+        count = self._num_layer_parameters(shape.num_node_features, width)
+        count += (self.num_layers - 2) * self.num_groups * (2 * group + self._num_layer_parameters(group, group))
+        return count + self._num_layer_parameters(width, shape.num_tasks) + 2 * width + shape.num_tasks
+
+    def _num_layer_parameters(self, num_in: int, num_out: int) -> int:
+        # The map of the states, the residual map, and one attention vector per head and end of an edge.
+        return 2 * num_in * num_out + (2 if self.attend_target else 1) * num_out
 
 
 Model = Annotated[RevSpec | ResSpec | DeqSpec | RevGATSpec, Field(discriminator="type")]

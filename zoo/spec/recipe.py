@@ -15,26 +15,37 @@ from zoo.errors import RecipeError
 from zoo.json_object import read_json_object
 from zoo.spec.base import Spec
 from zoo.spec.faults import NAME_PATTERN, parse_spec
-from zoo.spec.model import Model
+from zoo.spec.model import MAX_PARAMETERS, Model
 from zoo.spec.overrides import changes_in_words, override
+from zoo.spec.results import protocol_in_words
 from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
-from zoo.spec.size import MAX_PARAMETERS, count_parameters
 from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
 from zoo.spec.upgrade import upgrade_recipe
 
-SCHEMA_VERSION = 1
 _MAX_SUMMARY = 300
 
 
 class ReportedResult(Spec):
-    """A figure somebody published: what was measured, how, and where it is written."""
+    """A figure somebody published: what was measured, how, and where it is written.
+
+    A number of views or parts that the source does not state is left out, and nothing is compared with the figure.
+    """
 
     split: Literal["train", "valid", "test"]
     metric: MetricName
     mean: float
     std: Annotated[float, Field(ge=0)] | None = None
-    protocol: str
+    num_views: int | None = Field(default=None, ge=1, description="logits are averaged over so many views")
+    num_parts: int | None = Field(default=None, ge=1, description="parts of a view; 1: the whole graph")
+    num_runs: int | None = Field(default=None, ge=1, description="the mean is over so many runs")
+    model: str = Field(default="", description="the model, if it is none of this package")
     source: str
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        words = protocol_in_words(self.num_views, self.num_parts)
+        return words if self.num_runs is None else f"{words}, {self.num_runs} runs"
 
 
 class SourceSpec(Spec):
@@ -74,7 +85,7 @@ class Recipe(Spec):
     """Everything about one model, as written in ``recipes/NAME.json``."""
 
     schema_: str = Field(default="", alias="$schema", description="for editors; not read")
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str = Field(pattern=NAME_PATTERN)
     summary: str = Field(min_length=1, max_length=_MAX_SUMMARY)
     source: SourceSpec | None = None
@@ -92,7 +103,7 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _size(self) -> Self:
-        count = count_parameters(self.model, GraphShape(num_node_features=1, num_tasks=1))
+        count = self.model.num_parameters(GraphShape(num_node_features=1, num_tasks=1))
         if count > MAX_PARAMETERS:
             raise ValueError(
                 f"the model would have {count:,} parameters ({count * 4 / 1e9:,.0f} GB of weights); "
@@ -126,17 +137,21 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return recipe
 
 
+def read_recipe_data(path: Path) -> dict[str, Any]:
+    """The content of a recipe file in the present version, not yet checked.
+
+    Raises:
+        RecipeError: if it is no JSON object, or of a newer version.
+    """
+    return upgrade_recipe(read_json_object(path, error=RecipeError), where=str(path))
+
+
 def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str] = ()) -> Recipe:
     """Check recipe data; ``where`` names its origin in errors and ``overrides`` mean the same as in ``read_recipe``.
 
     Raises:
         RecipeError: with every fault, one a line, each with its place.
     """
-    version = data.get("schema_version")
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise RecipeError(
-            f"{where}: schema_version: {version} was written by a newer revgnn-zoo; this one reads {SCHEMA_VERSION}"
-        )
     data = upgrade_recipe(data, where=where)
     recipe = parse_spec(Recipe, override(data, overrides), where=where)
     changes = changes_in_words(_spelled_out(data), recipe.to_json()) if overrides else []

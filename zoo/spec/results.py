@@ -84,8 +84,13 @@ class EpochRecord(Spec):
     train_loss: float
 
 
-def protocol_in_words(num_views: int, num_parts: int) -> str:
-    """How predictions are made: on the whole graph, or averaged over views of it in parts."""
+def protocol_in_words(num_views: int | None, num_parts: int | None) -> str:
+    """A protocol in words: the whole graph, or an average over views of it in parts; None for what is not known."""
     if num_parts == 1:
         return "whole graph"
-    return f"{num_views} view{'' if num_views == 1 else 's'} of {num_parts} parts"
+    if num_views is None:
+        return "protocol not stated"
+    views = "1 view" if num_views == 1 else f"{num_views} views"
+    if num_parts is None:
+        return "single view" if num_views == 1 else views
+    return f"{views} of {num_parts} parts"

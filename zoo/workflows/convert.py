@@ -16,10 +16,8 @@ from zoo.files import read_errors, sha256_of
 from zoo.hub.bundle import Contents, differences, write_bundle
 from zoo.hub.config import BundleConfig, Provenance
 from zoo.models.convert import convert_state_dict
-from zoo.spec.model import RevGATSpec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import GraphShape
-from zoo.spec.size import count_parameters
 from zoo.workflows.load import expected_state
 
 # Weights, two moments of Adam and a gradient, eight bytes each, would still be less.
@@ -53,7 +51,7 @@ def convert(checkpoint: Path, recipe: Recipe, out: Path) -> BundleConfig:
 def _inspect(path: Path, recipe: Recipe) -> str:
     """Refuse what cannot be the recipe's checkpoint before it is unpickled; its SHA-256."""
     widest = GraphShape(num_node_features=1024, num_edge_features=1024, num_tasks=1024)
-    limit = _BYTES_PER_PARAMETER * count_parameters(recipe.model, widest) + _SLACK_BYTES
+    limit = _BYTES_PER_PARAMETER * recipe.model.num_parameters(widest) + _SLACK_BYTES
     with read_errors(path, BundleError):
         try:
             if path.stat().st_size > limit:
@@ -88,7 +86,7 @@ def _shape(path: Path, recipe: Recipe, state: Mapping[str, Tensor]) -> GraphShap
             raise BundleError(f"{path}: does not fit the recipe {recipe.name}: it has no fitting {name!r}")
         return tensor.shape[dim]
 
-    if isinstance(recipe.model, RevGATSpec):
+    if recipe.model.type == "rev_gat":
         return GraphShape(num_node_features=size("first.linear.weight", 1, 2), num_tasks=size("bias", 0, 1))
     category = "node_encoder.category.weight"
     return GraphShape(

@@ -92,7 +92,7 @@ def _panel(axes: Axes, results: CompareResults, title: str, values: list[float])
 
 def reference_lines(results: CompareResults) -> list[tuple[str, float, str]]:
     """Figures that belong to no point, if they are near the models: name, height, style of the line."""
-    lines = [(f"reported: {r.protocol}", r.mean, ":") for r in results.reported]
+    lines = [(f"reported: {r.model}", r.mean, ":") for r in results.reported]
     if results.baseline is not None:
         lines.append((results.baseline.name, results.baseline.test.mean, "--"))
     # A line far from all models would press them into a strip; it stands in the table.

@@ -6,10 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import RecipeError
-from zoo.json_object import read_json_object
 from zoo.spec.overrides import override
-from zoo.spec.recipe import Recipe, parse_recipe, read_recipe
+from zoo.spec.recipe import Recipe, parse_recipe, read_recipe, read_recipe_data
 
 
 def recipe_on_data(path: Path, data_path: Path, assignments: Sequence[str]) -> Recipe:
@@ -26,7 +24,7 @@ def recipe_on_data(path: Path, data_path: Path, assignments: Sequence[str]) -> R
         RecipeError: if one of the two is at fault, or the result.
     """
     recipe, other = read_recipe(path), read_recipe(data_path)
-    data, others = (read_json_object(place, error=RecipeError) for place in (path, data_path))
+    data, others = (read_recipe_data(place) for place in (path, data_path))
     merged = _with(data, others, ("data", "eval", "test"))
     merged["train"] = _with(data["train"], others["train"], ("loss", "partition"))
     # What a source says of the model, it says on the data it was made for.

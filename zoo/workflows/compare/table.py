@@ -16,7 +16,7 @@ def rows(results: CompareResults) -> list[list[str]]:
         cells.append(_plain(baseline.name, str(len(baseline.runs)), str(baseline.valid), str(baseline.test)))
     for figure in results.reported:
         test = Mean(mean=figure.mean, std=figure.std)
-        cells.append(_plain(f"reported: {figure.protocol}", "-", "-", str(test)))
+        cells.append(_plain(f"reported: {figure.model}", "-", "-", str(test)))
     return cells
 
 
