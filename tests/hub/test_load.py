@@ -184,7 +184,8 @@ def test_a_figure_of_the_paper_is_shown_and_decides_nothing(
         "split": "test",
         "metric": "accuracy",
         "mean": 0.01,
-        "protocol": "3 views of 2 parts",
+        "num_views": 3,
+        "num_parts": 2,
         "source": "a paper",
     }
     data["source"] = {"paper": "https://example.org", "reported": [figure]}

@@ -127,6 +127,7 @@ def say_compared(compared: Sequence[Comparison]) -> None:
     """Measured figures as a table, the published ones beside them if there are any."""
     if all(comparison.published is None for comparison in compared):
         say_figures([comparison.figure for comparison in compared])
+        _say_elsewhere(compared)
         return
     rows = []
     for comparison in compared:
@@ -137,6 +138,15 @@ def say_compared(compared: Sequence[Comparison]) -> None:
         rows.append([figure.split, figure.metric, f"{figure.value:.4f}", *told[:2], figure.protocol, told[2]])
     head = ["split", "metric", "value", "published", "tolerance", "protocol", "published in"]
     say_table(head, rows, right=(2, 3, 4))
+    _say_elsewhere(compared)
+
+
+def _say_elsewhere(compared: Sequence[Comparison]) -> None:
+    """A line for each figure that was published under another protocol than the measured one."""
+    for comparison in compared:
+        for other in comparison.elsewhere:
+            value = f"{other.split} {other.metric} {other.mean:.4f}"
+            say(f"published under another protocol: {value}, {other.protocol} ({other.source})")
 
 
 def reference(text: str) -> str | Path:

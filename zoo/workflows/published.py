@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zoo.hub.config import CONFIG_FILE
-from zoo.spec.recipe import Recipe
+from zoo.spec.recipe import Recipe, ReportedResult
 from zoo.spec.results import Measured
 
 # Another device or library may round a sum otherwise and so turn a few predictions over.
@@ -26,12 +26,14 @@ class Comparison:
         published: the figure under the same protocol; None: there is none.
         tolerance: how far off it may be.
         origin: who published it: "config.json" or the source that the recipe names.
+        elsewhere: what was published of this split and metric under other protocols, if nothing under this one.
     """
 
     figure: Measured
     published: float | None = None
     tolerance: float = 0.0
     origin: str = ""
+    elsewhere: tuple[ReportedResult, ...] = ()
 
     @property
     def is_within(self) -> bool:
@@ -67,14 +69,18 @@ def beside_published(
 
 def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num_nodes: int) -> Comparison:
     protocol = (figure.split, figure.metric, figure.num_views, figure.num_parts)
-    for other in recorded:
-        if (other.split, other.metric, other.num_views, other.num_parts) == protocol:
+    for record in recorded:
+        if (record.split, record.metric, record.num_views, record.num_parts) == protocol:
             tolerance = max(_ROUNDING, _NUM_FLIPS / max(num_nodes, 1))
-            return Comparison(figure, other.value, tolerance, CONFIG_FILE)
-    for reported in recipe.source.reported if recipe.source else ():
-        # What follows a comma, such as the number of runs, is no part of how one figure is measured.
-        protocol_in_source = reported.protocol.partition(",")[0]
-        if (reported.split, reported.metric, protocol_in_source) == (figure.split, figure.metric, figure.protocol):
-            deviation = _UNSTATED_DEVIATION if reported.std is None else reported.std
-            return Comparison(figure, reported.mean, _NUM_DEVIATIONS * deviation, reported.source)
-    return Comparison(figure)
+            return Comparison(figure, record.value, tolerance, CONFIG_FILE)
+    reported = [
+        other
+        for other in (recipe.source.reported if recipe.source else ())
+        if (other.split, other.metric) == (figure.split, figure.metric)
+    ]
+    for other in reported:
+        # A number that the source does not state is None here and equals none.
+        if (other.num_views, other.num_parts) == (figure.num_views, figure.num_parts):
+            deviation = _UNSTATED_DEVIATION if other.std is None else other.std
+            return Comparison(figure, other.mean, _NUM_DEVIATIONS * deviation, other.source)
+    return Comparison(figure, elsewhere=tuple(reported))
