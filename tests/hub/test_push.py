@@ -20,7 +20,7 @@ from tests.hub.conftest import HubMaker
 from tests.hub.server import TestHub
 from tests.hub.wire import Fault, Request
 from zoo.cli import main
-from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError
+from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError, ZooWarning
 from zoo.hub.push import Options, Published
 from zoo.hub.reference import ReferenceFormatError
 from zoo.workflows.publish import publish
@@ -101,15 +101,13 @@ def test_push_of_a_changed_card_sends_the_weights_no_more(hub: TestHub, use_hub:
     assert hub.repo(REPO).head.title == "Say more"
 
 
-def test_hand_written_card_is_kept_unless_replaced(
-    hub: TestHub, use_hub: UseHub, copy: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_hand_written_card_is_kept_unless_replaced(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
     use_hub(hub, ALICE)
     push(copy)
     edited = published(hub)["README.md"].replace(b"## Limits\n", b"## Limits\n\nMany of them.\n")
     hub.put_raw(REPO, {"README.md": edited})
-    assert push(copy).changed == ()
-    assert "written by hand and is kept" in capfd.readouterr().err
+    with pytest.warns(ZooWarning, match="written by hand and is kept"):
+        assert push(copy).changed == ()
     assert published(hub)["README.md"] == edited
     assert push(copy, replace_card=True).changed == ("README.md",)
     assert b"Many of them" not in published(hub)["README.md"]
@@ -282,9 +280,7 @@ def test_hub_without_xet_storage_names_the_switch(
 
 
 @pytest.mark.parametrize("lose", ["request", "answer"])
-def test_dropped_commit_is_looked_up(
-    hub: TestHub, use_hub: UseHub, copy: Path, lose: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_dropped_commit_is_looked_up(hub: TestHub, use_hub: UseHub, copy: Path, lose: str) -> None:
     use_hub(hub, ALICE)
     hub.faults.append(Fault("POST", "/commit/", lose=lose))
     if lose == "request":
@@ -293,8 +289,8 @@ def test_dropped_commit_is_looked_up(
         assert caught.value.exit_code == 6
         assert published(hub) == {}
     else:
-        assert push(copy).commit == hub.repo(REPO).head.id
-        assert "the answer was lost, but the commit is there" in capfd.readouterr().err
+        with pytest.warns(ZooWarning, match="the answer was lost, but the commit is there"):
+            assert push(copy).commit == hub.repo(REPO).head.id
     push(copy)
     assert set(published(hub)) == FILES
     assert commits(hub) == 2

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 from huggingface_hub.utils import logging as hub_logging
 
 import zoo
-from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
+from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError, ZooWarning
 
 LIBRARY = "revgnn-zoo"
 # The base of all errors of the HTTP library, whose name depends on the version of the client.
@@ -84,9 +85,9 @@ def connect(*, offline: bool = False, quiet: bool = False) -> Hub:
     return Hub(api, endpoint, Path(constants.HF_HUB_CACHE), offline or bool(constants.HF_HUB_OFFLINE))
 
 
-def log(text: str) -> None:
-    """Write a remark to stderr, without secrets."""
-    print(redact(text), file=sys.stderr, flush=True)
+def warn(text: str) -> None:
+    """Warn the user, without secrets."""
+    warnings.warn(redact(text), ZooWarning, stacklevel=3)
 
 
 def redact(text: str) -> str:

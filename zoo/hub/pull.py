@@ -24,7 +24,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import atomic_write, make_folder, read_regular, sha256_of
-from zoo.hub.client import Hub, log, plain_errors
+from zoo.hub.client import Hub, plain_errors, warn
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, Weights, parse_config
 from zoo.hub.reference import Reference, is_commit
 from zoo.hub.verify import drop, has_cached_id
@@ -111,7 +111,7 @@ def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled]) -
             cached = fetch(_Source(replace(hub, is_offline=True), reference, known))
         except NetworkError:
             raise error from None
-        log(f"{error}; using the cached commit {known}")
+        warn(f"{error}; using the cached commit {known}")
         return replace(cached, is_stale=True)
     if known != commit:
         # The client writes this note when its first file arrives. Here it waits until all of them are verified, so that

@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
 from zoo.files import sha256_of
-from zoo.hub.client import Hub, is_unreachable, log, plain_errors, translate
+from zoo.hub.client import Hub, is_unreachable, plain_errors, translate, warn
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
 from zoo.hub.reference import DEFAULT_REVISION
@@ -242,7 +242,7 @@ def _commit(
             commit = _find_commit(hub, repo_id, head, files)
             if commit is None:
                 raise translate(hub, repo_id, error) from error
-            log(f"{repo_id}: the answer was lost, but the commit is there")
+            warn(f"{repo_id}: the answer was lost, but the commit is there")
             return commit
     return info.pr_url or info.oid if options.create_pr else info.oid
 

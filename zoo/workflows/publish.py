@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.errors import BundleError
 from zoo.files import read_regular
 from zoo.hub.card import card_faults, is_generated
-from zoo.hub.client import connect, log
+from zoo.hub.client import connect, warn
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, read_config
 from zoo.hub.push import Content, Options, Published, inspect, push
 from zoo.hub.reference import check_repo_id, check_revision
@@ -96,7 +96,7 @@ def _choose_card(folder: Path, config: BundleConfig, repo_id: str, remote: str |
     if local and not is_generated(local):
         return local
     if remote is not None and remote.strip() and not is_generated(remote):
-        log(f"{repo_id}: its {CARD_FILE} was written by hand and is kept; --replace-card renders a new one")
+        warn(f"{repo_id}: its {CARD_FILE} was written by hand and is kept; --replace-card renders a new one")
         return remote
     return fresh
 
