@@ -31,7 +31,7 @@ def test_usual_metrics_fit_the_tasks() -> None:
         assert entry.task is not None
         check_metric(entry.task, entry.metric)
         assert entry.source.startswith("https://")
-        assert entry.licence
+        assert entry.license
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:

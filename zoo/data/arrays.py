@@ -3,7 +3,7 @@
 Required arrays are ``edge_index`` [2, E], ``y`` and ``train_mask``, ``valid_mask``, ``test_mask`` ([N] or
 [num_splits, N], bool). Optional ones are ``x`` [N, F], ``edge_attr`` [E, D], ``categories`` [N], and the scalars
 ``undirected`` (default true: each edge once) and ``task``. Without ``task``, a 2-D ``y`` is multilabel, a 1-D ``y``
-without labels above 1 is binary, any other is multiclass. Labels of -1, or NaN in a multilabel ``y``, are unlabelled.
+without labels above 1 is binary, any other is multiclass. Labels of -1, or NaN in a multilabel ``y``, are unlabeled.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Gra
     y = arrays["y"]
     task = _task(arrays, where)
     if task == "multilabel":
-        # Whole-number labels have no NaN, so -1 stands for unlabelled there too.
+        # Whole-number labels have no NaN, so -1 stands for unlabeled there too.
         labels = np.where(y < 0, np.nan, y).astype(np.float32) if y.dtype.kind in "iu" else _float32(y)
         num_tasks = y.shape[1]
     else:
@@ -130,7 +130,7 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Gra
 
 
 def edges_in_both_directions(edge_index: Tensor, num_nodes: int) -> int:
-    """How many pairs of different nodes are joined by edges of both directions."""
+    """Number of pairs of different nodes that are joined by edges of both directions."""
     source, target = edge_index.long()
     up = torch.unique((source * num_nodes + target)[source < target])
     down = torch.unique((target * num_nodes + source)[source > target])

@@ -44,14 +44,14 @@ MAX_FILE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a data set before it is loaded.
+    """Facts about a data set, known before it is loaded.
 
     Attributes:
         load: takes the name and the data root.
         task: what a label means; None if the data decide.
         metric: the usual one.
         num_splits: how many splits there are; 0 if the data decide.
-        licence: of the data.
+        license: of the data.
         source: where the data come from.
         summary: one line.
         reported: what others measured on it; ``protocol`` begins with the model.
@@ -61,7 +61,7 @@ class Dataset:
     task: Task | None
     metric: str
     num_splits: int
-    licence: str
+    license: str
     source: str
     summary: str
     reported: tuple[ReportedResult, ...] = ()
@@ -209,8 +209,8 @@ _TUNED = "https://github.com/LUOyk1999/tunedGNN"
 _PLANETOID = "https://github.com/kimiyoung/planetoid"
 
 
-def _ogb_entry(name: str, metric: str, licence: str, summary: str) -> Dataset:
-    return Dataset(_ogb, OGB[name].task, metric, 1, licence, _OGB_PAGE, summary)
+def _ogb_entry(name: str, metric: str, license: str, summary: str) -> Dataset:
+    return Dataset(_ogb, OGB[name].task, metric, 1, license, _OGB_PAGE, summary)
 
 
 def _heterophilous_entry(task: Task, metric: str, summary: str, *reported: ReportedResult) -> Dataset:
@@ -218,8 +218,8 @@ def _heterophilous_entry(task: Task, metric: str, summary: str, *reported: Repor
 
 
 def _planetoid_entry(summary: str, *reported: ReportedResult) -> Dataset:
-    licence = "MIT (repository; the texts state none)"
-    return Dataset(_planetoid, "multiclass", "accuracy", 1, licence, _PLANETOID, summary, reported)
+    license = "MIT (repository; the texts state none)"
+    return Dataset(_planetoid, "multiclass", "accuracy", 1, license, _PLANETOID, summary, reported)
 
 
 def _copurchase_entry(summary: str, *reported: ReportedResult) -> Dataset:
@@ -239,7 +239,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             "ogbn-arxiv", "accuracy", "ODC-BY", "Papers of computer science and whom they cite, 40 areas."
         ),
         "ogbn-products": _ogb_entry(
-            "ogbn-products", "accuracy", "Amazon licence", "Products bought together, 47 categories."
+            "ogbn-products", "accuracy", "Amazon license", "Products bought together, 47 categories."
         ),
         "digits": Dataset(
             _digits,

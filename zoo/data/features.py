@@ -85,7 +85,7 @@ def degree(graph: Graph) -> Tensor:
 
 
 def laplacian(graph: Graph) -> Tensor:
-    """[N, 32] eigenvectors of the symmetric normalised Laplacian with the smallest eigenvalues, of mean square 1.
+    """[N, 32] eigenvectors of the symmetric normalized Laplacian with the smallest eigenvalues, of mean square 1.
 
     The largest entry of each is made positive. Directions and edge features are ignored. A graph with fewer than 33
     nodes gives N - 1 columns.
@@ -103,14 +103,14 @@ def laplacian(graph: Graph) -> Tensor:
     adjacency = adjacency + adjacency.T
     degrees = np.asarray(adjacency.sum(axis=1)).ravel()
     scale = scipy.sparse.diags_array(1 / np.sqrt(np.maximum(degrees, 1)))
-    normalised = (scale @ adjacency @ scale).tocsr()
-    # The largest eigenvalues of the normalised adjacency are the smallest of the Laplacian, and quicker to find.
+    normalized = (scale @ adjacency @ scale).tocsr()
+    # The largest eigenvalues of the normalized adjacency are the smallest of the Laplacian, and quicker to find.
     if n <= 4 * NUM_EIGENVECTORS:
-        vectors = np.linalg.eigh(normalised.toarray())[1][:, -k:]
+        vectors = np.linalg.eigh(normalized.toarray())[1][:, -k:]
     else:
         start = np.random.RandomState(0).uniform(-1, 1, n)
         try:
-            values, vectors = scipy.sparse.linalg.eigsh(normalised, k=k, which="LA", v0=start)
+            values, vectors = scipy.sparse.linalg.eigsh(normalized, k=k, which="LA", v0=start)
         except scipy.sparse.linalg.ArpackError as error:
             raise DataError(f"{graph.name}: the eigenvectors for 'laplacian' were not found ({error})") from error
         vectors = vectors[:, np.argsort(values)]

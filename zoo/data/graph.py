@@ -50,8 +50,8 @@ class Graph:
         x: [N, F] float32 node features, or None.
         categories: [N] int64, one category per node in 0 .. K - 1 (the species of a protein), or None.
         edge_attr: [E, D] float32 edge features, possibly mapped from a file, or None.
-        y: [N] int64 classes with -1 for unlabelled (multiclass, binary), or [N, T] float32 zeros and ones with NaN for
-            unlabelled (multilabel).
+        y: [N] int64 classes with -1 for unlabeled (multiclass, binary), or [N, T] float32 zeros and ones with NaN for
+            unlabeled (multilabel).
         splits: at least one.
         task: what a label means.
         num_tasks: outputs per node: T labels, the number of classes, or 1 for a binary task.
@@ -186,7 +186,7 @@ def _is_index(tensor: Tensor) -> bool:
 
 
 def _count(tensor: Tensor, fault: Callable[[Tensor], Tensor], dim: int = 0) -> int:
-    """How many entries have a fault, counted in slices along a dimension."""
+    """Number of entries with a fault, counted in slices along a dimension."""
     slices: tuple[Tensor, ...] = torch.split(tensor, EDGE_CHUNK, dim)
     return sum([int(fault(part).sum()) for part in slices])
 
@@ -260,7 +260,7 @@ def _label_faults(graph: Graph) -> Iterator[str]:
         elif y.shape[1] > MAX_WIDTH:
             yield f"y has {y.shape[1]:,} columns, more than {MAX_WIDTH:,}"
         elif bad := int(((y != 0) & (y != 1) & ~torch.isnan(y)).sum()):
-            yield f"y holds {bad:,} labels other than 0, 1 and NaN (unlabelled)"
+            yield f"y holds {bad:,} labels other than 0, 1 and NaN (unlabeled)"
         return
     num_classes = 2 if graph.task == "binary" else graph.num_tasks
     if graph.task == "binary" and graph.num_tasks != 1:
@@ -270,7 +270,7 @@ def _label_faults(graph: Graph) -> Iterator[str]:
     elif graph.task == "multiclass" and (large := int((y >= MAX_WIDTH).sum())):
         yield f"y holds {large:,} labels above {MAX_WIDTH - 1:,}; number the classes from 0"
     elif bad := int(((y < -1) | (y >= num_classes)).sum()):
-        yield f"y holds {bad:,} labels outside 0 .. {num_classes - 1} and other than -1 (unlabelled)"
+        yield f"y holds {bad:,} labels outside 0 .. {num_classes - 1} and other than -1 (unlabeled)"
 
 
 def _split_faults(graph: Graph) -> Iterator[str]:
@@ -300,7 +300,7 @@ def _split_faults(graph: Graph) -> Iterator[str]:
 
 
 def _labelled(graph: Graph, nodes: Tensor) -> bool:
-    """Whether any of the nodes has a label; a wrong y is reported elsewhere."""
+    """Tell if any of the nodes has a label; a wrong y is reported elsewhere."""
     if len(graph.y) != graph.num_nodes:
         return True
     labels = graph.y[nodes]

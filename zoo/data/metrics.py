@@ -46,7 +46,7 @@ def rocauc(y_true: Tensor, logits: Tensor) -> float:
     """Area under the ROC curve, averaged over the tasks that have labels of both classes, as OGB does.
 
     Args:
-        y_true: [n, T] zeros and ones with NaN for unlabelled, or [n] with -1 for unlabelled.
+        y_true: [n, T] zeros and ones with NaN for unlabeled, or [n] with -1 for unlabeled.
         logits: [n, T], or [n, 1] or [n] if T is 1.
 
     Returns:
@@ -72,7 +72,7 @@ def accuracy(y_true: Tensor, logits: Tensor) -> float:
     """Share of the labelled nodes whose class is predicted.
 
     Args:
-        y_true: [n] classes, -1 for unlabelled.
+        y_true: [n] classes, -1 for unlabeled.
         logits: [n, C], the largest wins; or [n, 1] or [n], above 0 means class 1.
 
     Returns:
@@ -91,7 +91,7 @@ def micro_f1(y_true: Tensor, logits: Tensor) -> float:
     """F1 of all labels of all nodes counted together; for one class per node it equals accuracy.
 
     Args:
-        y_true: [n, T] zeros and ones with NaN for unlabelled, or [n] classes with -1 for unlabelled.
+        y_true: [n, T] zeros and ones with NaN for unlabeled, or [n] classes with -1 for unlabeled.
         logits: [n, T], above 0 means 1; or [n, C], the largest wins.
 
     Returns:
@@ -155,7 +155,7 @@ def _check_finite(logits: Tensor) -> None:
 
 
 def _columns(y_true: Tensor, logits: Tensor) -> tuple[Array, Array]:
-    """Labels and logits as [n, T] float arrays, NaN for unlabelled."""
+    """Labels and logits as [n, T] float arrays, NaN for unlabeled."""
     _check_finite(logits)
     labels = y_true.detach().cpu().double()
     if labels.ndim == 1:

@@ -217,7 +217,7 @@ def _convert(info: OgbInfo, folder: Path, target: Path) -> None:
         convert_features(files["node-feat.csv.gz"], target / "x.npy", num_nodes, "node features")
     labels = read_csv(files["node-label.csv.gz"], num_nodes, "float32", "labels")
     if info.task == "multiclass":
-        # Class numbers are small, so float32 holds them exactly; an empty field is an unlabelled node.
+        # Class numbers are small, so float32 holds them exactly; an empty field is an unlabeled node.
         labels = np.where(np.isnan(labels[:, 0]), -1, labels[:, 0]).astype(np.int64)
     write_array(target / "y.npy", labels)
     if info.has_species:

@@ -33,14 +33,14 @@ class _Matrix:
 
 
 def _rebuild(kind: type, base: object, state: object) -> _Matrix:
-    """What the first pickle protocol calls for an object of a plain class; only matrices are such."""
+    """Stand-in for ``copyreg._reconstructor``, which makes objects of plain classes; only matrices are such."""
     if kind is not _Matrix:
         raise pickle.UnpicklingError("an object that is no sparse matrix")
     return _Matrix()
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """What the second protocol calls for bytes."""
+    """Stand-in for ``_codecs.encode``, by which the second pickle protocol stores bytes."""
     return text.encode("latin1")
 
 

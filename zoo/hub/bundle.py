@@ -37,7 +37,7 @@ from zoo.tensor_file import Shapes, read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Contents:
-    """What a bundle is written from."""
+    """The parts from which a bundle is written."""
 
     recipe: Recipe
     shape: GraphShape
@@ -130,13 +130,13 @@ def _portable(recipe: Recipe) -> Recipe:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same bundle, apart from its card, which its owner may have rewritten."""
+    """Tell if two folders hold the same bundle, apart from its card, which its owner may have rewritten."""
     files = (CONFIG_FILE, WEIGHTS_FILE)
     return all((one / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes() for name in files)
 
 
 def differences(found: Shapes, expected: Mapping[str, Tensor]) -> str:
-    """How the shapes and types of some tensors differ from a model's, the first few in words; empty if they fit."""
+    """Differences between the shapes and types of tensors and those of a model; empty if they fit."""
     faults = [f"unknown tensor {name!r}" for name in found if name not in expected]
     for name, tensor in expected.items():
         shape, dtype = found.get(name, (None, None))

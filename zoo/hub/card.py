@@ -76,14 +76,14 @@ def _data_in_words(config: BundleConfig) -> str:
 
 
 def is_generated(text: str) -> bool:
-    """Whether a card is exactly as it was rendered, so that no work is lost when it is replaced."""
+    """Tell if a card is exactly as it was rendered, so that no work is lost when it is replaced."""
     text = text.replace("\r\n", "\n")
     mark = _MARK.search(text)
     return mark is not None and hashlib.sha256(text[: mark.start() - 1].encode()).hexdigest() == mark[1]
 
 
 def card_faults(text: str, config: BundleConfig) -> list[str]:
-    """What a card lacks to be published with a bundle, one line each."""
+    """Faults that keep a card from being published with a bundle, one line each."""
     try:
         card = ModelCard(text, ignore_metadata_errors=False)
         data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
@@ -106,7 +106,7 @@ def card_faults(text: str, config: BundleConfig) -> list[str]:
 
 
 def _written_card(recipe: Recipe) -> str:
-    """What was written about a recipe that comes with the zoo; empty if this recipe is not it.
+    """The card of a recipe that comes with the zoo; empty if this recipe is not it.
 
     The card of a recipe describes its data, its model and its training; it fits nothing that differs in them. Only the
     seed may be another.

@@ -134,7 +134,7 @@ def translate(hub: Hub, what: str, error: BaseException) -> ZooError:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the request itself failed, so that nobody knows if it was carried out."""
+    """Tell if the connection failed, so that the request may or may not have been carried out."""
     return isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
 
 

@@ -1,4 +1,4 @@
-"""What ``config.json`` of a bundle says, as data; reading it needs no torch.
+"""The content of a bundle's ``config.json``, as data; reading it needs no torch.
 
 A bundle may come from anywhere, so its configuration is read step by step: its size before its content, every key and
 every number before anything is done with them.
@@ -26,7 +26,7 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, CURVES_FILE = "config.json", "model.safete
 
 
 class Provenance(Spec):
-    """Where the weights come from. It names no user, no host and no path."""
+    """The origin of the weights. It names no user, no host and no path."""
 
     zoo_version: str
     torch_version: str

@@ -61,7 +61,7 @@ def list_remote(hub: Hub, author: str | None = None) -> list[RemoteModel]:
 
     Args:
         hub: the host.
-        author: of a user or an organisation alone.
+        author: of a user or an organization alone.
 
     Raises:
         NetworkError: if the Hub cannot be reached.

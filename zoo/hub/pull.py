@@ -227,7 +227,7 @@ class _Source:
 
 
 def _fault(path: Path, max_bytes: int, weights: Weights | None) -> str:
-    """What is wrong with a file in the cache; empty if nothing is."""
+    """The fault of a file in the cache; empty if it is whole."""
     if weights is None:
         is_whole = has_cached_id(path, read_regular(path, max_bytes=max_bytes))
         return "" if is_whole else "its content does not match its id"
@@ -241,7 +241,7 @@ def _head(hub: Hub, repo_id: str, revision: str, name: str) -> HfFileMetadata:
 
 
 def _no_bundle(hub: Hub, reference: Reference, revision: str, missing: str) -> BundleError:
-    """What to say of a repository that lacks a file, in view of what it holds instead."""
+    """The error for a repository that lacks a file; it names pickled weights if there are any."""
     where = reference.at(revision) if is_commit(revision) else str(reference)
     try:
         with plain_errors(hub, where):

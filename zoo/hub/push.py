@@ -29,7 +29,7 @@ Content = bytes | Path
 
 @dataclass(frozen=True)
 class Options:
-    """How to publish.
+    """Options of a push.
 
     Attributes:
         private: a repository that has to be created is private.
@@ -67,7 +67,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Published:
-    """What a push did, or would do.
+    """The result of a push, or of a dry run.
 
     Attributes:
         repo_id: the repository.

@@ -1,4 +1,4 @@
-"""What a name on the Hub means: ``owner/name``, perhaps with ``@revision``."""
+"""Names on the Hub: ``owner/name``, perhaps with ``@revision``."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Reference:
 
     @property
     def is_commit(self) -> bool:
-        """Whether the revision is a commit, which never changes its meaning."""
+        """True if the revision is a commit, which never changes its meaning."""
         return is_commit(self.revision)
 
     def at(self, commit: str) -> str:
-        """How a commit of this repository is written."""
+        """A commit of this repository as text."""
         return f"{self.repo_id}@{commit[:12]}"
 
     def __str__(self) -> str:
@@ -81,5 +81,5 @@ def check_revision(text: str) -> None:
 
 
 def is_commit(text: str) -> bool:
-    """Whether a text is a whole commit id."""
+    """Tell if a text is a whole commit id."""
     return _COMMIT.fullmatch(text) is not None

@@ -13,7 +13,7 @@ def git_id(content: bytes) -> str:
 
 
 def has_cached_id(path: Path, content: bytes) -> bool:
-    """Whether a file in the cache is the one that its commit names.
+    """Compare a file in the cache with the id under which the Hub published it.
 
     The cache keeps a file under the id that the Hub gave it, and a link to it under its name. Where the system knows no
     links there is nothing to compare with.
