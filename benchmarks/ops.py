@@ -165,7 +165,7 @@ def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
 
 
 def identity(inputs: Inputs, aggr: str, direction: str, contender: str) -> dict[str, object]:
-    """What a row is about."""
+    """The columns that tell rows apart."""
     return {"aggr": aggr, "channels": inputs.x.shape[1], "direction": direction, "contender": contender}
 
 

@@ -15,6 +15,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zoo.spec.faults import parse_spec
+from zoo.workflows.compare.plot import plot as plot_compared
+from zoo.workflows.compare.results import CompareResults
+
 _NAMES = {
     "zoo": "revgnn-zoo, reversible",
     "zoo_plain": "revgnn-zoo, plain autograd",
@@ -189,7 +193,9 @@ _PLOTS: dict[str, Callable[[Sequence[Axes], Rows], None]] = {
 def main() -> None:
     for name in sys.argv[1:]:
         path = Path(name)
-        path.with_suffix(".png").write_bytes(plot(json.loads(path.read_text(encoding="utf-8"))))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        picture = plot_compared(parse_spec(CompareResults, data, where=name)) if "models" in data else plot(data)
+        path.with_suffix(".png").write_bytes(picture)
 
 
 if __name__ == "__main__":

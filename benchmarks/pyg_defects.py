@@ -1,4 +1,4 @@
-"""What PyTorch Geometric's GroupAddRev does where README says that a user is right to be careful.
+"""PyTorch Geometric's GroupAddRev where README says that a user is right to be careful.
 
     python -m benchmarks.pyg_defects
 
@@ -77,7 +77,7 @@ def gradients(model: Stack, *, change: Callable[[Stack], None] = lambda model: N
 
 
 def distance(model: Stack) -> str:
-    """How the gradients differ from plain autograd's."""
+    """The relative error of the gradients, in words."""
     plain, found = gradients(model.plain()), gradients(model)
     return f"relative error of the gradient {float((found - plain).norm() / plain.norm()):.2g}"
 

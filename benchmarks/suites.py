@@ -20,7 +20,7 @@ TRUE_LAYERS, WIDE_LAYERS, WIDE_PER_DEEP_CHANNELS = 1001, 448, 224 / 80
 
 
 class Case(Spec):
-    """What is measured; the defaults are the training steps of 14 layers on one of ten parts of ogbn-proteins.
+    """A model and a graph to measure; by default training steps of 14 layers on one of ten parts of ogbn-proteins.
 
     Attributes:
         implementation: this package's model, reversible or under plain autograd; the same architecture from PyG's

@@ -60,7 +60,7 @@ def measure(case: Case, device: torch.device) -> StepCost:
         ZooError: if there is no such recipe or model, or memory runs out.
     """
     recipe = case.read_recipe()
-    with session.memory_explained(case.label, "use a machine with more"):
+    with session.oom_as_run_error(case.label, "use a machine with more"):
         graph, split = random_graph(recipe, case.num_nodes, case.num_edges)
         model = build(case, recipe, input_shape(recipe, graph.shape)).to(device)
         if case.work == "train":

@@ -75,7 +75,7 @@ def command(
         name = next((model.data.dataset for model in chosen if not isinstance(model, Path)), "runs")
         out = Path("runs") / f"compare-{name}"
     from zoo.workflows.compare.run import compare
-    from zoo.workflows.compare.table import HEAD, caption, right_columns, rows
+    from zoo.workflows.compare.table import HEAD, caption, rows
 
     results = compare(
         chosen,
@@ -90,7 +90,7 @@ def command(
     if as_json:
         say_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
         return
-    say_table(HEAD, rows(results), right=right_columns())
+    say_table(HEAD, rows(results), right=range(1, len(HEAD)))
     say()
     for line in caption(results):
         say(line)

@@ -35,6 +35,12 @@ class Environment(Spec):
     torch: str
     device: str
 
+    @property
+    def machine(self) -> str:
+        """The device and the number of CPU threads, in words."""
+        num_threads = (self.__pydantic_extra__ or {}).get("num_threads", 1)
+        return f"{self.device}, {num_threads} thread{'' if num_threads == 1 else 's'}"
+
 
 class RunResults(Spec):
     """The content of a run's ``results.json``.

@@ -27,7 +27,7 @@ class BenchRow(Spec):
 
 
 class BenchResults(Spec):
-    """What ``revgnn-zoo bench`` prints."""
+    """The content of ``revgnn-zoo bench --json``."""
 
     recipe: str
     environment: Environment
@@ -68,8 +68,10 @@ def bench(
     where = session.start(device, num_threads)
     graph_size = None
     if random_graph:
+        # A user's own data set has no size before it is read, so it is looked up only where a number is missing.
         graph_size = (num_nodes, num_edges) if num_nodes and num_edges else data_set_size(recipes[0])
         graph_size = (num_nodes or graph_size[0], num_edges or graph_size[1])
+    # Labels are keys: run_tasks hands a task back with its answer.
     labels = {f"{recipe.name}, {recipe.model.num_layers} layers": recipe for recipe in recipes}
     request = MeasureRequest(
         recipe=recipes[0],
@@ -94,6 +96,7 @@ def bench(
             add(task, parse_spec(StepCost, result, where=task.label, error=RunError))
 
         def on_error(task: Task, error: RunError) -> None:
+            # Running out of memory is what the user wants to know; any other fault would come again at every depth.
             if not isinstance(error, OutOfMemoryError):
                 raise error
             add(task, None)

@@ -26,7 +26,7 @@ _LAZY_MMAP_BYTES, _LAZY_TRIM_BYTES = 1 << 25, 1 << 26
 
 
 class Steps(NamedTuple):
-    """What repeated steps took.
+    """Time and memory of repeated steps.
 
     Attributes:
         step_s: seconds of each step.

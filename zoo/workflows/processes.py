@@ -5,7 +5,6 @@ A worker reads one request from stdin and writes one :class:`Answer` to stdout, 
 
 from __future__ import annotations
 
-import logging
 import signal
 import subprocess
 import sys
@@ -43,7 +42,7 @@ class Task:
 
 
 class Answer(Spec):
-    """What a worker writes.
+    """The answer of a worker.
 
     Attributes:
         result: of the work, if it was done.
@@ -69,9 +68,6 @@ def serve(work: Callable[[str], dict[str, Any]]) -> int:
     with warnings.catch_warnings():
         # The parent shows them; here they would be lost in stderr.
         warnings.showwarning = lambda message, *_args, **_options: messages.append(str(message))
-        handler = logging.Handler(logging.WARNING)
-        handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-        logging.getLogger("zoo").addHandler(handler)
         try:
             result = work(sys.stdin.read())
         except ZooError as error:
@@ -82,6 +78,7 @@ def serve(work: Callable[[str], dict[str, Any]]) -> int:
         is_out_of_memory=isinstance(fault, OutOfMemoryError),
         warnings=tuple(dict.fromkeys(messages)),
     )
+    # Also after a fault: the parent learns from it whether memory ran out, which no exit code says.
     sys.stdout.write(answer.model_dump_json())
     return 0 if fault is None else fault.exit_code
 

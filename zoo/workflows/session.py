@@ -126,9 +126,10 @@ def oom_as_run_error(place: str, remedy: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the machine or a GPU has no memory left."""
+    """True if an error says that the machine or a GPU has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    # PyTorch's allocator of the CPU raises a bare RuntimeError.
     return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory"))
 
 

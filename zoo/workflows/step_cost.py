@@ -34,7 +34,7 @@ _NUM_MEMORY_STEPS, _NUM_PARTITIONS = 2, 3
 
 
 class StepCost(Spec):
-    """What training steps of one model on one part of a graph cost.
+    """The cost of training steps of one model on one part of a graph.
 
     Attributes:
         num_nodes: N of the whole graph.
@@ -111,6 +111,7 @@ def measure_training(
         raise RunError("no part has a train node; lower train.partition.num_parts")
     part = part.to(device)
 
+    # Adam's state is created by the first step and gradients are freed after each, so that neither is in the peak.
     def step() -> None:
         training_step(model, optimizer, part, objective, spec)
         optimizer.zero_grad(set_to_none=True)
@@ -156,6 +157,7 @@ def random_graph(recipe: Recipe, num_nodes: int, num_edges: int) -> tuple[Graph,
     shape, known = known_shape(recipe), DATASETS.get(recipe.data.dataset)
     if shape is None or known is None or known.task is None:
         raise RunError(f"{recipe.name}: a random graph needs a data set with a name; measure on the graph itself")
+    # Degrees are as uneven as in ogbn-proteins, which decides how well the kernels' rows are balanced.
     graph = synthetic_graph(num_nodes, num_edges // 2, seed=recipe.train.seed)
     generator = session.generator(recipe.train.seed, "random graph")
     width, num_tasks = shape.num_node_features, shape.num_tasks

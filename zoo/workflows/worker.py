@@ -78,9 +78,11 @@ def work(request: TrainRequest | MeasureRequest) -> dict[str, Any]:
         folder = Path(request.folder)
         return train(recipe, folder, device=request.device, resume=True, num_threads=num_threads, quiet=True).to_json()
     device = session.start(request.device, num_threads)
+    # Memory may run out before the first step, while the graph or the model is made.
     with session.oom_as_run_error(recipe.name, "lower model.num_layers or use a machine with more"):
         graph, split = recipe_graph(recipe) if request.graph_size is None else random_graph(recipe, *request.graph_size)
         if request.folder is None:
+            # As in training, so that the weights are those of the first epoch.
             session.seed_global(recipe.train.seed, "init")
             model = build_model(recipe.model, input_shape(recipe, graph.shape))
         else:

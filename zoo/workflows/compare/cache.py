@@ -1,4 +1,4 @@
-"""What a comparison has measured so far, so that an interrupted one need not measure it again."""
+"""Measurements of a comparison, kept so that an interrupted one need not repeat them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Cache:
         Raises:
             RunError: if it cannot be stored.
         """
+        # The whole file each time: it is small, and a process may be killed after any measurement.
         self._values[key] = value
         make_folder(self._path.parent, RunError)
         write_json(self._path, self._values, RunError)

@@ -107,13 +107,10 @@ def _folder_entry(folder: Path) -> Entry:
 
 
 def _with_path(entry: Entry, path: str) -> Entry:
-    def moved(recipe: Recipe) -> Recipe:
-        if recipe.data.dataset != "file":
-            return recipe
-        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})
-
-    runs = tuple(replace(run, recipe=moved(run.recipe)) for run in entry.runs)
-    return replace(entry, recipe=moved(entry.recipe), runs=runs)
+    if entry.recipe.data.dataset != "file":
+        return entry
+    runs = tuple(replace(run, recipe=_with_data(run.recipe, path=path)) for run in entry.runs)
+    return replace(entry, recipe=_with_data(entry.recipe, path=path), runs=runs)
 
 
 def _check_names(entries: Sequence[Entry]) -> None:
@@ -218,8 +215,12 @@ def check_data(entry: Entry, graph: Graph) -> None:
 
 
 def _run_of(recipe: Recipe, split: int, seed: int) -> Recipe:
-    data = recipe.data.model_copy(update={"split": split})
-    return recipe.model_copy(update={"data": data, "train": recipe.train.model_copy(update={"seed": seed})})
+    train = recipe.train.model_copy(update={"seed": seed})
+    return _with_data(recipe, split=split).model_copy(update={"train": train})
+
+
+def _with_data(recipe: Recipe, **keys: str | int) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=keys)})
 
 
 def _listed(splits: Sequence[int]) -> str:

@@ -28,9 +28,10 @@ class Mean(Spec):
 
 
 class RunScores(Spec):
-    """What one run measured; how a bundle was trained is not known here, and a baseline has neither seed nor epochs."""
+    """Scores of one run; how a bundle was trained is not known here, and a baseline has neither seed nor epochs."""
 
     split: int
+    # Files written before hold null where there is nothing, so None is also read.
     seed: int | None = None
     valid: float
     test: float

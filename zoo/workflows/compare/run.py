@@ -25,6 +25,7 @@ from zoo.workflows.baseline import logistic_regression
 from zoo.workflows.compare.cache import Cache
 from zoo.workflows.compare.entries import (
     Entry,
+    Run,
     check_data,
     data_differences,
     read_entries,
@@ -55,7 +56,7 @@ _SPLITS = ("valid", "test")
 
 @dataclass(frozen=True)
 class _Job:
-    """What all steps of one comparison share: how they compute, what is cached, and which warnings were shown."""
+    """The options, the cache and the stop request that all steps of one comparison share."""
 
     device: torch.device
     num_threads: int | None
@@ -63,6 +64,7 @@ class _Job:
     quiet: bool
     cache: Cache
     stop: StopRequest
+    # Warnings, with their numbers masked.
     shown: set[str] = field(default_factory=set)
 
     def stop_if_asked(self, progress: str) -> None:
@@ -122,16 +124,17 @@ def compare(
     recipe = entries[0].recipe
     synthetic, known = is_synthetic(recipe, graph), DATASETS.get(recipe.data.dataset)
     reported = () if known is None or synthetic else known.reported
+    data = ComparedData(
+        dataset=recipe.data.dataset,
+        name=graph.name,
+        num_nodes=graph.num_nodes,
+        num_edges=graph.num_edges,
+        is_synthetic=synthetic,
+    )
     results = CompareResults(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         environment=session.environment(where),
-        data=ComparedData(
-            dataset=recipe.data.dataset,
-            name=graph.name,
-            num_nodes=graph.num_nodes,
-            num_edges=graph.num_edges,
-            is_synthetic=synthetic,
-        ),
+        data=data,
         metric=recipe.eval.metric,
         protocol=str(test_protocol(recipe)),
         splits=splits,
@@ -153,14 +156,9 @@ def _train(entries: Sequence[Entry], job: _Job) -> None:
     missing = {label: (entry, run) for label, (entry, run) in runs.items() if run.results() is None}
     if job.num_jobs > 1 and len(missing) > 1:
         job.cache.put("num_jobs", job.num_jobs)
-    device, num_threads = str(job.device), job.num_threads
     with Progress(len(runs), unit="run", quiet=job.quiet, done=len(runs) - len(missing)) as progress:
         if runs and not missing:
             progress.line("all runs are there already")
-        tasks = {}
-        for label, (entry, run) in missing.items():
-            request = TrainRequest(recipe=run.recipe, folder=str(run.folder), device=device, num_threads=num_threads)
-            tasks[label] = (entry, Task(label, request))
 
         def on_result(label: str, answer: dict[str, Any]) -> None:
             results = parse_spec(RunResults, answer, where=label, error=RunError)
@@ -169,54 +167,53 @@ def _train(entries: Sequence[Entry], job: _Job) -> None:
             progress.step(label, shown)
             progress.figures(label, shown)
 
-        _run(tasks, job, progress, job.num_jobs, on_result)
-    if job.stop:
-        num_finished = sum(run.results() is not None for _, run in runs.values())
-        job.stop_if_asked(f"{num_finished} of {len(runs)} runs are finished")
+        _run(missing, TrainRequest, job, job.num_jobs, progress, on_result)
+    num_finished = sum(run.results() is not None for _, run in runs.values()) if job.stop else 0
+    job.stop_if_asked(f"{num_finished} of {len(runs)} runs are finished")
 
 
 def _measure(entries: Sequence[Entry], job: _Job) -> dict[str, StepCost]:
-    """Measure a training step of each entry, by name, one after the other whatever ran at the same time before."""
+    """Measure a training step of each entry, by name, one after the other whatever ran at the same time before.
+
+    The weights are those at the end of training: some models take longer the further they are.
+    """
     keys = {f"{entry.name}, a training step": _cost_key(entry, job) for entry in entries}
-    device, num_threads = str(job.device), job.num_threads
-    tasks = {}
-    for (label, key), entry in zip(keys.items(), entries, strict=True):
-        if job.cache.get(key) is None:
-            # Weights at the end of training: some models take longer the further they are.
-            run = entry.runs[0]
-            request = MeasureRequest(recipe=run.recipe, folder=str(run.folder), device=device, num_threads=num_threads)
-            tasks[label] = (entry, Task(label, request))
-    with Progress(len(tasks), unit="measurement", quiet=job.quiet) as progress:
+    first = {label: (entry, entry.runs[0]) for label, entry in zip(keys, entries, strict=True)}
+    missing = {label: run for label, run in first.items() if job.cache.get(keys[label]) is None}
+    with Progress(len(missing), unit="measurement", quiet=job.quiet) as progress:
 
         def on_result(label: str, answer: dict[str, Any]) -> None:
             job.cache.put(keys[label], answer)
             progress.step(label, {})
 
-        _run(tasks, job, progress, 1, on_result)
+        _run(missing, MeasureRequest, job, 1, progress, on_result)
     job.stop_if_asked("all runs are finished")
     costs = [parse_spec(StepCost, job.cache.get(key), where=label, error=RunError) for label, key in keys.items()]
     return {entry.name: cost for entry, cost in zip(entries, costs, strict=True)}
 
 
 def _run(
-    tasks: Mapping[str, tuple[Entry, Task]],
+    runs: Mapping[str, tuple[Entry, Run]],
+    request: type[TrainRequest | MeasureRequest],
     job: _Job,
-    progress: Progress,
     num_jobs: int,
+    progress: Progress,
     on_result: Callable[[str, dict[str, Any]], None],
 ) -> None:
-    """Run tasks in processes of their own, and show each warning of a model once, in whatever numbers."""
+    """Train or measure runs in processes of their own, and show each warning of a model once, in whatever numbers."""
 
     def on_done(task: Task, answer: dict[str, Any], warnings: Sequence[str]) -> None:
-        for line in (f"Warning: {tasks[task.label][0].name}: {warning}" for warning in warnings):
+        for line in (f"Warning: {runs[task.label][0].name}: {warning}" for warning in warnings):
+            # Residuals and the like differ from run to run, and the same warning ten times hides the others.
             key = re.sub(r"\d+", "0", line)
             if key not in job.shown:
                 job.shown.add(key)
                 progress.line(line)
         on_result(task.label, answer)
 
+    common: dict[str, Any] = {"device": str(job.device), "num_threads": job.num_threads}
     run_tasks(
-        [task for _, task in tasks.values()],
+        [Task(label, request(recipe=run.recipe, folder=str(run.folder), **common)) for label, (_, run) in runs.items()],
         num_jobs=num_jobs,
         stop=job.stop,
         on_start=lambda task: progress.stage(task.label),
@@ -226,10 +223,9 @@ def _run(
 
 def _cost_key(entry: Entry, job: _Job) -> str:
     """The key of an entry's step in the cache: a digest of all that its cost depends on."""
-    run = entry.runs[0]
-    results, environment = run.results(), session.environment(job.device)
-    digest = None if results is None else results.data_sha256
-    facts = [recipe_digest(run.recipe), digest, environment.model_dump()]
+    run, environment = entry.runs[0], session.environment(job.device)
+    results = run.results()
+    facts = [recipe_digest(run.recipe), results and results.data_sha256, environment.model_dump()]
     return "cost " + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -238,26 +234,19 @@ def _scores(entry: Entry, job: _Job) -> tuple[RunScores, ...]:
     rows = []
     for run in entry.runs:
         results = None if entry.kind == "bundle" else run.results()
+        row: dict[str, Any] = {"split": run.split, "seed": run.seed}
         if results is None:
             path, device = run.recipe.data.path or None, str(job.device)
             compared = evaluate(
                 run.folder, splits=_SPLITS, data_path=path, device=device, num_threads=job.num_threads, quiet=job.quiet
             )
-            scores = figures_by_split([item.figure for item in compared])
-            rows.append(RunScores(split=run.split, seed=run.seed, valid=scores["valid"], test=scores["test"]))
+            row |= figures_by_split([item.figure for item in compared])
         else:
-            scores = _of_test_protocol(results, run.recipe)
-            row = RunScores(
-                split=run.split,
-                seed=run.seed,
-                valid=scores["valid"],
-                test=scores["test"],
-                num_epochs=results.num_epochs,
-                best_epoch=results.best_epoch,
-                # A teacher is trained for the sake of its student.
-                train_s=results.train_s + (0.0 if results.teacher is None else results.teacher.train_s),
-            )
-            rows.append(row)
+            # A teacher is trained for the sake of its student.
+            train_s = results.train_s + (0.0 if results.teacher is None else results.teacher.train_s)
+            row |= {"num_epochs": results.num_epochs, "best_epoch": results.best_epoch, "train_s": train_s}
+            row |= _of_test_protocol(results, run.recipe)
+        rows.append(RunScores.model_validate(row))
         job.stop_if_asked("all runs are finished")
     return tuple(rows)
 
@@ -265,7 +254,8 @@ def _scores(entry: Entry, job: _Job) -> tuple[RunScores, ...]:
 def _of_test_protocol(results: RunResults, recipe: Recipe) -> Mapping[str, float]:
     """The figures of a run that were measured as its recipe's test says, by split."""
     protocol = str(test_protocol(recipe))
-    return figures_by_split([figure for figure in results.results if figure.protocol == protocol])
+    figures = [figure for figure in results.results if figure.protocol == protocol and figure.split in _SPLITS]
+    return figures_by_split(figures)
 
 
 def _row(entry: Entry, runs: tuple[RunScores, ...], cost: StepCost) -> CompareEntry:
@@ -294,6 +284,7 @@ def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) ->
         key = f"baseline {metric} {graph_digest(graph, split)}"
         scores = job.cache.get(key)
         if scores is None:
+            # It takes longer than an evaluation on wide features, so it is cached by a digest of all that it reads.
             try:
                 scores = logistic_regression(graph, split, metric)
             except DataError:
@@ -310,11 +301,8 @@ def _notes(entries: Sequence[Entry], cache: Cache) -> list[str]:
     notes = data_differences(entries)
     if cache.get("num_jobs"):
         notes.append(f"up to {cache.get('num_jobs')} runs were trained at the same time: training times do not compare")
-    finished = [
-        results for entry in entries if entry.kind != "bundle" for run in entry.runs if (results := run.results())
-    ]
-    machines = {(r.environment.device, (r.environment.model_extra or {}).get("num_threads")) for r in finished}
+    trained = [run.results() for entry in entries if entry.kind != "bundle" for run in entry.runs]
+    machines = sorted({results.environment.machine for results in trained if results is not None})
     if len(machines) > 1:
-        listed = ", ".join(sorted(f"{device} with {threads} threads" for device, threads in machines))
-        notes.append(f"trained on {listed}: training times do not compare")
+        notes.append(f"trained on {', '.join(machines)}: training times do not compare")
     return notes

@@ -20,11 +20,6 @@ def rows(results: CompareResults) -> list[list[str]]:
     return cells
 
 
-def right_columns() -> range:
-    """The columns of numbers."""
-    return range(1, len(HEAD))
-
-
 def caption(results: CompareResults) -> list[str]:
     """The lines under the table: data and protocol, runs, meaning of the columns, machine, notes."""
     data, environment = results.data, results.environment
@@ -32,7 +27,6 @@ def caption(results: CompareResults) -> list[str]:
     seeds = sorted({len({run.seed for run in model.runs}) for model in results.models})
     stand_in = " (synthetic, in its place)" if data.is_synthetic else ""
     spreads = " with the sample standard deviation" if counts[-1] > 1 else ""
-    num_threads = (environment.model_extra or {}).get("num_threads", 1)
     lines = [
         f"{results.metric} on {data.name}{stand_in}, {data.num_nodes:,} nodes, {data.num_edges:,} edges; "
         f"{results.protocol}",
@@ -40,7 +34,7 @@ def caption(results: CompareResults) -> list[str]:
         f"({_count(len(results.splits), 'split')} x {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'})",
         "memory: the most that a training step needs beyond parameters, gradients, optimizer state and graph; "
         "training: all runs together",
-        f"{environment.device}, {_count(int(num_threads), 'thread')}, torch {environment.torch}, {results.date}",
+        f"{environment.machine}, torch {environment.torch}, {results.date}",
     ]
     return [*lines, *results.notes]
 
