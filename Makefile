@@ -33,6 +33,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/size.py
 
 test: lint
 	$(BIN)/python -m pytest

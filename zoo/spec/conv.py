@@ -13,32 +13,34 @@ Norm = Literal["layer", "batch"]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-class _AggrSpec(Spec):
+class AggrSpec(Spec):
+    """The base of every aggregation."""
+
     @property
     def num_parameters(self) -> int:
         """The number of learned parameters."""
         return 0
 
 
-class MaxAggr(_AggrSpec):
+class MaxAggr(AggrSpec):
     """Channel-wise maximum over the incoming messages."""
 
     type: Literal["max"]
 
 
-class MeanAggr(_AggrSpec):
+class MeanAggr(AggrSpec):
     """Mean of the incoming messages."""
 
     type: Literal["mean"]
 
 
-class SumAggr(_AggrSpec):
+class SumAggr(AggrSpec):
     """Sum of the incoming messages."""
 
     type: Literal["sum"]
 
 
-class SoftmaxAggr(_AggrSpec):
+class SoftmaxAggr(AggrSpec):
     """Sum of the messages weighted by a channel-wise softmax over each node's incoming messages.
 
     With ``scale_by_degree`` the result is multiplied by degree ** sigmoid(degree_logit).
@@ -58,7 +60,7 @@ class SoftmaxAggr(_AggrSpec):
         return int(self.learn_temperature) + int(self.scale_by_degree)
 
 
-class PowermeanAggr(_AggrSpec):
+class PowermeanAggr(AggrSpec):
     """Generalised mean (mean of m ** power) ** (1 / power) of messages clamped to [1e-7, 10].
 
     With ``scale_by_degree`` the result is multiplied by degree ** sigmoid(degree_logit).
@@ -93,8 +95,8 @@ class Linear(NamedTuple):
         return self.num_in * self.num_out + self.num_out * self.has_bias
 
 
-class _ConvSpec(Spec):
-    """A convolution of C channels; it describes the parameters of its layer."""
+class ConvSpec(Spec):
+    """The base of every convolution of C channels; it describes the parameters of its layer."""
 
     @property
     def reads_edges(self) -> bool:
@@ -134,7 +136,7 @@ class _ConvSpec(Spec):
         return sum(linear.num_parameters for linear in maps) + self.num_other_parameters(channels)
 
 
-class GenConvSpec(_ConvSpec):
+class GenConvSpec(ConvSpec):
     """GENConv (arXiv 2006.07739): messages relu(x_j + e_ij) + eps, joined by ``aggr``, then an MLP on x_i + m_i."""
 
     type: Literal["gen"]
@@ -179,7 +181,7 @@ class GenConvSpec(_ConvSpec):
         return [channels, *[2 * channels] * (self.num_mlp_layers - 1), channels]
 
 
-class GCNConvSpec(_ConvSpec):
+class GCNConvSpec(ConvSpec):
     """Graph convolution with symmetric normalization and self-loops (arXiv 1609.02907)."""
 
     type: Literal["gcn"]
@@ -189,7 +191,7 @@ class GCNConvSpec(_ConvSpec):
         return [Linear(channels, channels)]
 
 
-class SAGEConvSpec(_ConvSpec):
+class SAGEConvSpec(ConvSpec):
     """GraphSAGE: the mean of the neighbors and the node itself, each through a linear map (arXiv 1706.02216)."""
 
     type: Literal["sage"]
@@ -199,7 +201,7 @@ class SAGEConvSpec(_ConvSpec):
         return [Linear(channels, channels), Linear(channels, channels, has_bias=False)]
 
 
-class GATConvSpec(_ConvSpec):
+class GATConvSpec(ConvSpec):
     """Graph attention, heads averaged (arXiv 1710.10903)."""
 
     type: Literal["gat"]
