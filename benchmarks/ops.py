@@ -30,8 +30,9 @@ from torch_geometric.nn import GENConv
 
 from zoo.data.graph import directed_edges
 from zoo.data.synthetic import synthetic_graph
-from zoo.ops.backend import backend_for, use_backend
 from zoo.ops.csr import CSR, csr_from_edge_index
+from zoo.ops.dispatch import backend_for, use_backend
+from zoo.ops.edges import EdgeInput
 from zoo.ops.gen_aggregate import AGGREGATIONS, gen_aggregate
 from zoo.workflows.session import environment, is_out_of_memory
 
@@ -81,9 +82,11 @@ def contenders(inputs: Inputs, aggr: str) -> dict[str, Callable[[], Tensor]]:
         conv.lin_edge.weight.copy_(weight)
         conv.lin_edge.bias.copy_(bias)
 
+    edges = EdgeInput(edge_attr, weight, bias)
+
     def ours(backend: str | None) -> Tensor:
         with use_backend(backend):
-            return gen_aggregate(x, csr, edge_attr, weight, bias, aggr=aggr, temperature=FACTOR, power=FACTOR)
+            return gen_aggregate(x, csr, edges, aggr=aggr, temperature=FACTOR, power=FACTOR)
 
     def plain() -> Tensor:
         message = F.relu(x[source] + F.linear(edge_attr, weight, bias)) + 1e-7

@@ -10,7 +10,7 @@ import torch
 
 from tests.workflows.small import small_recipe, write_recipe
 from zoo.cli import main
-from zoo.ops.backend import use_backend
+from zoo.ops.dispatch import use_backend
 from zoo.workflows import train as train_module
 from zoo.workflows.export import export
 from zoo.workflows.train import train

@@ -251,7 +251,7 @@ def test_bad_input(
     if "NO_GPU" in case.environment:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     if "ZOO_BACKEND" in case.environment:
-        monkeypatch.setattr("zoo.ops.backend._named", case.environment["ZOO_BACKEND"])
+        monkeypatch.setattr("zoo.ops.dispatch._named", case.environment["ZOO_BACKEND"])
     before = tree(tmp_path)
     result = zoo_command(*case.arguments.split())
     assert result.code == case.code

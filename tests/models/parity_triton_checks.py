@@ -3,7 +3,7 @@
 import pytest
 
 from tests.models import test_parity
-from zoo.ops.backend import use_backend
+from zoo.ops.dispatch import use_backend
 
 RECORDED = [
     ("revgcn_equals_the_authors", ("revgcn_g2_l1_max_train_f64", True)),

@@ -16,8 +16,8 @@ from zoo.models.convert import convert_block_name, convert_state_dict
 from zoo.models.factory import build_model
 from zoo.models.gnn import DropoutMasks
 from zoo.models.revgat import RevGATMasks
-from zoo.ops.backend import use_backend
 from zoo.ops.csr import csr_from_edge_index
+from zoo.ops.dispatch import use_backend
 from zoo.ops.edges import EdgeInput
 from zoo.spec.shape import GraphShape
 

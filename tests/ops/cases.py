@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR, csr_from_edge_index
+from zoo.ops.dispatch import use_backend
+from zoo.ops.edges import EdgeInput
 from zoo.ops.gen_aggregate import gen_aggregate
 
 AGGREGATIONS = ("max", "mean", "sum", "softmax", "powermean")
@@ -68,8 +69,9 @@ def make_case(
 
 
 def forward(case: Case, aggr: str, **options: object) -> Tensor:
+    edges = None if case.edge_attr is None else EdgeInput(case.edge_attr, case.weight, case.bias)
     return gen_aggregate(
-        *(case.x, case.csr, case.edge_attr, case.weight, case.bias),
+        *(case.x, case.csr, edges),
         **{"aggr": aggr, "temperature": case.factor, "power": case.factor, **options},
     )
 

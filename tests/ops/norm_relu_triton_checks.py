@@ -5,7 +5,7 @@ import torch
 
 from tests.ops.cases import assert_close
 from tests.ops.test_norm_relu import definition, make_inputs, run
-from zoo.ops.backend import use_backend
+from zoo.ops.dispatch import use_backend
 from zoo.ops.norm_relu import cuda, norm_relu
 
 

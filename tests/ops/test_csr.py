@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from zoo.errors import DataError
-from zoo.ops.csr import CSR, check_csr, csr_from_edge_index, empty_csr, overwrite, remembered
+from zoo.ops.csr import CSR, cached, check_csr, copy_into, csr_from_edge_index, empty_csr
 
 
 def test_rows_hold_the_edges_of_each_target_in_the_given_order():
@@ -66,11 +66,11 @@ def test_what_is_made_of_a_graph_is_made_once_until_the_graph_changes():
         calls.append(graph.col.tolist())
         return len(calls)
 
-    assert [remembered(csr, "a", build), remembered(CSR(*csr), "a", build)] == [1, 1]
+    assert [cached(csr, "a", build), cached(CSR(*csr), "a", build)] == [1, 1]
     csr.col[0] = 0
-    assert remembered(csr, "a", build) == 2
-    assert remembered(CSR(csr.rowptr, csr.col.clone()), "a", build) == 3
-    assert remembered(csr, "b", build) == 4
+    assert cached(csr, "a", build) == 2
+    assert cached(CSR(csr.rowptr, csr.col.clone()), "a", build) == 3
+    assert cached(csr, "b", build) == 4
 
 
 def test_a_graph_made_in_inference_mode_can_be_checked():
@@ -79,49 +79,49 @@ def test_a_graph_made_in_inference_mode_can_be_checked():
         check_csr(csr)
 
 
-def test_a_csr_written_into_a_larger_one_keeps_its_rows_and_the_rest_is_nobodys_business():
-    room = empty_csr(8, 20, random_rows(1, 1))
-    place = room.rowptr.data_ptr(), room.col.data_ptr()
+def test_a_csr_written_into_a_larger_one_keeps_its_rows():
+    buffer = empty_csr(8, 20, random_rows(1, 1))
+    place = buffer.rowptr.data_ptr(), buffer.col.data_ptr()
     for num_nodes, num_edges in ((7, 20), (3, 5), (5, 0), (6, 11)):
         csr = random_rows(num_nodes, num_edges)
-        overwrite(room, csr)
-        assert torch.equal(room.rowptr[: num_nodes + 1], csr.rowptr)
-        assert torch.equal(room.col[:num_edges], csr.col)
+        copy_into(buffer, csr)
+        assert torch.equal(buffer.rowptr[: num_nodes + 1], csr.rowptr)
+        assert torch.equal(buffer.col[:num_edges], csr.col)
         # What is left of the edges belongs to the rows that are left, about as many to each, and comes from many nodes.
-        degrees = room.rowptr[num_nodes:].diff()
-        assert (int(room.rowptr[num_nodes]), int(degrees.sum())) == (num_edges, 20 - num_edges)
+        degrees = buffer.rowptr[num_nodes:].diff()
+        assert (int(buffer.rowptr[num_nodes]), int(degrees.sum())) == (num_edges, 20 - num_edges)
         assert degrees.max() - degrees.min() <= 1
-        assert room.col[num_edges:].tolist() == [k % 8 for k in range(20 - num_edges)]
-        check_csr(CSR(room.rowptr.clone(), room.col.clone()))
-    assert place == (room.rowptr.data_ptr(), room.col.data_ptr())
+        assert buffer.col[num_edges:].tolist() == [k % 8 for k in range(20 - num_edges)]
+        check_csr(CSR(buffer.rowptr.clone(), buffer.col.clone()))
+    assert place == (buffer.rowptr.data_ptr(), buffer.col.data_ptr())
 
 
-def test_what_is_remembered_of_an_overwritten_csr_follows_it_or_is_forgotten():
+def test_cached_values_of_a_refilled_buffer_are_refreshed_or_dropped():
     class Degrees:
         def __init__(self, csr):
             self.values = csr.rowptr.diff()
 
-        def refill(self, csr):
+        def refresh(self, csr):
             self.values.copy_(csr.rowptr.diff())
 
-    room = empty_csr(6, 10, random_rows(1, 1))
-    overwrite(room, random_rows(4, 9))
-    degrees, count = remembered(room, "degrees", Degrees), remembered(room, "count", lambda csr: object())
+    buffer = empty_csr(6, 10, random_rows(1, 1))
+    copy_into(buffer, random_rows(4, 9))
+    degrees, count = cached(buffer, "degrees", Degrees), cached(buffer, "count", lambda csr: object())
     values = degrees.values
-    overwrite(room, random_rows(5, 3))
-    assert remembered(room, "degrees", Degrees) is degrees
+    copy_into(buffer, random_rows(5, 3))
+    assert cached(buffer, "degrees", Degrees) is degrees
     assert degrees.values is values
-    assert torch.equal(values, room.rowptr.diff())
-    assert remembered(room, "count", lambda csr: object()) is not count
+    assert torch.equal(values, buffer.rowptr.diff())
+    assert cached(buffer, "count", lambda csr: object()) is not count
 
 
 def test_a_csr_that_does_not_fit_or_is_damaged_is_not_written():
-    room = empty_csr(4, 10, random_rows(1, 1))
+    buffer = empty_csr(4, 10, random_rows(1, 1))
     for csr in (random_rows(4, 5), random_rows(2, 11)):
         with pytest.raises(DataError, match="do not fit into a CSR of 4 nodes and 10 edges"):
-            overwrite(room, csr)
+            copy_into(buffer, csr)
     with pytest.raises(DataError, match="node 9 does not exist"):
-        overwrite(room, CSR(torch.tensor([0, 1]), torch.tensor([9])))
+        copy_into(buffer, CSR(torch.tensor([0, 1]), torch.tensor([9])))
 
 
 def random_rows(num_nodes: int, num_edges: int) -> CSR:

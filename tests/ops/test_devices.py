@@ -9,8 +9,8 @@ from tests.layers.graphs import gen_stack, stack_inputs
 from tests.ops.cases import AGGREGATIONS, assert_close, forward, make_case, run
 from zoo.layers.capture import capture_layers, capture_report
 from zoo.layers.inputs import BlockInputs
-from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR
+from zoo.ops.dispatch import use_backend
 from zoo.ops.edges import EdgeInput
 from zoo.ops.norm_relu import norm_relu
 from zoo.ops.weighted_sum import weighted_sum

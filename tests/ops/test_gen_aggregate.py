@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.cases import AGGREGATIONS, Case, assert_close, forward, graph, make_case, run
 from zoo.errors import BackendError
-from zoo.ops import edge_chunks, numba_kernels, pieces
-from zoo.ops.backend import use_backend
+from zoo.ops import numba_launch, work_items
 from zoo.ops.csr import CSR, csr_from_edge_index
+from zoo.ops.dispatch import use_backend
+from zoo.ops.edges import EdgeInput
 from zoo.ops.gen_aggregate import cpu, gen_aggregate
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -24,11 +25,11 @@ USES_JVP = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:D
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    """Make small graphs take every turn: rows in pieces, several chunks, three threads."""
-    monkeypatch.setattr(edge_chunks, "CHUNK_NUMBERS", 2000)
-    monkeypatch.setattr(pieces, "MAX_PIECE_EDGES", 45)
-    monkeypatch.setattr(pieces, "CHUNK_EDGES", 64)
+def small_segments(monkeypatch):
+    """Make small graphs take every turn: rows in segments, several work items, three threads."""
+    monkeypatch.setattr(work_items, "CHUNK_NUMBERS", 2000)
+    monkeypatch.setattr(work_items, "MAX_SEGMENT_EDGES", 45)
+    monkeypatch.setattr(work_items, "MIN_ITEM_EDGES", 64)
     monkeypatch.setattr(cpu, "ROWS_PER_SUM", 16)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -272,18 +273,18 @@ def test_more_edge_features_than_registers_fit():
 
 
 def test_kernels_need_no_place_to_be_kept(monkeypatch):
-    real_njit = numba_kernels.njit
+    real_njit = numba_launch.njit
 
     def njit(form, *, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return real_njit(form, **options)
 
-    monkeypatch.setattr(numba_kernels, "njit", njit)
-    cpu.cpu_kernels.max_forward.cache_clear()
+    monkeypatch.setattr(numba_launch, "njit", njit)
+    cpu._max_forward.cache_clear()
     case = make_case()
     assert_close(run(case, "numba", "max"), run(case.to(torch.float64), "reference", "max"), F32)
-    cpu.cpu_kernels.max_forward.cache_clear()
+    cpu._max_forward.cache_clear()
 
 
 def test_rows_with_equal_messages_give_the_gradient_to_their_first_edge():
@@ -305,7 +306,7 @@ def test_ties_give_the_numbers_recorded_from_the_authors_code(backend, digits):
     x, embedding = (record[f"in/{name}"].clone().requires_grad_() for name in ("x", "edge_emb"))
     csr, perm = csr_from_edge_index(record["in/edge_index"], len(x))
     with use_backend(backend):
-        hidden = x + gen_aggregate(x, csr, embedding[perm])
+        hidden = x + gen_aggregate(x, csr, EdgeInput(embedding[perm]))
     hidden = F.linear(hidden, record["state/mlp.0.weight"], record["state/mlp.0.bias"])
     hidden = F.layer_norm(hidden, hidden.shape[1:], record["state/mlp.1.weight"], record["state/mlp.1.bias"]).relu()
     out = F.linear(hidden, record["state/mlp.3.weight"], record["state/mlp.3.bias"])
@@ -367,3 +368,24 @@ def test_a_graph_is_freed_with_its_tensors():
     del csr
     gc.collect()
     assert gone() is None
+
+
+# The compiler itself looks at the gradient of every tensor that enters a graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("aggr", AGGREGATIONS)
+def test_a_compiled_call_equals_the_eager_one(aggr):
+    case = make_case()
+    results = []
+    torch.compiler.reset()
+    for compiled in (False, True):
+        leaves = {name: getattr(case, name).clone().requires_grad_() for name in ("x", "weight", "bias", "factor")}
+
+        def function(leaves):
+            return forward(case._replace(**leaves), aggr) * 2
+
+        out = torch.compile(function, backend="aot_eager")(leaves) if compiled else function(leaves)
+        out.backward(case.grad)
+        results.append([out.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)])
+    assert len(results[0]) == len(results[1])
+    assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results, strict=True))
+    torch.compiler.reset()

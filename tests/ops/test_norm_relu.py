@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tests.ops.cases import assert_close
 from zoo.errors import BackendError, DataError
-from zoo.ops.backend import use_backend
+from zoo.ops.dispatch import use_backend
 from zoo.ops.norm_relu import cpu, norm_relu
 
 # PyTorch's own forward-mode rules call what newer PyTorch warns about.

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.interpreted import assert_checks_pass
-from zoo.ops.norm_relu import MAX_CHANNELS, cuda, cuda_kernels
+from zoo.ops.norm_relu import MAX_CHANNELS, cuda
 
 HOPPER = GPUTarget("cuda", 90, 32)
 NUMBERS = dict.fromkeys(("x_stride", "mask_stride", "grad_stride", "N", "C"), "i32") | {"eps": "fp32"}
@@ -20,7 +20,7 @@ def test_interpreted_kernels_equal_the_definition():
     assert_checks_pass(__file__, "norm_relu_triton_checks.py")
 
 
-@pytest.mark.parametrize("kernel", [cuda_kernels.forward, cuda_kernels.backward])
+@pytest.mark.parametrize("kernel", [cuda.forward_kernel, cuda.backward_kernel])
 @pytest.mark.parametrize(("width", "number"), [(64, "fp32"), (128, "bf16"), (MAX_CHANNELS, "fp32")])
 def test_kernels_compile_for_hopper_within_their_registers(kernel, width, number, tmp_path):
     constants = {"MASKED": True, "BR": max(1, cuda.TILE_NUMBERS // width), "BC": width}

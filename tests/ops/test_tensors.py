@@ -7,8 +7,8 @@ import torch
 
 from tests.ops.cases import assert_close, make_case, run
 from zoo.errors import BackendError
-from zoo.ops.backend import use_backend
 from zoo.ops.csr import CSR, as_csr, csr_from_edge_index
+from zoo.ops.dispatch import use_backend
 from zoo.ops.gen_aggregate import gen_aggregate
 from zoo.ops.norm_relu import norm_relu
 from zoo.ops.tensors import address, plain

@@ -62,7 +62,7 @@ def test_an_exception_in_a_helper_reaches_the_caller():
 INTERRUPTED = """
 import os, signal, threading, time
 import torch
-from zoo.ops.backend import use_backend
+from zoo.ops.dispatch import use_backend
 from zoo.ops.csr import csr_from_edge_index
 from zoo.ops.gen_aggregate import gen_aggregate
 

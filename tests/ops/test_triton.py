@@ -10,10 +10,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.interpreted import assert_checks_pass
-from zoo.ops.gen_aggregate import cuda_kernels
+from zoo.ops.gen_aggregate import cuda
 
 HOPPER = GPUTarget("cuda", 90, 32)
-POINTERS = dict.fromkeys(("start", "end", "target", "tail_ptr"), "*i64") | {"col": "*i32", "arg": "*i32"}
+POINTERS = dict.fromkeys(("start", "end", "target", "further"), "*i64") | {"col": "*i32", "win": "*i32"}
 NUMBERS = dict.fromkeys(("x_stride", "attr_stride", "C", "N", "num_rows"), "i32") | {
     "eps": "fp32",
     "attached": "fp32",
@@ -30,24 +30,24 @@ def test_interpreted_kernels_equal_the_reference():
 @pytest.mark.parametrize(
     ("name", "num_warps", "constants"),
     [
-        ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64}),
-        ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64, "NUMBER": "bf16"}),
-        ("max_forward", 1, EMBEDDED | {"WITH_ARG": True, "BC": 32}),
-        ("max_forward", 2, SHARED | {"WITH_ARG": True, "BC": 64, "FEATURE": "fp16"}),
-        ("join_max", 2, {"WITH_ARG": True, "BC": 64}),
-        ("join_softmax", 2, {"BC": 64}),
+        ("max_forward", 2, SHARED | {"WITH_WINNER": True, "BC": 64}),
+        ("max_forward", 2, SHARED | {"WITH_WINNER": True, "BC": 64, "NUMBER": "bf16"}),
+        ("max_forward", 1, EMBEDDED | {"WITH_WINNER": True, "BC": 32}),
+        ("max_forward", 2, SHARED | {"WITH_WINNER": True, "BC": 64, "FEATURE": "fp16"}),
+        ("merge_max", 2, {"WITH_WINNER": True, "BC": 64}),
+        ("merge_softmax", 2, {"BC": 64}),
         ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64}),
         ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64, "FEATURE": "fp16"}),
         ("softmax_forward", 2, SHARED | {"BC": 64}),
-        ("sum_backward", 4, SHARED | GRADIENTS | {"FORM": 2, "BC": 64}),
-        ("sum_backward", 2, SHARED | GRADIENTS | {"FORM": 2, "BC": 16, "WITH_EDGES": True}),
+        ("softmax_backward", 4, SHARED | GRADIENTS | {"BC": 64}),
+        ("softmax_backward", 2, SHARED | GRADIENTS | {"BC": 16, "WITH_EDGES": True}),
     ],
 )
 def test_kernels_compile_for_hopper_within_their_registers(name, num_warps, constants, tmp_path):
     number = constants.get("NUMBER", "fp32")
     reads = {"x": f"*{number}", "attr": f"*{constants.get('FEATURE', number)}"}
     constants = {key: value for key, value in constants.items() if key not in ("NUMBER", "FEATURE")}
-    kernel = getattr(cuda_kernels, name)
+    kernel = getattr(cuda, f"{name}_kernel")
     signature = {}
     for argument in kernel.arg_names:
         read = {**POINTERS, **NUMBERS, **reads}.get(argument, "*fp32")

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.interpreted import assert_checks_pass
-from zoo.ops.weighted_sum import cuda_kernels
+from zoo.ops.weighted_sum import cuda
 
 HOPPER = GPUTarget("cuda", 90, 32)
 INTEGERS = dict.fromkeys(("x_stride", "num_rows", "H", "C"), "i32")
@@ -25,7 +25,7 @@ def test_interpreted_kernels_equal_the_reference():
 @pytest.mark.parametrize("name", ["weighted_sum", "edge_products"])
 def test_kernels_compile_for_hopper_within_their_registers(name, number, tmp_path):
     constants = {"BE": 16, "BC": 64} | ({"WEIGHTED": True} if name == "weighted_sum" else {})
-    kernel = getattr(cuda_kernels, name)
+    kernel = getattr(cuda, f"{name}_kernel")
     signature = {argument: (INTEGERS | POINTERS).get(argument, "*fp32") for argument in kernel.arg_names}
     signature |= {"x": f"*{number}"} | dict.fromkeys(constants, "constexpr")
     options = {"num_warps": 2, "enable_fp_fusion": True}

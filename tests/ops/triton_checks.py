@@ -5,15 +5,17 @@ import torch
 from torch.nn import functional
 
 from tests.ops.cases import AGGREGATIONS, assert_close, forward, make_case, run
-from zoo.ops import triton_launch
-from zoo.ops.backend import backend_for, use_backend
-from zoo.ops.csr import CSR, empty_csr, overwrite
+from zoo.ops import triton_launch, work_items
+from zoo.ops.csr import CSR, copy_into, empty_csr
+from zoo.ops.dispatch import backend_for, use_backend
+from zoo.ops.edges import EdgeInput
 from zoo.ops.gen_aggregate import chunked, cuda
+from zoo.ops.gen_aggregate.reference import Messages
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(triton_launch, "MAX_PIECE_EDGES", 18)
+def small_segments(monkeypatch):
+    monkeypatch.setattr(triton_launch, "MAX_SEGMENT_EDGES", 18)
     torch.set_num_threads(1)
 
 
@@ -81,7 +83,7 @@ def test_half_precision_strides_and_long_indices_are_read_in_place():
     wide[:, 5:12] = case.x
     rows = cuda._Call(_messages(case._replace(x=wide[:, 5:12])))
     assert rows.inputs[1].data_ptr() == wide[:, 5:12].data_ptr()
-    out, _ = cuda.max_forward(_messages(case._replace(x=wide[:, 5:12])), with_arg=False)
+    out, _ = cuda.max_forward(_messages(case._replace(x=wide[:, 5:12])), None, needs_grad=False)
     rounded = case._replace(x=wide[:, 5:12].float(), csr=CSR(case.csr.rowptr, case.csr.col.int()))
     assert_close({"output": out}, {"output": run(rounded, "reference", "max")["output"]}, 3e-5)
 
@@ -94,13 +96,11 @@ def test_edge_features_in_half_precision_are_read_in_place(backend, edges):
     assert cuda._Call(_messages(half)).inputs[3].data_ptr() == half.edge_attr.data_ptr()
     found = []
     for one in (half, half._replace(edge_attr=half.edge_attr.float())):
-        messages, options = _messages(one), {"with_edges": True}
-        out, arg = backend.max_forward(messages, with_arg=True)
-        found.append([out, arg, *backend.max_backward(one.grad, arg, one.csr, one.edge_attr, one.weight, **options)])
-        mean, log = backend.softmax_forward(messages, one.factor)
-        options["detach_weights"] = False
-        gradients = backend.softmax_backward(one.grad, mean, log, messages, one.factor, **options)
-        found[-1] += [mean, log, *gradients]
+        messages, options = _messages(one), {"with_edges": True, "detach_weights": False}
+        out, state = backend.max_forward(messages, None, needs_grad=True)
+        found.append([out, *state, *backend.max_backward(one.grad, messages, None, *state, **options)])
+        out, state = backend.softmax_forward(messages, one.factor, needs_grad=True)
+        found[-1] += [out, *state, *backend.softmax_backward(one.grad, messages, one.factor, *state, **options)]
     assert all(a is b or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -120,49 +120,47 @@ def test_the_interpreter_serves_the_cpu():
 
 
 def _messages(case):
-    from zoo.ops.gen_aggregate.interface import Messages
-
-    return Messages(case.x, case.csr, case.edge_attr, case.weight, case.bias, 1e-7)
+    return Messages(case.x, case.csr, EdgeInput(case.edge_attr, case.weight, case.bias), 1e-7)
 
 
-def test_a_plan_covers_every_edge_once_and_has_a_shape_that_edges_do_not_decide():
+def test_segments_cover_every_edge_once_and_have_shapes_that_edges_do_not_decide():
     one, other = make_case(8, 60, C=7).csr, make_case(8, 60, C=7, seed=5).csr
     assert not torch.equal(one.rowptr, other.rowptr)
     for csr in (one, other):
-        plan = triton_launch.plan_of(csr)
-        assert [len(tensor) for tensor in plan] == [8 + 60 // 18, 8 + 60 // 18, 60 // 18, 9]
-        covered = [edge for start, end in zip(plan.start, plan.end, strict=True) for edge in range(start, end)]
+        segments = triton_launch.segments_of(csr)
+        assert [len(tensor) for tensor in segments[:4]] == [8 + 60 // 18, 8 + 60 // 18, 60 // 18, 9]
+        covered = [edge for start, end in zip(segments.start, segments.end, strict=True) for edge in range(start, end)]
         assert sorted(covered) == list(range(60))
-        assert int((plan.end - plan.start).max()) <= 18
-        for piece, row in enumerate(plan.target.tolist()):
-            for edge in range(plan.start[8 + piece], plan.end[8 + piece]):
+        assert int((segments.end - segments.start).max()) <= 18
+        for segment, row in enumerate(segments.row.tolist()):
+            for edge in range(segments.start[8 + segment], segments.end[8 + segment]):
                 assert csr.rowptr[row] <= edge < csr.rowptr[row + 1]
 
 
-def test_a_large_graph_is_cut_into_fewer_pieces_rather_than_more(monkeypatch):
-    monkeypatch.setattr(triton_launch, "MAX_FURTHER_PIECES", 2)
+def test_a_large_graph_is_cut_into_fewer_segments_rather_than_more(monkeypatch):
+    monkeypatch.setattr(work_items, "MAX_FURTHER_SEGMENTS", 2)
     case = make_case(8, 120, C=7, D=3)
-    plan = triton_launch.plan_of(case.csr)
-    assert plan.target.numel() == 120 // 72
-    assert int((plan.end - plan.start).max()) > 18
+    segments = triton_launch.segments_of(case.csr)
+    assert segments.row.numel() == 120 // 72
+    assert int((segments.end - segments.start).max()) > 18
     equals_reference(case, "max")
 
 
 @pytest.mark.parametrize("aggr", AGGREGATIONS)
-def test_an_overwritten_csr_gives_the_same_and_its_plan_stays_where_it_is(aggr):
-    room = empty_csr(10, 70, make_case(8, 45, C=7).csr)
-    overwrite(room, make_case(9, 70, C=7).csr)
-    plan = triton_launch.plan_of(room)
+def test_a_csr_in_a_larger_buffer_gives_the_same_and_its_segments_stay_where_they_are(aggr):
+    buffer = empty_csr(10, 70, make_case(8, 45, C=7).csr)
+    copy_into(buffer, make_case(9, 70, C=7).csr)
+    segments = triton_launch.segments_of(buffer)
     case = make_case(8, 45, C=7, D=3, seed=3)
-    overwrite(room, case.csr)
+    copy_into(buffer, case.csr)
     padded = case._replace(
-        csr=room,
+        csr=buffer,
         x=functional.pad(case.x, (0, 0, 0, 2)),
         edge_attr=functional.pad(case.edge_attr, (0, 0, 0, 25)),
         grad=functional.pad(case.grad, (0, 0, 0, 2)),
     )
     found = run(padded, "triton", aggr)
-    assert triton_launch.plan_of(room) is plan
+    assert triton_launch.segments_of(buffer) is segments
     lengths = {"output": 8, "gradient of x": 8, "gradient of edge_attr": 45}
     own = {name: value[: lengths[name]] if name in lengths else value for name, value in found.items()}
     assert_close(own, run(case.to(torch.float64), "reference", aggr), 3e-5)

@@ -9,8 +9,8 @@ from zoo.ops import triton_launch
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(triton_launch, "MAX_PIECE_EDGES", 18)
+def small_segments(monkeypatch):
+    monkeypatch.setattr(triton_launch, "MAX_SEGMENT_EDGES", 18)
     torch.set_num_threads(1)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.workflows.small import small_recipe
-from zoo.ops.backend import use_backend
+from zoo.ops.dispatch import use_backend
 from zoo.workflows import train as train_module
 from zoo.workflows.train import train
 

@@ -120,7 +120,7 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 from tests.workflows.small import small_recipe
-from zoo.ops.backend import set_backend
+from zoo.ops.dispatch import set_backend
 from zoo.workflows import train as module
 torch.set_num_threads(1)
 set_backend("chunked")

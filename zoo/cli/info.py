@@ -68,7 +68,7 @@ def _published(name: str, *, as_json: bool, quiet: bool) -> None:
 
 
 def _environment(*, as_json: bool) -> None:
-    from zoo.ops.backend import describe
+    from zoo.ops.dispatch import describe
     from zoo.workflows.session import environment, resolve_device
 
     facts, backends = environment(resolve_device(None)).model_dump(), describe()

@@ -88,13 +88,10 @@ class GENConv(nn.Module):
         edges = inputs.edges
         if edges is not None and self.edge_linear is not None:
             edges = edges.project(self.edge_linear)
-        attr, weight, bias = (None, None, None) if edges is None else edges
         message = gen_aggregate(
             x,
             inputs.csr,
-            attr,
-            weight,
-            bias,
+            edges,
             aggr=self.aggr,
             temperature=self.temperature,
             power=self.power,

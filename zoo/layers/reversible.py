@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zoo.layers.compiling import uncompiled
 from zoo.layers.coupling import (
     couple,
     couple_in_place,
@@ -33,6 +32,7 @@ from zoo.layers.coupling import (
 from zoo.layers.inputs import BlockInputs, full_precision
 from zoo.layers.replay import GradientSums, Guard, exclusive
 from zoo.layers.rng import RngTape
+from zoo.ops.dispatch import uncompiled
 
 
 class Executor(Protocol):

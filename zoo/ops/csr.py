@@ -85,13 +85,13 @@ def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None
 
 
 def check_csr(csr: CSR) -> None:
-    """Look at every row and edge, once for each CSR: kernels read memory where ``rowptr`` and ``col`` tell them to.
+    """Check every row and edge, once for each CSR: kernels read memory where ``rowptr`` and ``col`` tell them to.
 
     Raises:
         DataError: if the rows do not cover the edges in order, or an edge names a node that does not exist.
     """
     if not torch.compiler.is_compiling():
-        remembered(csr, "checked", _check)
+        cached(csr, "checked", _check)
 
 
 def _check(csr: CSR) -> bool:
@@ -113,29 +113,29 @@ def _check(csr: CSR) -> bool:
 
 
 @runtime_checkable
-class Refillable(Protocol):
-    """What is remembered of a CSR and can follow it when it is overwritten, in tensors that stay where they are."""
+class Refreshable(Protocol):
+    """A cached value that can be refreshed in place when its CSR changes (for CUDA graphs)."""
 
-    def refill(self, csr: CSR) -> None:
-        """Become what would be built of ``csr``, which has as many rows and edges as before."""
+    def refresh(self, csr: CSR) -> None:
+        """Take the values for ``csr``, which has as many rows and edges as before; tensors stay where they are."""
 
 
 def empty_csr(num_nodes: int, num_edges: int, like: CSR) -> CSR:
-    """Room for CSRs of fewer nodes and no more edges, on the device of ``like``; to be filled by :func:`overwrite`."""
+    """A buffer for CSRs of fewer nodes and no more edges, on the device of ``like``; see :func:`copy_into`."""
     rowptr = torch.zeros(num_nodes + 1, dtype=like.rowptr.dtype, device=like.rowptr.device)
     rowptr[-1:].fill_(num_edges)
     return CSR(rowptr, torch.zeros(num_edges, dtype=like.col.dtype, device=like.col.device))
 
 
-def overwrite(room: CSR, csr: CSR) -> None:
-    """Write a CSR into a larger one, whose tensors stay where they are.
+def copy_into(buffer: CSR, csr: CSR) -> None:
+    """Copy a CSR into a larger one, whose tensors stay where they are.
 
-    The rows beyond share the edges beyond evenly: a GPU joins the pieces of one long row one after the other. These
-    edges come from every node in turn, so that not all that flows back along them meets in one place. What is
-    remembered of ``room`` and can follow does so, the rest is forgotten.
+    The unused rows share the unused edges evenly, because a GPU merges the segments of one long row one after the
+    other. These edges come from every node in turn, so that their gradients do not all meet in one row. Cached values
+    of ``buffer`` that are ``Refreshable`` are refreshed, the others dropped.
 
     Args:
-        room: more nodes than ``csr``, as many edges or more.
+        buffer: more nodes than ``csr``, as many edges or more.
         csr: any.
 
     Raises:
@@ -143,50 +143,50 @@ def overwrite(room: CSR, csr: CSR) -> None:
     """
     check_csr(csr)
     n, num_edges = csr.num_nodes, csr.num_edges
-    if n >= room.num_nodes or num_edges > room.num_edges:
+    if n >= buffer.num_nodes or num_edges > buffer.num_edges:
         size = f"{n} nodes and {num_edges} edges"
-        raise DataError(f"{size} do not fit into a CSR of {room.num_nodes} nodes and {room.num_edges} edges")
-    room.rowptr[:n].copy_(csr.rowptr[:-1])
-    rows = torch.arange(room.num_nodes - n + 1, device=room.rowptr.device)
-    room.rowptr[n:].copy_(rows * (room.num_edges - num_edges) // (room.num_nodes - n) + num_edges)
-    room.col[:num_edges].copy_(csr.col)
-    beyond = room.col[num_edges:]
-    torch.arange(beyond.numel(), dtype=beyond.dtype, device=beyond.device, out=beyond).remainder_(room.num_nodes)
-    memory = _memory(room)
-    kept = {} if memory is None or memory.col() is not room.col else memory.values
-    kept = {key: value for key, value in kept.items() if isinstance(value, Refillable)}
+        raise DataError(f"{size} do not fit into a CSR of {buffer.num_nodes} nodes and {buffer.num_edges} edges")
+    buffer.rowptr[:n].copy_(csr.rowptr[:-1])
+    rows = torch.arange(buffer.num_nodes - n + 1, device=buffer.rowptr.device)
+    buffer.rowptr[n:].copy_(rows * (buffer.num_edges - num_edges) // (buffer.num_nodes - n) + num_edges)
+    buffer.col[:num_edges].copy_(csr.col)
+    beyond = buffer.col[num_edges:]
+    torch.arange(beyond.numel(), dtype=beyond.dtype, device=beyond.device, out=beyond).remainder_(buffer.num_nodes)
+    cache = _cache_of(buffer)
+    kept = {} if cache is None or cache.col() is not buffer.col else cache.values
+    kept = {key: value for key, value in kept.items() if isinstance(value, Refreshable)}
     for value in kept.values():
-        value.refill(room)
-    _MEMORIES[room.rowptr] = _Memory(weakref.ref(room.col), _versions(room), {"checked": True, **kept})
+        value.refresh(buffer)
+    _CACHES[buffer.rowptr] = _Cache(weakref.ref(buffer.col), _versions(buffer), {"checked": True, **kept})
 
 
-class _Memory(NamedTuple):
+class _Cache(NamedTuple):
     col: weakref.ref[Tensor]
     versions: tuple[int, int]
     values: dict[str, Any]
 
 
-# Goes with the tensors: nothing here keeps a CSR alive.
-_MEMORIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# Keyed weakly by rowptr: nothing here keeps a CSR alive.
+_CACHES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def remembered(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:
-    """What ``build`` makes of a CSR: built on first use and kept as long as the CSR's tensors live unchanged.
+def cached(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:
+    """The value ``build(csr)``, built on first use and kept as long as the tensors of the CSR live unchanged.
 
     The value must not hold the CSR's own tensors or views of them.
     """
-    memory = _memory(csr)
+    cache = _cache_of(csr)
     versions = _versions(csr)
-    if memory is None or memory.col() is not csr.col or memory.versions != versions:
-        memory = _MEMORIES[csr.rowptr] = _Memory(weakref.ref(csr.col), versions, {})
-    if key not in memory.values:
-        memory.values[key] = build(csr)
-    value: Value = memory.values[key]
+    if cache is None or cache.col() is not csr.col or cache.versions != versions:
+        cache = _CACHES[csr.rowptr] = _Cache(weakref.ref(csr.col), versions, {})
+    if key not in cache.values:
+        cache.values[key] = build(csr)
+    value: Value = cache.values[key]
     return value
 
 
-def _memory(csr: CSR) -> _Memory | None:
-    return _MEMORIES[csr.rowptr] if csr.rowptr in _MEMORIES else None  # noqa: SIM401
+def _cache_of(csr: CSR) -> _Cache | None:
+    return _CACHES[csr.rowptr] if csr.rowptr in _CACHES else None  # noqa: SIM401
 
 
 def _versions(csr: CSR) -> tuple[int, int]:

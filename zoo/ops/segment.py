@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.ops.csr import CSR, remembered
+from zoo.ops.csr import CSR, cached
 
 Value = TypeVar("Value")
 
@@ -22,12 +22,12 @@ def edge_targets(csr: CSR) -> Tensor:
 
 def out_degrees(csr: CSR) -> Tensor:
     """[N] int64, the number of edges that leave every node."""
-    return _remembered(csr, "out-degrees", lambda csr: torch.bincount(csr.col, minlength=csr.num_nodes))
+    return _cached(csr, "out-degrees", lambda csr: torch.bincount(csr.col, minlength=csr.num_nodes))
 
 
 def without_loops(csr: CSR) -> CSR:
     """The edges between different nodes."""
-    without = _remembered(csr, "without loops", _without_loops)
+    without = _cached(csr, "without loops", _without_loops)
     return csr if without is None else without
 
 
@@ -39,12 +39,12 @@ def _without_loops(csr: CSR) -> CSR | None:
     return CSR(num_kept_before[csr.rowptr], csr.col[kept])
 
 
-def _remembered(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:
+def _cached(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:
     if torch.compiler.is_compiling():
         return build(csr)
     # A tensor made in inference mode would be of no use to a later training pass.
     with torch.inference_mode(False):
-        return remembered(csr, key, build)
+        return cached(csr, key, build)
 
 
 def segment_softmax(scores: Tensor, csr: CSR) -> Tensor:

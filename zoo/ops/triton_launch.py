@@ -1,74 +1,36 @@
-"""What the ops share on the GPU: rows cut into pieces, tiles of channels, and the launch of Triton kernels."""
+"""Launch of Triton kernels for all operators: rows cut into segments, tiles of channels, merging of segments."""
+
+# Triton carries no types, and its functions are not Python.
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, misc"
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from zoo.errors import BackendError
-from zoo.ops.csr import CSR, remembered
+from zoo.ops.csr import CSR, cached
 from zoo.ops.tensors import address
+from zoo.ops.work_items import Segments, cut_rows
 
-# Longer rows are shared by several programs; yet there is room for so many pieces of them at most, since each has
-# results of its own.
-MAX_PIECE_EDGES = 256
-MAX_FURTHER_PIECES = 1 << 16
+# Longer rows are shared by several programs.
+MAX_SEGMENT_EDGES = 256
 # Edges that a program handles at once: the side of the smallest matrix product.
 BLOCK_EDGES = 16
 
 
-class Plan(NamedTuple):
-    """Rows cut into pieces of bounded length; shapes depend on N and E alone.
-
-    Piece i < N begins row i. Room for what is left of long rows follows, row by row; what is not needed of it is empty.
-    """
-
-    start: Tensor  # [P] first edge of each piece
-    end: Tensor  # [P]
-    target: Tensor  # [P - N] rows of the pieces from N on; N of those that no row needs
-    tail_ptr: Tensor  # [N + 1] where the further pieces of each row begin, counted from N
-
-    def refill(self, csr: CSR) -> None:
-        """See ``csr.Refillable``."""
-        for old, new in zip(self, _make_plan(csr), strict=True):
-            old.copy_(new)
-
-
-def plan_of(csr: CSR) -> Plan:
-    """The plan of a CSR, made once.
+def segments_of(csr: CSR) -> Segments:
+    """The segments of a CSR for a GPU, made once.
 
     Raises:
         BackendError: if there are too many edges.
     """
-    return remembered(csr, "triton", _make_plan)
-
-
-def _make_plan(csr: CSR) -> Plan:
-    if csr.num_edges >= 2**31:
-        raise BackendError(f"triton: {csr.num_edges} edges are too many for 32-bit edge ids; use_backend('chunked')")
-    limit = MAX_PIECE_EDGES
-    while csr.num_edges // limit > MAX_FURTHER_PIECES:
-        limit *= 2
-    # Nothing here is read back from the GPU.
-    first, last = csr.rowptr[:-1], csr.rowptr[1:]
-    extra = (last - first - 1).div(limit, rounding_mode="floor").clamp(min=0)  # [N] pieces after the first
-    tail_ptr = torch.zeros_like(csr.rowptr)
-    torch.cumsum(extra, 0, out=tail_ptr[1:])
-    room = csr.num_edges // limit
-    unused = room - tail_ptr[-1:]
-    target = torch.repeat_interleave(torch.cat([extra, unused]), output_size=room)
-    # A row beyond the last has no edges, whatever piece of it is asked for.
-    after = csr.rowptr[-1:]
-    nth = torch.arange(1, room + 1, device=target.device) - tail_ptr[target]
-    tail_end = torch.cat([last, after])[target]
-    tail_start = torch.minimum(torch.cat([first, after])[target] + nth * limit, tail_end)
-    start = torch.cat([first, tail_start])
-    end = torch.minimum(start + limit, torch.cat([last, tail_end]))
-    return Plan(start, end, target, tail_ptr)
+    return cached(csr, "triton", partial(cut_rows, limit=MAX_SEGMENT_EDGES))
 
 
 def launch(kernel: Any, grid: tuple[int, int], device: torch.device, *args: Any, **options: Any) -> None:
@@ -82,17 +44,17 @@ def launch(kernel: Any, grid: tuple[int, int], device: torch.device, *args: Any,
         kernel[grid](*args, **options, enable_fp_fusion=True)
 
 
-def join(kernel: Any, plan: Plan, *results: Tensor, **flags: bool) -> None:
-    """Join the pieces of cut rows in place; results are [P, ...] without gaps."""
-    if not plan.target.numel():
+def merge(kernel: Any, segments: Segments, *results: Tensor, **flags: bool) -> None:
+    """Merge the segments of cut rows in place; results are [S, ...] without gaps."""
+    if not segments.row.numel():
         return
-    num_rows, num_channels = plan.tail_ptr.numel() - 1, results[0].shape[1:].numel()
+    num_rows, num_channels = segments.further.numel() - 1, results[0].shape[1:].numel()
     size, num_warps = tile(num_channels)
     launch(
         kernel,
-        (plan.target.numel(), triton.cdiv(num_channels, size)),
+        (segments.row.numel(), triton.cdiv(num_channels, size)),
         results[0].device,
-        *(plan.target, plan.tail_ptr, num_rows, num_channels, *results),
+        *(segments.row, segments.further, num_rows, num_channels, *results),
         **flags,
         BC=size,
         num_warps=num_warps,
@@ -104,3 +66,32 @@ def tile(num_channels: int, widest: int = 64) -> tuple[int, int]:
     sizes = [size for size in (64, 32, 16) if size <= widest]
     size = min(sizes, key=lambda size: triton.cdiv(num_channels, size) * (size + 12))
     return size, max(1, size // 32)
+
+
+@triton.jit
+def cut_row(target, further, num_rows, C, BC: tl.constexpr):
+    """The further segments of the row whose second segment is the program's, and where its results stand.
+
+    No segments, and no channel inside, for any other program.
+    """
+    segment = tl.program_id(0)
+    channels = tl.program_id(1) * BC + tl.arange(0, BC)
+    row = tl.load(target + segment)
+    # Segments that no row needs name a row beyond the last.
+    known = tl.minimum(row, num_rows - 1)
+    first = tl.load(further + known)
+    stop = tl.load(further + known + 1)
+    # For the first of a row's further segments; nothing is done for the others.
+    width = tl.where(first == segment, C, 0)
+    width = tl.where(row < num_rows, width, 0)
+    return first, tl.where(width > 0, stop, first), known * C + channels, channels, channels < width
+
+
+@triton.jit
+def merge_sum(target, further, num_rows, C, out, BC: tl.constexpr):
+    """Add up the segments of each cut row in the order of its edges."""
+    first, stop, row, channels, inside = cut_row(target, further, num_rows, C, BC)
+    total = tl.load(out + row, mask=inside)
+    for extra in range(first, stop):
+        total += tl.load(out + (num_rows + extra) * C + channels, mask=inside)
+    tl.store(out + row, total, mask=inside)

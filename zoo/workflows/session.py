@@ -18,7 +18,7 @@ import torch
 
 import zoo
 from zoo.errors import OutOfMemoryError, RunError, ZooError
-from zoo.ops.backend import backend_for
+from zoo.ops.dispatch import backend_for
 from zoo.spec.results import Environment
 
 

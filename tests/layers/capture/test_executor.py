@@ -25,8 +25,8 @@ from zoo.layers.capture.recording import round_up
 from zoo.layers.conv import GATConv, GENConv
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
-from zoo.ops.backend import use_backend
-from zoo.ops.csr import CSR, empty_csr, overwrite
+from zoo.ops.csr import CSR, copy_into, empty_csr
+from zoo.ops.dispatch import use_backend
 from zoo.ops.edges import EdgeInput
 
 SIZES = (12, 9, 13, 12, 31, 11)
@@ -84,7 +84,7 @@ def assert_same(actual, expected, rtol=1e-10):
 def padded(x, inputs):
     """The same graph with the nodes and edges that a recording adds."""
     csr = empty_csr(round_up(len(x) + 1), round_up(inputs.csr.num_edges), inputs.csr)
-    overwrite(csr, inputs.csr)
+    copy_into(csr, inputs.csr)
     nodes, edges = csr.num_nodes - len(x), csr.num_edges - inputs.csr.num_edges
     attr = functional.pad(inputs.edges.attr, (0, 0, 0, edges))
     mask = functional.pad(inputs.mask, (0, 0, 0, nodes))

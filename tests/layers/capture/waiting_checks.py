@@ -11,7 +11,7 @@ from zoo.layers.capture import capture_layers, capture_report
 from zoo.layers.conv import GENConv
 from zoo.layers.reversible import ReversibleStack
 from zoo.ops import triton_launch
-from zoo.ops.backend import use_backend
+from zoo.ops.dispatch import use_backend
 
 aten = torch.ops.aten
 # What makes the CPU wait for the GPU, to learn a number or a size.
@@ -73,7 +73,7 @@ class StrictRecorder(CallRecorder):
 
 @pytest.fixture(autouse=True)
 def triton_in_small_pieces(monkeypatch):
-    monkeypatch.setattr(triton_launch, "MAX_PIECE_EDGES", 16)
+    monkeypatch.setattr(triton_launch, "MAX_SEGMENT_EDGES", 16)
     torch.set_num_threads(1)
     with use_backend("triton"):
         yield

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.layers.inputs import BlockInputs
-from zoo.ops.csr import empty_csr, overwrite
+from zoo.ops.csr import copy_into, empty_csr
 from zoo.ops.edges import EdgeInput
 
 NUM_LEAVES = 4
@@ -51,7 +51,7 @@ class StaticInputs:
         if not self._holds(graph):
             # If this fails midway, the next call begins anew.
             self._graph = []
-            overwrite(self.inputs.csr, inputs.csr)
+            copy_into(self.inputs.csr, inputs.csr)
             copy_rows(self.leaves[:1], [attr])
             # Tensors made in inference mode do not count their changes.
             if not any(tensor.is_inference() for tensor in graph):

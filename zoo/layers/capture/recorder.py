@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from zoo.ops.backend import backend_for
+from zoo.ops.dispatch import backend_for
 
 Work = Callable[[], None]
 

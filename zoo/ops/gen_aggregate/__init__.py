@@ -1,32 +1,49 @@
-"""Message and aggregation of generalised graph convolution in one pass over the rows, never an [E, C] tensor."""
+"""Message and aggregation of generalized graph convolution in one pass over the rows, never an [E, C] tensor."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from zoo.errors import DataError
-from zoo.ops.backend import backend_for, named_backend, refuse_transforms
 from zoo.ops.csr import CSR, check_csr
-from zoo.ops.gen_aggregate import functions, reference, registered
-from zoo.ops.gen_aggregate.interface import Messages, load_backend
-from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN
-from zoo.ops.tensors import plain
+from zoo.ops.dispatch import (
+    backend_for,
+    check_floats,
+    exact_backward,
+    kernel_function,
+    needs_grad,
+    refuse_transforms,
+    uncompiled,
+)
+from zoo.ops.edges import EdgeInput
+from zoo.ops.gen_aggregate import reference
+from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN, Messages
+from zoo.ops.tensors import compute_dtype, plain
 
 Aggr = Literal["max", "mean", "sum", "softmax", "powermean"]
-AGGREGATIONS: tuple[Aggr, ...] = ("max", "mean", "sum", "softmax", "powermean")
+AGGREGATIONS: tuple[Aggr, ...] = get_args(Aggr)
+# The functions of a backend that compute each aggregation. At temperature zero all softmax weights are equal.
+_FUNCTIONS: dict[Aggr, str] = {
+    "max": "max",
+    "mean": "softmax",
+    "sum": "softmax",
+    "softmax": "softmax",
+    "powermean": "power",
+}
 
 __all__ = ["AGGREGATIONS", "Aggr", "gen_aggregate"]
 
 
+@uncompiled
 def gen_aggregate(
     x: Tensor,
     csr: CSR,
-    edge_attr: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    edges: EdgeInput | None = None,
     *,
     aggr: Aggr = "max",
     temperature: float | Tensor = 1.0,
@@ -34,18 +51,16 @@ def gen_aggregate(
     detach_weights: bool = False,
     eps: float = 1e-7,
 ) -> Tensor:
-    """Aggregate the messages relu(x_j + a_e) + eps over the incoming edges e = (j, i) of every node i.
+    """Aggregate the messages m_e = relu(x_j + a_e) + eps over the incoming edges e = (j, i) of every node i.
 
     Args:
         x: [N, C] node features; rows may lie apart, as in a slice of the columns of a larger tensor.
         csr: incoming edges of each node.
-        edge_attr: [E, D] edge features in the order of ``csr.col``, then a_e = weight @ edge_attr_e + bias; or [E, C]
-            edge embeddings without a weight, then a_e = edge_attr_e + bias; or None.
-        weight: [C, D] or None.
-        bias: [C] or None.
+        edges: edge embeddings a_e of C channels in the order of ``csr.col``, or None: a_e = 0.
         aggr: how messages are joined. ``max``: of equal messages the first in the row wins and gets the gradient.
-            ``softmax``: mean with weights softmax(temperature * message). ``powermean``: the power mean of messages
-            clamped to 1e-7 .. 10. A node without incoming edges gets zeros, under ``powermean`` the power mean of 1e-7.
+            ``softmax``: sum_e softmax_e(temperature * m_e) m_e. ``powermean``: (mean_e m_e^power)^(1 / power), messages
+            being clamped to 1e-7 .. 10. A node without incoming edges gets zeros, under ``powermean`` the power mean
+            of 1e-7.
         temperature: of softmax; one element if a tensor.
         power: of powermean; one element if a tensor.
         detach_weights: keep gradients out of the softmax weights.
@@ -61,49 +76,94 @@ def gen_aggregate(
 
     Source: GENConv, arXiv 2006.07739.
     """
-    x, edge_attr = plain(x), None if edge_attr is None else plain(edge_attr)
-    _check_arguments(x, csr, edge_attr, weight, bias, aggr)
+    x, edges = plain(x), None if edges is None else edges._replace(attr=plain(edges.attr))
+    _check_arguments(x, csr, edges, aggr)
     check_csr(csr)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    device, out_dtype = x.device, x.dtype
+    dtype, out_dtype = compute_dtype(x), x.dtype
     # On an accelerator half precision is read as it is; weights are small.
-    if device.type == "cpu" or dtype == torch.float64:
-        x, edge_attr = x.to(dtype), _cast(edge_attr, dtype)
-    messages = Messages(x, csr, edge_attr, _cast(weight, dtype), _cast(bias, dtype), eps)
+    cast_rows = x.device.type == "cpu" or dtype == torch.float64
+    if edges is not None:
+        attr, *projection = edges
+        weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in projection)
+        edges = EdgeInput(attr.to(dtype) if cast_rows else attr, weight, bias)
+    messages = Messages(x.to(dtype) if cast_rows else x, csr, edges, eps)
     factor = None
     if aggr in ("softmax", "powermean"):
         name, value = ("temperature", temperature) if aggr == "softmax" else ("power", power)
-        factor = _one_number(name, value, dtype, device)
-    with torch.autocast(device.type, enabled=False):
-        out = _aggregate(messages, aggr, factor, detach_weights)
-    return out.to(out_dtype)
+        factor = _scalar(name, value, dtype, x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        return _aggregate(messages, aggr, factor, detach_weights).to(out_dtype)
 
 
 def _aggregate(messages: Messages, aggr: Aggr, factor: Tensor | None, detach_weights: bool) -> Tensor:
-    # A compiled graph calls registered operators, which choose the backend when they run.
-    compiling = torch.compiler.is_compiling()
-    name = named_backend() if compiling else backend_for(messages.x.device)[0]
+    name = backend_for(messages.x.device)[0]
     if name == "reference":
         return reference.gen_aggregate(messages, aggr, factor, detach_weights=detach_weights)
-    if not compiling:
-        refuse_transforms("gen_aggregate", name)
-    ops = registered if compiling or name is None else functions.Aggregations(load_backend(name))
-    if aggr == "max":
-        return ops.max_aggregate(messages)
-    if aggr == "softmax" and factor is not None:
-        return ops.softmax_aggregate(messages, factor, detach_weights=detach_weights)
-    total = ops.sum_aggregate(messages, factor)
+    refuse_transforms("gen_aggregate", name)
+    if aggr in ("mean", "sum"):
+        factor, detach_weights = torch.zeros((), dtype=compute_dtype(messages.x), device=messages.x.device), True
+    x, csr, edges, eps = messages
+    forward, backward = (
+        kernel_function("gen_aggregate", name, f"{_FUNCTIONS[aggr]}_{direction}")
+        for direction in ("forward", "backward")
+    )
+    if needs_grad(x, *(edges or ()), factor):
+        call = _Call(csr, eps, forward, backward, detach_weights)
+        out: Tensor = _Aggregate.apply(x, *(edges or (None, None, None)), factor, call)  # type: ignore[no-untyped-call]
+    else:
+        out = forward(messages, factor, needs_grad=False)[0]
+    degree = csr.rowptr.diff()[:, None]
     if aggr == "sum":
-        return total
-    mean = total / messages.csr.rowptr.diff().clamp(min=1).to(total.dtype)[:, None]
-    return mean if factor is None else mean.clamp(POWER_MIN, POWER_MAX).pow(1 / factor)
+        return out * degree
+    if aggr == "powermean" and factor is not None:
+        return (out / degree.clamp(min=1)).clamp(POWER_MIN, POWER_MAX).pow(1 / factor)
+    return out
 
 
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+class _Call(NamedTuple):
+    """Arguments of an aggregation that have no gradient."""
+
+    csr: CSR
+    eps: float
+    forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    backward: Callable[..., tuple[Tensor | None, ...]]
+    detach_weights: bool
 
 
-def _one_number(name: str, value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+class _Aggregate(Function):
+    """An aggregation under autograd; the arithmetic of both passes is the backend's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        attr: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        factor: Tensor | None,
+        call: _Call,
+    ) -> Tensor:
+        """See ``chunked``."""
+        edges = None if attr is None else EdgeInput(attr, weight, bias)
+        out, state = call.forward(Messages(x, call.csr, edges, call.eps), factor, needs_grad=True)
+        # Max needs its winners alone: neither its input nor its output is kept, so both may be overwritten.
+        ctx.save_for_backward(None if factor is None else x, attr, weight, bias, factor, *call.csr, *state)
+        ctx.call = call
+        return out
+
+    @staticmethod
+    @exact_backward
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """See ``chunked``."""
+        x, attr, weight, bias, factor, rowptr, col, *state = ctx.saved_tensors
+        edges = None if attr is None else EdgeInput(attr, weight, bias)
+        messages = Messages(grad if x is None else x, CSR(rowptr, col), edges, ctx.call.eps)
+        options = {"detach_weights": ctx.call.detach_weights, "with_edges": ctx.needs_input_grad[1]}
+        grads = ctx.call.backward(grad, messages, factor, *state, **options)
+        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
+
+
+def _scalar(name: str, value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=dtype, device=device)
     if value.numel() != 1:
@@ -111,26 +171,21 @@ def _one_number(name: str, value: float | Tensor, dtype: torch.dtype, device: to
     return value.to(device=device, dtype=dtype).reshape(())
 
 
-def _check_arguments(
-    x: Tensor, csr: CSR, edge_attr: Tensor | None, weight: Tensor | None, bias: Tensor | None, aggr: str
-) -> None:
+def _check_arguments(x: Tensor, csr: CSR, edges: EdgeInput | None, aggr: str) -> None:
     if aggr not in AGGREGATIONS:
         raise DataError(f"aggr: expected one of {', '.join(AGGREGATIONS)}, got {aggr!r}")
     if x.dim() != 2 or x.shape[0] != csr.num_nodes:
         raise DataError(f"x: expected [N, C] with N = {csr.num_nodes} as in the CSR, got {list(x.shape)}")
-    num_channels, num_edges = x.shape[1], csr.num_edges
-    if weight is not None and edge_attr is None:
-        raise DataError("weight: given without edge_attr, which it would project")
-    if edge_attr is not None:
-        if weight is not None and (weight.dim() != 2 or weight.shape[0] != num_channels):
-            raise DataError(f"weight: expected [C, D] with C = {num_channels} as in x, got {list(weight.shape)}")
-        expected = [num_edges, num_channels if weight is None else weight.shape[1]]
-        if list(edge_attr.shape) != expected:
-            raise DataError(f"edge_attr: expected {expected} to fit the CSR, x and weight, got {list(edge_attr.shape)}")
+    check_floats(csr.col.device, "the CSR", x=x)
+    if edges is None:
+        return
+    attr, weight, bias = edges
+    num_channels = x.shape[1]
+    if weight is not None and (weight.dim() != 2 or weight.shape[0] != num_channels):
+        raise DataError(f"edges.weight: expected [C, D] with C = {num_channels} as in x, got {list(weight.shape)}")
+    expected = [csr.num_edges, num_channels if weight is None else weight.shape[1]]
+    if list(attr.shape) != expected:
+        raise DataError(f"edges.attr: expected {expected} to fit the CSR, x and weight, got {list(attr.shape)}")
     if bias is not None and list(bias.shape) != [num_channels]:
-        raise DataError(f"bias: expected [C] with C = {num_channels} as in x, got {list(bias.shape)}")
-    for name, tensor in (("x", x), ("edge_attr", edge_attr), ("weight", weight), ("bias", bias)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise DataError(f"{name}: expected floating point numbers, got {tensor.dtype}")
-        if tensor is not None and tensor.device != csr.col.device:
-            raise DataError(f"{name} is on {tensor.device} and the CSR on {csr.col.device}; expected one device")
+        raise DataError(f"edges.bias: expected [C] with C = {num_channels} as in x, got {list(bias.shape)}")
+    check_floats(csr.col.device, "the CSR", **{f"edges.{name}": tensor for name, tensor in edges._asdict().items()})

@@ -1,231 +1,436 @@
-"""The aggregation on the CPU: lays tensors out for the Numba kernels and shares their work over threads.
+"""Max and softmax on the CPU: Numba kernels, and the layout of tensors for them.
 
-Forward passes, and the gradients of max, come out the same whatever the number of threads; the gradients of the other
-aggregations with respect to x are sums over threads and the same for the same number of threads.
+Kernels go over the segments of rows in blocks of few edges. Within a block they go over the channels eight at a time
+and, innermost, over the edges: the D weights of eight channels then stay in registers, and the rows of x that a block
+reads stay in the nearest cache. Arguments are addresses, counts and scalars, so one compiled form serves all tensors of
+a precision. Channels come in multiples of eight; results of segments are [S, C] without gaps.
+
+Forward passes, and the gradients of max, are the same whatever the number of threads; the gradient of softmax with
+respect to x is a sum over threads and the same for the same number of threads.
 """
+
+# Numba carries no types.
+# mypy: disable-error-code="untyped-decorator, operator"
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import cache, partial
 
 import torch
+from numba import float32, float64, int32, int64, njit
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.ops.csr import CSR
-from zoo.ops.gen_aggregate import cpu_kernels
-from zoo.ops.gen_aggregate.chunked import max_edge_gradient
-from zoo.ops.gen_aggregate.interface import Gradients, Messages
-from zoo.ops.numba_kernels import addresses, kind_of
-from zoo.ops.pieces import intervals, plan_of
+from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
+from zoo.ops.gen_aggregate.reference import Messages
+from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, kind_of
 from zoo.ops.tensors import address, unit_stride
 from zoo.ops.threads import run_tasks
-from zoo.ops.vectors import LANES
+from zoo.ops.vectors import (
+    LANES,
+    accumulate,
+    add_item,
+    add_scaled,
+    either,
+    exp,
+    is_nan,
+    item,
+    lane,
+    load,
+    load_rows,
+    next_ids,
+    pointer,
+    prefetch,
+    project,
+    scratch,
+    splat,
+    store,
+    store_rows,
+    where,
+)
+from zoo.ops.work_items import WorkItems
 
 # Reading this many edges ahead hides the latency of memory; tables of x below a size stay in the cache anyway.
 PREFETCH_EDGES = 32
 PREFETCH_BYTES = 4 << 20
 # Rows whose gradients with respect to the weights are summed in the tensors' own precision, then in float64.
 ROWS_PER_SUM = 4096
+# Numbers in the messages of a block, for eight channels.
+TILE = 8 * BLOCK
 
 
 class _Layout:
     """The tensors of one call as the kernels want them, kept alive while the kernels use their addresses."""
 
     def __init__(self, messages: Messages) -> None:
-        x, csr, edge_attr, weight, bias, self.eps = messages
-        self.csr, self.num_channels = csr, x.shape[1]
-        self.plan = plan_of(csr)
+        x, csr, edges, self.eps = messages
+        attr, weight, bias = edges or (None, None, None)
+        self.csr, self.num_channels, self.work = csr, x.shape[1], WorkItems.of(csr)
         self.kind = kind_of(x)
         self.C = -(-self.num_channels // LANES) * LANES
         self.D = 0 if weight is None else weight.shape[1]
-        self.embedded = edge_attr is not None and weight is None
+        self.embedded = attr is not None and weight is None
         nothing = x.new_empty(0)
         self.x = self.padded(x)
         self.attr = nothing
-        if edge_attr is not None:
-            self.attr = self.padded(edge_attr) if self.embedded else unit_stride(edge_attr)
+        if attr is not None:
+            self.attr = self.padded(attr) if self.embedded else unit_stride(attr)
         self.weight = nothing if weight is None else self.padded(weight.t()).contiguous()  # [D, C]
         self.bias = x.new_zeros(self.C) if bias is None else F.pad(bias, (0, self.C - self.num_channels)).contiguous()
-        self.chunks = intervals(self.plan.bounds)
 
     def padded(self, tensor: Tensor) -> Tensor:
         """[n, C], with zeros up to a multiple of eight channels."""
         missing = self.C - tensor.shape[1]
         return F.pad(tensor, (0, missing)) if missing else unit_stride(tensor)
 
-    def empty(self, num_rows: int) -> Tensor:
-        """[rows, C] for results."""
-        return torch.empty(num_rows, self.C, dtype=self.x.dtype)
+    def empty(self, dtype: torch.dtype | None = None) -> Tensor:
+        """[S, C] for the results of segments."""
+        return torch.empty(self.work.segments.start.numel(), self.C, dtype=dtype or self.x.dtype)
 
-    def pieces(self, chunk: tuple[int, int]) -> tuple[int, ...]:
+    def segments(self, first: int, stop: int) -> tuple[int, ...]:
         """The first four arguments of a kernel."""
-        return *addresses(self.plan.pieces.start, self.plan.pieces.end), *chunk
+        return *addresses(self.work.segments.start, self.work.segments.end), first, stop
 
     def inputs(self) -> tuple[int, ...]:
         """The next ten: edges, node features, edge features, weight, bias, number of channels."""
-        col = self.csr.col if self.plan.col is None else self.plan.col
+        col = self.csr.col if self.work.col is None else self.work.col
         ahead = PREFETCH_EDGES if self.x.numel() * self.x.element_size() > PREFETCH_BYTES else 0
-        nodes = (address(self.x), self.x.stride(0))
-        edges = (address(self.attr), self.attr.stride(0))
-        return (
-            address(col),
-            self.csr.num_edges - 1,
-            ahead,
-            *nodes,
-            *edges,
-            *addresses(self.weight, self.bias),
-            self.C,
-        )
+        nodes, edges = (address(self.x), self.x.stride(0)), (address(self.attr), self.attr.stride(0))
+        weights = addresses(self.weight, self.bias)
+        return address(col), self.csr.num_edges - 1, ahead, *nodes, *edges, *weights, self.C
+
+    def run(self, kernel: Kernel, *rest: float) -> None:
+        """Run a kernel over all segments."""
+        inputs = self.inputs()
+        run_tasks([partial(kernel, *self.segments(*segments), *inputs, *rest) for segments in self.work.items])
 
     def cropped(self, tensor: Tensor) -> Tensor:
-        """[pieces, padded C] to [N, C]."""
+        """[S, padded C] to [N, C]."""
         shape = (self.csr.num_nodes, self.num_channels)
         # A fresh tensor, not a view of one: autograd would forbid to change a view in place.
         return tensor if tensor.shape == shape else tensor[: shape[0], : shape[1]].clone()
 
 
-def max_forward(messages: Messages, *, with_arg: bool) -> tuple[Tensor, Tensor | None]:
-    """See ``interface.Backend``."""
+def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See ``chunked``."""
     layout = _Layout(messages)
-    kernel = cpu_kernels.max_forward(layout.D, layout.embedded, with_arg, layout.kind)
-    out = layout.empty(layout.plan.pieces.num_pieces)
-    arg = torch.empty(out.shape if with_arg else (0, 0), dtype=torch.int32)
-    rest = (*layout.inputs(), *addresses(out, arg), layout.eps)
-    run_tasks([partial(kernel, *layout.pieces(chunk), *rest) for chunk in layout.chunks])
-    for rows, parts in layout.plan.rounds:
+    out = layout.empty()
+    winner = layout.empty(torch.int32) if needs_grad else torch.empty(0, dtype=torch.int32)
+    kernel = _max_forward(layout.D, layout.embedded, needs_grad, layout.kind)
+    layout.run(kernel, *addresses(out, winner), layout.eps)
+    for rows, segments in layout.work.merge_steps:
         # The first of equals stays, and a NaN.
-        better = ~(out[parts] <= out[rows]) & ~out[rows].isnan()
-        out[rows] = out[parts].where(better, out[rows])
-        if with_arg:
-            arg[rows] = arg[parts].where(better, arg[rows])
-    return layout.cropped(out), layout.cropped(arg) if with_arg else None
+        better = ~(out[segments] <= out[rows]) & ~out[rows].isnan()
+        out[rows] = out[segments].where(better, out[rows])
+        if needs_grad:
+            winner[rows] = winner[segments].where(better, winner[rows])
+    return layout.cropped(out), (layout.cropped(winner),) if needs_grad else ()
 
 
 def max_backward(
-    grad: Tensor, arg: Tensor, csr: CSR, edge_attr: Tensor | None, weight: Tensor | None, *, with_edges: bool
+    grad: Tensor, messages: Messages, factor: None, winner: Tensor, *, detach_weights: bool, with_edges: bool
 ) -> Gradients:
-    """See ``interface.Backend``."""
+    """See ``chunked``."""
+    _, csr, edges, _ = messages
+    attr, weight, _ = edges or (None, None, None)
     N, C = grad.shape
     D = 0 if weight is None else weight.shape[1]
-    kernel = cpu_kernels.max_backward(D, kind_of(grad))
-    plan = plan_of(csr)
-    col = csr.col if plan.col is None else plan.col
-    grad, arg = grad.contiguous(), arg.to(torch.int32).contiguous()
-    attr = grad.new_empty(0) if edge_attr is None or weight is None else unit_stride(edge_attr)
+    work = WorkItems.of(csr)
+    col = csr.col if work.col is None else work.col
+    grad, winner = grad.contiguous(), winner.to(torch.int32).contiguous()
+    attr = grad.new_empty(0) if attr is None or weight is None else unit_stride(attr)
     dx = torch.zeros(N, C, dtype=grad.dtype)
-    bounds = range(0, N + ROWS_PER_SUM, ROWS_PER_SUM)
-    dw = torch.zeros(len(bounds), C, D, dtype=grad.dtype)
-    db = torch.zeros(len(bounds), C, dtype=grad.dtype)
+    starts = range(0, N + ROWS_PER_SUM, ROWS_PER_SUM)
+    dw = torch.zeros(len(starts), C, D, dtype=grad.dtype)
+    db = torch.zeros(len(starts), C, dtype=grad.dtype)
+    kernel = _max_backward(D, kind_of(grad))
 
     # Each task owns a slice of the channels, so no two of them write to one place.
     def task(low: int, high: int) -> None:
-        for n, first in enumerate(bounds):
-            rows, goal = (first, min(first + ROWS_PER_SUM, N)), addresses(dx, dw[n], db[n])
-            kernel(*rows, low, high, C, *addresses(col, grad, arg), address(attr), attr.stride(0), *goal)
+        for n, first in enumerate(starts):
+            rows, sums = (first, min(first + ROWS_PER_SUM, N)), addresses(dx, dw[n], db[n])
+            kernel(*rows, low, high, C, *addresses(col, grad, winner), address(attr), attr.stride(0), *sums)
 
     num_slices = max(1, min(torch.get_num_threads(), C // LANES))
-    cuts = [C * s // num_slices for s in range(num_slices + 1)]
-    run_tasks([partial(task, *cut) for cut in intervals(cuts)])
-    d_edges = max_edge_gradient(grad, arg, edge_attr, weight) if with_edges and edge_attr is not None else None
-    return Gradients(dx, d_edges, None if weight is None else _total(dw), _total(db), None)
+    run_tasks([partial(task, C * s // num_slices, C * (s + 1) // num_slices) for s in range(num_slices)])
+    d_attr = max_edge_gradient(grad, messages, winner) if with_edges else None
+    return dx, d_attr, None if weight is None else _total(dw), _total(db), None
 
 
 def _total(parts: Tensor) -> Tensor:
     return parts.sum(0, dtype=torch.float64).to(parts.dtype)
 
 
-def sum_forward(messages: Messages, power: Tensor | None) -> Tensor:
-    """See ``interface.Backend``."""
+def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See ``chunked``."""
     layout = _Layout(messages)
-    kernel = cpu_kernels.sum_forward(layout.D, layout.embedded, power is not None, layout.kind)
-    out = layout.empty(layout.plan.pieces.num_pieces)
-    rest = (*layout.inputs(), address(out), layout.eps, 1.0 if power is None else float(power))
-    run_tasks([partial(kernel, *layout.pieces(chunk), *rest) for chunk in layout.chunks])
-    for rows, parts in layout.plan.rounds:
-        out[rows] += out[parts]
-    return layout.cropped(out)
-
-
-def sum_backward(grad: Tensor, messages: Messages, power: Tensor | None, *, with_edges: bool) -> Gradients:
-    """See ``interface.Backend``."""
-    if power is None:
-        return _sum_backward("sum", grad, messages, grad, grad, 1.0, attached=True, with_edges=with_edges)
-    return _sum_backward("power", grad, messages, grad, grad, float(power), attached=True, with_edges=with_edges)
-
-
-def softmax_forward(messages: Messages, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``interface.Backend``."""
-    layout = _Layout(messages)
-    kernel = cpu_kernels.softmax_forward(layout.D, layout.embedded, layout.kind)
-    pieces, chunks = layout.plan.pieces, layout.chunks
-    out, logsum, peaks = layout.empty(pieces.num_pieces), layout.empty(pieces.num_pieces), layout.empty(len(chunks))
-    rest, numbers = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature))
-    tasks = zip(chunks, peaks, strict=True)
-    run_tasks([partial(kernel, *layout.pieces(chunk), *rest, address(peak), *numbers) for chunk, peak in tasks])
-    for rows, parts in layout.plan.rounds:
-        both = torch.logaddexp(logsum[rows], logsum[parts])
-        out[rows] = out[rows] * (logsum[rows] - both).exp() + out[parts] * (logsum[parts] - both).exp()
+    out, total, peak = layout.empty(), layout.empty(), layout.empty()
+    kernel = _softmax_forward(layout.D, layout.embedded, layout.kind)
+    layout.run(kernel, *addresses(out, total, peak), layout.eps, float(temperature))
+    logsum = total.log_().add_(peak)
+    for rows, segments in layout.work.merge_steps:
+        both = torch.logaddexp(logsum[rows], logsum[segments])
+        out[rows] = out[rows] * (logsum[rows] - both).exp() + out[segments] * (logsum[segments] - both).exp()
         logsum[rows] = both
-    return layout.cropped(out), layout.cropped(logsum)
+    out = layout.cropped(out)
+    return out, (out, layout.cropped(logsum))
 
 
 def softmax_backward(
     grad: Tensor,
-    out: Tensor,
-    logsum: Tensor,
     messages: Messages,
     temperature: Tensor,
+    out: Tensor,
+    logsum: Tensor,
     *,
     detach_weights: bool,
     with_edges: bool,
 ) -> Gradients:
-    """See ``interface.Backend``."""
-    factor, attached = float(temperature), not detach_weights
-    return _sum_backward("softmax", grad, messages, out, logsum, factor, attached=attached, with_edges=with_edges)
-
-
-def _sum_backward(
-    form: str,
-    grad: Tensor,
-    messages: Messages,
-    out: Tensor,
-    logsum: Tensor,
-    factor: float,
-    *,
-    attached: bool,
-    with_edges: bool,
-) -> Gradients:
+    """See ``chunked``."""
     layout = _Layout(messages)
-    edge_attr, weight, C, D = messages.edge_attr, messages.weight, layout.C, layout.D
-    with_edges = with_edges and edge_attr is not None
-    kernel = cpu_kernels.sum_backward(form, D, layout.embedded, with_edges, layout.kind)
-    pieces, chunks, N = layout.plan.pieces, layout.chunks, layout.csr.num_nodes
-    grad, out, logsum = (layout.padded(t).contiguous() for t in (grad, out, logsum))
+    attr, weight, _ = messages.edges or (None, None, None)
+    C, D, work, N = layout.C, layout.D, layout.work, layout.csr.num_nodes
+    with_edges = with_edges and attr is not None
+    grad, out, logsum = (layout.padded(tensor).contiguous() for tensor in (grad, out, logsum))
     transposed = grad.new_empty(0) if weight is None else F.pad(weight, (0, 0, 0, C - weight.shape[0])).contiguous()
-    attr_channels = 0 if edge_attr is None else C if layout.embedded else D
-    d_edges = torch.empty(layout.csr.num_edges if with_edges else 0, attr_channels, dtype=grad.dtype)
-    if not layout.embedded:
-        d_edges.zero_()
-
-    rest = (address(pieces.target), N, *layout.inputs(), *addresses(transposed, grad, out, logsum))
-    # Several edges share a source, so each group of chunks sums into rows of its own.
-    num_groups = max(1, min(torch.get_num_threads(), len(chunks)))
+    d_attr = torch.zeros(layout.csr.num_edges if with_edges else 0, C if layout.embedded else D, dtype=grad.dtype)
+    # Several edges share a source, so each group of work items sums into rows of its own.
+    num_groups = max(1, min(torch.get_num_threads(), len(work.items)))
     dx = torch.zeros(num_groups, N, C, dtype=grad.dtype)
-    dw = torch.zeros(len(chunks), D + 1, C, dtype=grad.dtype)
-    d_factor = torch.zeros(len(chunks), LANES, dtype=grad.dtype)
+    dw = torch.zeros(len(work.items), D + 1, C, dtype=grad.dtype)
+    d_factor = torch.zeros(len(work.items), LANES, dtype=grad.dtype)
+    kernel = _softmax_backward(D, layout.embedded, with_edges, layout.kind)
+    rest = (address(work.segments.row), N, *layout.inputs(), *addresses(transposed, grad, out, logsum))
+    scalars = (int(not detach_weights), layout.eps, float(temperature))
 
     def task(group: int) -> None:
-        for n in range(len(chunks) * group // num_groups, len(chunks) * (group + 1) // num_groups):
-            goal = addresses(dx[group], d_edges, dw[n], dw[n, D], d_factor[n])
-            kernel(*layout.pieces(chunks[n]), *rest, *goal, int(attached), layout.eps, factor)
+        for n in range(len(work.items) * group // num_groups, len(work.items) * (group + 1) // num_groups):
+            sums = addresses(dx[group], d_attr, dw[n], dw[n, D], d_factor[n])
+            kernel(*layout.segments(*work.items[n]), *rest, *sums, *scalars)
 
     run_tasks([partial(task, group) for group in range(num_groups)])
-    sums = _total(dw)[:, : layout.num_channels]
-    return Gradients(
+    total = _total(dw)[:, : layout.num_channels]
+    return (
         layout.cropped(dx[0] if num_groups == 1 else dx.sum(0)),
-        d_edges[:, : edge_attr.shape[1]] if with_edges and edge_attr is not None else None,
-        None if weight is None else sums[:D].t().contiguous(),
-        sums[D].contiguous(),
-        None if form == "sum" or not attached else d_factor.sum(dtype=torch.float64).to(grad.dtype),
+        d_attr[:, : attr.shape[1]] if with_edges and attr is not None else None,
+        None if weight is None else total[:D].t().contiguous(),
+        total[D].contiguous(),
+        None if detach_weights else d_factor.sum(dtype=torch.float64).to(grad.dtype),
     )
+
+
+@njit(forceinline=True, error_model="numpy")
+def _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C):  # type: ignore[no-untyped-def]
+    """Ask for the rows of x that the block ``ahead`` edges later will read."""
+    if ahead > 0:
+        for e in range(edge, block_end):
+            row = int64(item(cols, min(e + ahead, last))) * x_stride
+            for c in range(0, C, 16):
+                prefetch(xs, row + c)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _preactivations(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, bias, c, embedded):  # type: ignore[no-untyped-def]
+    """Write the numbers before the ReLU of each edge of a block, eight channels from c on."""
+    for e in range(edge, block_end):
+        value = load(xs, int64(item(cols, e)) * x_stride + c) + bias
+        value = project(value, rows, attrs, e * a_stride)
+        if embedded:
+            value = value + load(attrs, e * a_stride + c)
+        store(tile, (e - edge) * 8, value)
+
+
+@cache
+def _max_forward(D: int, embedded: bool, with_winner: bool, kind: str) -> Kernel:
+    """The largest message of each segment, and the edge that sent it."""
+    scalar = float32 if kind == "f32" else float64
+
+    @compiled(1, kind)
+    def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, win, eps):  # type: ignore[no-untyped-def]
+        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
+        xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
+        outs, wins = pointer(out, kind), pointer(win, "i32")
+        zero, lowest, nan = splat(scalar(0)), splat(scalar(-math.inf)), splat(scalar(math.nan))
+        epsilon, no_edge = splat(scalar(eps)), splat(int32(-1))
+        for k in range(first, stop):
+            row = k * C
+            edge, edge_end = item(starts, k), item(ends, k)
+            if edge == edge_end:
+                for c in range(0, C, 8):
+                    store(outs, row + c, zero)
+                    if with_winner:
+                        store(wins, row + c, no_edge)
+                continue
+            for c in range(0, C, 8):
+                store(outs, row + c, lowest)
+                if with_winner:
+                    store(wins, row + c, no_edge)
+            while edge < edge_end:
+                block_end = min(edge_end, edge + BLOCK)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
+                for c in range(0, C, 8):
+                    rows = load_rows(weights, c, C, D)
+                    best = load(outs, row + c)
+                    has_nan = is_nan(best)
+                    if with_winner:
+                        winner = load(wins, row + c)
+                        ids = splat(int32(edge))
+                    for e in range(edge, block_end):
+                        value = project(load(xs, int64(item(cols, e)) * x_stride + c), rows, attrs, e * a_stride)
+                        if embedded:
+                            value = value + load(attrs, e * a_stride + c)
+                        # The comparison passes over a NaN, so it is noted apart.
+                        has_nan = either(has_nan, is_nan(value))
+                        better = value > best
+                        if with_winner:
+                            winner = where(better, ids, winner)
+                            ids = next_ids(ids)
+                        best = where(better, value, best)
+                    store(outs, row + c, where(has_nan, nan, best))
+                    if with_winner:
+                        store(wins, row + c, winner)
+                edge = block_end
+            # The largest message is that of the largest preactivation: ReLU, bias and eps do not change the order.
+            for c in range(0, C, 8):
+                value = load(outs, row + c) + load(biases, c)
+                if with_winner:
+                    store(wins, row + c, where(value > zero, load(wins, row + c), no_edge))
+                store(outs, row + c, where(value <= zero, zero, value) + epsilon)
+
+    return kernel
+
+
+@cache
+def _max_backward(D: int, kind: str) -> Kernel:
+    """Gradients of rows ``first`` to ``stop`` and of channels ``low`` to ``high`` from the winning edges."""
+
+    @compiled(0, kind)
+    def kernel(first, stop, low, high, C, col, grad, win, a, a_stride, dx, dw, db):  # type: ignore[no-untyped-def]
+        cols, grads, wins, attrs = pointer(col, "i32"), pointer(grad, kind), pointer(win, "i32"), pointer(a, kind)
+        dxs, dws, dbs = pointer(dx, kind), pointer(dw, kind), pointer(db, kind)
+        for i in range(first, stop):
+            for c in range(low, high):
+                e = int64(item(wins, i * C + c))
+                if e >= 0:
+                    g = item(grads, i * C + c)
+                    add_item(dxs, int64(item(cols, e)) * C + c, g)
+                    add_item(dbs, c, g)
+                    add_scaled(dws, c * D, g, attrs, e * a_stride, D)
+
+    return kernel
+
+
+@cache
+def _softmax_forward(D: int, embedded: bool, kind: str) -> Kernel:
+    """The softmax-weighted mean of the messages of each segment, and the sum of exp(score - peak) and the peak."""
+    scalar = float32 if kind == "f32" else float64
+
+    @compiled(2, kind)
+    def kernel(  # type: ignore[no-untyped-def]
+        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, total, peak, eps, temperature
+    ):
+        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
+        xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
+        outs, totals, peaks = pointer(out, kind), pointer(total, kind), pointer(peak, kind)
+        tile = scratch(TILE, kind)
+        zero, one, lowest = splat(scalar(0)), splat(scalar(1)), splat(scalar(-math.inf))
+        epsilon, factor = splat(scalar(eps)), splat(scalar(temperature))
+        for k in range(first, stop):
+            row = k * C
+            edge, edge_end = item(starts, k), item(ends, k)
+            filled = edge < edge_end
+            for c in range(0, C, 8):
+                store(outs, row + c, zero)
+                # The log of the sum over no edges only has to be finite.
+                store(totals, row + c, zero if filled else one)
+                store(peaks, row + c, lowest if filled else zero)
+            while edge < edge_end:
+                block_end = min(edge_end, edge + BLOCK)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
+                for c in range(0, C, 8):
+                    rows, old = load_rows(weights, c, C, D), load(peaks, row + c)
+                    _preactivations(
+                        tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
+                    )
+                    top = old
+                    for t in range(0, (block_end - edge) * 8, 8):
+                        value = load(tile, t)
+                        value = where(value <= zero, zero, value) + epsilon
+                        store(tile, t, value)
+                        score = value * factor
+                        top = where(score > top, score, top)
+                    # Sums so far are relative to the old peak.
+                    shrink = exp(old - top)
+                    denominator, numerator = zero, zero
+                    for t in range(0, (block_end - edge) * 8, 8):
+                        value = load(tile, t)
+                        share = exp(value * factor - top)
+                        denominator = denominator + share
+                        numerator = numerator + share * value
+                    store(peaks, row + c, top)
+                    store(totals, row + c, load(totals, row + c) * shrink + denominator)
+                    store(outs, row + c, load(outs, row + c) * shrink + numerator)
+                edge = block_end
+            for c in range(0, C, 8):
+                store(outs, row + c, load(outs, row + c) / load(totals, row + c))
+
+    return kernel
+
+
+@cache
+def _softmax_backward(D: int, embedded: bool, with_edges: bool, kind: str) -> Kernel:
+    """Gradients of the weighted means; messages are computed again."""
+    scalar = float32 if kind == "f32" else float64
+
+    @compiled(2, kind)
+    def kernel(  # type: ignore[no-untyped-def]
+        start, end, first, stop, target, num_rows, col, last, ahead, x, x_stride, a, a_stride, w, b, C,
+        wt, grad, out, lse, dx, da, dw, db, dt, attached, eps, temperature
+    ):  # fmt: skip
+        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
+        xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
+        transposed, grads, outs, lses = pointer(wt, kind), pointer(grad, kind), pointer(out, kind), pointer(lse, kind)
+        dxs, das, dws, dbs = pointer(dx, kind), pointer(da, kind), pointer(dw, kind), pointer(db, kind)
+        targets, dts, tile = pointer(target, "i64"), pointer(dt, kind), scratch(TILE, kind)
+        zero, one, epsilon, factor = splat(scalar(0)), splat(scalar(1)), splat(scalar(eps)), splat(scalar(temperature))
+        # Zero if the softmax weights count as constants.
+        attached_factor = splat(scalar(temperature) * scalar(attached))
+        for k in range(first, stop):
+            row = k * C if k < num_rows else item(targets, k - num_rows) * C
+            edge, edge_end = item(starts, k), item(ends, k)
+            while edge < edge_end:
+                block_end = min(edge_end, edge + BLOCK)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
+                _fetch(cols, edge, block_end, last, ahead, dxs, C, C)
+                for c in range(0, C, 8):
+                    rows, g = load_rows(weights, c, C, D), load(grads, row + c)
+                    _preactivations(
+                        tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
+                    )
+                    mean, logsum, d_factor = load(outs, row + c), load(lses, row + c), zero
+                    for e in range(edge, block_end):
+                        source, pre = int64(item(cols, e)), load(tile, (e - edge) * 8)
+                        value = where(pre <= zero, zero, pre) + epsilon
+                        share = g * exp(value * factor - logsum)
+                        centered = value - mean
+                        d_factor = d_factor + share * value * centered
+                        slope = where(pre > zero, share * (one + attached_factor * centered), zero)
+                        store(tile, (e - edge) * 8, slope)
+                        store(dxs, source * C + c, load(dxs, source * C + c) + slope)
+                        if with_edges:
+                            if embedded:
+                                store(das, e * C + c, slope)
+                            for i in range(8):
+                                add_scaled(das, e * D, lane(slope, i), transposed, (c + i) * D, D)
+                    sums, total = load_rows(dws, c, C, D), load(dbs, c)
+                    for e in range(edge, block_end):
+                        slope = load(tile, (e - edge) * 8)
+                        sums = accumulate(sums, slope, attrs, e * a_stride)
+                        total = total + slope
+                    store_rows(dws, c, C, sums)
+                    store(dbs, c, total)
+                    store(dts, 0, load(dts, 0) + d_factor)
+                edge = block_end
+
+    return kernel

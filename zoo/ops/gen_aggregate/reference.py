@@ -1,16 +1,35 @@
-"""The definition of the aggregation in plain PyTorch: short, slow, and what every kernel is tested against."""
+"""The definition of the aggregation in plain PyTorch: short, slow, and the oracle of every kernel's tests."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.ops.csr import CSR
-from zoo.ops.gen_aggregate.interface import Messages
+from zoo.ops.edges import EdgeInput
+from zoo.ops.tensors import compute_dtype
 
 # The authors' power mean clamps messages and their mean to this range.
 POWER_MIN, POWER_MAX = 1e-7, 10.0
+
+
+class Messages(NamedTuple):
+    """The messages relu(x_j + a_e) + eps of all edges e = (j, i), a_e being their embeddings, before they are computed.
+
+    Attributes:
+        x: [N, C] node features.
+        csr: N rows, E edges.
+        edges: embeddings of C channels, or None: a_e = 0.
+        eps: added to every message.
+    """
+
+    x: Tensor
+    csr: CSR
+    edges: EdgeInput | None
+    eps: float
 
 
 def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detach_weights: bool) -> Tensor:
@@ -25,13 +44,13 @@ def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detac
     Returns:
         [N, C], in float32 for half precision.
     """
-    x, csr, edge_attr, weight, bias, eps = messages
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x, csr, edges, eps = messages
+    dtype = compute_dtype(x)
     pre = x.to(dtype).index_select(0, csr.col)  # [E, C]
-    if edge_attr is not None:
-        pre = pre + (edge_attr if weight is None else F.linear(edge_attr.to(dtype), weight))
-    if bias is not None:
-        pre = pre + bias
+    if edges is not None:
+        attr, weight, bias = edges
+        pre = pre + (attr if weight is None else F.linear(attr.to(dtype), weight))
+        pre = pre if bias is None else pre + bias
     message = F.relu(pre) + eps
     degree = csr.rowptr.diff()
     row = torch.repeat_interleave(degree, output_size=csr.num_edges)  # [E]
@@ -49,7 +68,7 @@ def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detac
 
 
 def _first_max(message: Tensor, row: Tensor, csr: CSR) -> Tensor:
-    # Only values decide which edge wins; the gradient then flows through one gather.
+    # Only values decide which edge wins; the gradient then passes through one gather.
     num_edges, num_channels = message.shape
     value = message.detach()
     target = row[:, None].expand_as(value)
@@ -57,8 +76,8 @@ def _first_max(message: Tensor, row: Tensor, csr: CSR) -> Tensor:
     best = empty.scatter_reduce(0, target, value, "amax")
     edge = torch.arange(num_edges, device=row.device)[:, None].expand_as(target)
     won = (value == best[row]) | value.isnan()
-    nobody = edge.new_full(empty.shape, num_edges)
-    winner = nobody.scatter_reduce(0, target, edge.where(won, num_edges), "amin")
+    no_edge = edge.new_full(empty.shape, num_edges)
+    winner = no_edge.scatter_reduce(0, target, edge.where(won, num_edges), "amin")
     padded = torch.cat([message, message.new_zeros(1, num_channels)])
     return padded.gather(0, winner)
 

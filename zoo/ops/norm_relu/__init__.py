@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from zoo.errors import DataError
-from zoo.ops.backend import backend_for
+from zoo.ops.dispatch import backend_for, check_floats, kernel_function, needs_grad, transforming
 from zoo.ops.norm_relu import reference
-from zoo.ops.norm_relu.interface import Backend, load_backend
-from zoo.ops.tensors import plain, unit_stride
+from zoo.ops.tensors import compute_dtype, plain, unit_stride
 
 __all__ = ["norm_relu"]
 
@@ -44,17 +43,17 @@ def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = Non
     with torch.autocast(x.device.type, enabled=False):
         if backend is None:
             return reference.norm_relu(x, weight, bias, mask, eps)
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(x)
         rows = x
         # On an accelerator half precision is read as it is.
         if x.device.type == "cpu" or dtype == torch.float64:
             rows, mask = x.to(dtype), None if mask is None else mask.to(dtype)
         inputs = (unit_stride(rows), weight.to(dtype).contiguous(), bias.to(dtype).contiguous())
         mask = None if mask is None else unit_stride(mask)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        if needs_grad(*inputs):
             out: Tensor = _NormRelu.apply(*inputs, mask, eps, backend)  # type: ignore[no-untyped-call]
         else:
-            out = backend.forward(*inputs, mask, eps)[0]
+            out = kernel_function("norm_relu", backend, "forward")(*inputs, mask, eps)[0]
         return out.to(x.dtype)
 
 
@@ -63,44 +62,44 @@ class _NormRelu(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, backend: Backend
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, backend: str
     ) -> Tensor:
-        """See ``Backend.forward``."""
-        out, mean, rstd = backend.forward(x, weight, bias, mask, eps)
+        """See ``cpu.forward``."""
+        out, mean, rstd = kernel_function("norm_relu", backend, "forward")(x, weight, bias, mask, eps)
         ctx.save_for_backward(x, weight, bias, mask, mean, rstd)
         ctx.eps, ctx.backend = eps, backend
-        return out
+        result: Tensor = out
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """See ``Backend.backward``."""
+        """See ``cpu.backward``."""
         x, weight, bias, mask, mean, rstd = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             if torch.is_grad_enabled():
                 # The tape of a second derivative: kernels leave none.
                 inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
                 out = reference.norm_relu(x, weight, bias, mask, ctx.eps)
-                found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
-                grads = tuple(next(found) if tensor.requires_grad else None for tensor in (x, weight, bias))
+                given = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
+                grads = tuple(next(given) if tensor.requires_grad else None for tensor in (x, weight, bias))
             else:
-                grads = ctx.backend.backward(unit_stride(grad), x, weight, bias, mask, mean, rstd)
-        wanted = zip(grads, ctx.needs_input_grad, strict=False)
-        return *(gradient if needed else None for gradient, needed in wanted), None, None, None
+                backward = kernel_function("norm_relu", ctx.backend, "backward")
+                grads = backward(unit_stride(grad), x, weight, bias, mask, mean, rstd)
+        pairs = zip(grads, ctx.needs_input_grad, strict=False)
+        return *(gradient if needed else None for gradient, needed in pairs), None, None, None
 
 
-def _backend(x: Tensor, mask: Tensor | None) -> Backend | None:
+def _backend(x: Tensor, mask: Tensor | None) -> str | None:
     """The backend with kernels for these tensors, or None where the definition serves better."""
-    # A compiler joins these few operators itself.
+    # A compiler fuses these few operators itself; kernels do not follow transforms and have no gradient of the mask.
     if torch.compiler.is_compiling():
         return None
     name = backend_for(x.device)[0]
-    # What kernels do not follow: transforms, forward-mode derivatives, gradients of the mask.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return None
-    if mask is not None and mask.requires_grad:
+    if transforming() or (mask is not None and mask.requires_grad):
         return None
     fits = MIN_CHANNELS <= x.shape[1] <= MAX_CHANNELS and len(x) > 0
-    return load_backend(name) if fits and not (name == "triton" and x.dtype == torch.float64) else None
+    has_kernel = name == "numba" or (name == "triton" and x.dtype != torch.float64)
+    return name if fits and has_kernel else None
 
 
 def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> None:
@@ -111,8 +110,4 @@ def _check_arguments(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | Non
             raise DataError(f"{name}: expected [C] with C = {x.shape[1]} as in x, got {list(scale.shape)}")
     if mask is not None and mask.shape != x.shape:
         raise DataError(f"mask: expected {list(x.shape)} as x, got {list(mask.shape)}")
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("mask", mask)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise DataError(f"{name}: expected floating point numbers, got {tensor.dtype}")
-        if tensor is not None and tensor.device != x.device:
-            raise DataError(f"{name} is on {tensor.device} and x on {x.device}; expected one device")
+    check_floats(x.device, "x", x=x, weight=weight, bias=bias, mask=mask)

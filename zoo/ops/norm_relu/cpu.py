@@ -1,21 +1,28 @@
-"""Layer norm, ReLU and mask on the CPU: hands the rows to the Numba kernels in blocks.
+"""Layer norm, ReLU and mask on the CPU: Numba kernels over blocks of rows, eight channels at a time.
 
-Blocks do not depend on the number of threads, so neither does any result.
+The number of channels C is at least eight. Where it is no multiple of eight, the last vector overlaps the one before
+it: outputs are written twice, the same both times, and sums count each channel once, because the vector at ``keep + 8``
+is zero where they overlap (that at ``keep`` is all ones). Blocks do not depend on the number of threads, so neither do
+results.
 """
+
+# Numba carries no types.
+# mypy: disable-error-code="untyped-decorator, operator"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 
 import torch
+from numba import carray, float32, float64, njit
 from torch import Tensor
 
-from zoo.ops.norm_relu import cpu_kernels
-from zoo.ops.numba_kernels import Kernel, kind_of
+from zoo.ops.numba_launch import Kernel, compiled, kind_of
 from zoo.ops.tensors import address
 from zoo.ops.threads import run_tasks
-from zoo.ops.vectors import LANES
+from zoo.ops.vectors import LANES, lane, load, pointer, splat, store, where
 
 # Numbers in the rows of a block: enough work to be worth handing to a thread.
 BLOCK_NUMBERS = 1 << 17
@@ -36,12 +43,12 @@ def _blocks(x: Tensor) -> list[tuple[int, int]]:
 
 
 def _inputs(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> tuple[int, ...]:
-    where_mask = (0, 0) if mask is None else (address(mask), mask.stride(0))
+    masks = (0, 0) if mask is None else (address(mask), mask.stride(0))
     keep = _keep(x.shape[1], x.dtype)
-    return x.shape[1], *_place(x), *where_mask, address(weight), address(bias), address(keep)
+    return x.shape[1], *_address_and_stride(x), *masks, address(weight), address(bias), address(keep)
 
 
-def _place(tensor: Tensor) -> tuple[int, int]:
+def _address_and_stride(tensor: Tensor) -> tuple[int, int]:
     return address(tensor), tensor.stride(0)
 
 
@@ -50,11 +57,11 @@ def _kernel(make: Callable[[bool, str], Kernel], x: Tensor, mask: Tensor | None)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``interface.Backend``."""
+    """[N, C] relu(layer_norm(x)) * mask in the dtype of x; [N] means and [N] 1 / deviations of the rows of x."""
     out = torch.empty(x.shape, dtype=x.dtype)
     mean, rstd = torch.empty(2, len(x), dtype=x.dtype)
     results = (address(out), address(mean), address(rstd))
-    kernel, inputs = _kernel(cpu_kernels.forward, x, mask), _inputs(x, weight, bias, mask)
+    kernel, inputs = _kernel(_forward, x, mask), _inputs(x, weight, bias, mask)
     run_tasks([partial(kernel, *rows, *inputs, *results, eps) for rows in _blocks(x)])
     return out, mean, rstd
 
@@ -62,17 +69,104 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: f
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``interface.Backend``."""
+    """Gradients of x, weight and bias."""
     C, blocks = x.shape[1], _blocks(x)
     dx = torch.empty(x.shape, dtype=x.dtype)
     sums = torch.zeros(len(blocks), 2, C, dtype=x.dtype)
     slope = torch.empty(len(blocks), -(-C // LANES) * LANES, dtype=x.dtype)
-    kernel, inputs = _kernel(cpu_kernels.backward, x, mask), _inputs(x, weight, bias, mask)
-    rest = (*_place(grad), address(mean), address(rstd))
+    kernel, inputs = _kernel(_backward, x, mask), _inputs(x, weight, bias, mask)
+    rest = (*_address_and_stride(grad), address(mean), address(rstd))
     tasks = []
-    for rows, room, total in zip(blocks, slope, sums, strict=True):
-        goal = (address(room), address(dx), address(total[0]), address(total[1]))
+    for rows, buffer, total in zip(blocks, slope, sums, strict=True):
+        goal = (address(buffer), address(dx), address(total[0]), address(total[1]))
         tasks.append(partial(kernel, *rows, *inputs, *rest, *goal))
     run_tasks(tasks)
     dw, db = sums.sum(0, dtype=torch.float64).to(x.dtype)
     return dx, dw, db
+
+
+@njit(forceinline=True, error_model="numpy")
+def _sum(v):  # type: ignore[no-untyped-def]
+    low = (lane(v, 0) + lane(v, 4)) + (lane(v, 1) + lane(v, 5))
+    return low + ((lane(v, 2) + lane(v, 6)) + (lane(v, 3) + lane(v, 7)))
+
+
+@cache
+def _forward(masked: bool, kind: str) -> Kernel:
+    """relu(layer_norm(x)) * mask of the rows ``first`` to ``stop``, and the mean and 1 / deviation of each."""
+    scalar = float32 if kind == "f32" else float64
+
+    @compiled(1, kind)
+    def kernel(first, stop, C, x, x_stride, m, m_stride, w, b, keep, out, mean, rstd, eps):  # type: ignore[no-untyped-def]
+        xs, masks, weights, biases = pointer(x, kind), pointer(m, kind), pointer(w, kind), pointer(b, kind)
+        keeps, outs = pointer(keep, kind), pointer(out, kind)
+        means, rstds = carray(pointer(mean, kind), stop), carray(pointer(rstd, kind), stop)
+        zero, count = splat(scalar(0)), scalar(C)
+        for i in range(first, stop):
+            row = i * x_stride
+            # Distances from the first channel: where all are equal, mean and variance come out exact.
+            start = lane(load(xs, row), 0)
+            origin, total, squares = splat(start), zero, zero
+            for t in range(0, C, 8):
+                c = min(t, C - 8)
+                centered = (load(xs, row + c) - origin) * load(keeps, 8 if c < t else 0)
+                total = total + centered
+                squares = squares + centered * centered
+            shift = _sum(total) / count
+            variance = max(_sum(squares) / count - shift * shift, scalar(0))
+            middle, scale = start + shift, scalar(1) / math.sqrt(variance + scalar(eps))
+            means[i], rstds[i] = middle, scale
+            center, factor = splat(middle), splat(scale)
+            for t in range(0, C, 8):
+                c = min(t, C - 8)
+                value = (load(xs, row + c) - center) * factor * load(weights, c) + load(biases, c)
+                value = where(value <= zero, zero, value)
+                if masked:
+                    value = value * load(masks, i * m_stride + c)
+                store(outs, i * C + c, value)
+
+    return kernel
+
+
+@cache
+def _backward(masked: bool, kind: str) -> Kernel:
+    """Gradients of rows ``first`` to ``stop``; those of weight and bias are added to ``dw`` and ``db``.
+
+    ``slope`` is a buffer of C numbers, rounded up to a multiple of eight.
+    """
+    scalar = float32 if kind == "f32" else float64
+
+    @compiled(0, kind)
+    def kernel(  # type: ignore[no-untyped-def]
+        first, stop, C, x, x_stride, m, m_stride, w, b, keep, grad, grad_stride, mean, rstd, slope, dx, dw, db
+    ):
+        xs, masks, weights, biases = pointer(x, kind), pointer(m, kind), pointer(w, kind), pointer(b, kind)
+        keeps, grads, slopes = pointer(keep, kind), pointer(grad, kind), pointer(slope, kind)
+        means, rstds = carray(pointer(mean, kind), stop), carray(pointer(rstd, kind), stop)
+        dxs, dws, dbs = pointer(dx, kind), pointer(dw, kind), pointer(db, kind)
+        zero, count = splat(scalar(0)), scalar(C)
+        for i in range(first, stop):
+            row = i * x_stride
+            center, factor = splat(means[i]), splat(rstds[i])
+            total, total_unit = zero, zero
+            for t in range(0, C, 8):
+                c = min(t, C - 8)
+                k, weight = load(keeps, 8 if c < t else 0), load(weights, c)
+                unit = (load(xs, row + c) - center) * factor
+                g = load(grads, i * grad_stride + c)
+                if masked:
+                    g = g * load(masks, i * m_stride + c)
+                g = where(unit * weight + load(biases, c) <= zero, zero, g)
+                g_unit = g * weight
+                store(slopes, t, g_unit)
+                total = total + k * g_unit
+                total_unit = total_unit + k * g_unit * unit
+                store(dws, c, load(dws, c) + k * g * unit)
+                store(dbs, c, load(dbs, c) + k * g)
+            offset, slope_mean = splat(_sum(total) / count), splat(_sum(total_unit) / count)
+            for t in range(0, C, 8):
+                c = min(t, C - 8)
+                unit = (load(xs, row + c) - center) * factor
+                store(dxs, i * C + c, (load(slopes, t) - offset - unit * slope_mean) * factor)
+
+    return kernel

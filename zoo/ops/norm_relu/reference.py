@@ -1,14 +1,18 @@
-"""The definition in plain PyTorch: what every kernel is tested against, and what follows any transform."""
+"""The definition in plain PyTorch: the oracle of every kernel's tests, and the path of any transform.
+
+Its [N, C] tensors are bounded memory, so that there is no chunked form.
+"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from zoo.ops.tensors import compute_dtype
 
 
 def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> Tensor:
     """[N, C] relu(layer_norm(x)) * mask in the dtype of x, computed in float32 or float64."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     out = F.layer_norm(x.to(dtype), (x.shape[1],), weight.to(dtype), bias.to(dtype), eps).relu()
     return (out if mask is None else out * mask).to(x.dtype)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from zoo.errors import DataError
-from zoo.ops.backend import backend_for, named_backend, refuse_transforms
-from zoo.ops.csr import CSR, check_csr
-from zoo.ops.tensors import plain
-from zoo.ops.weighted_sum import functions, reference, registered
+from zoo.ops.csr import CSR, cached, check_csr, csr_from_edge_index
+from zoo.ops.dispatch import (
+    backend_for,
+    check_floats,
+    exact_backward,
+    kernel_function,
+    needs_grad,
+    refuse_transforms,
+    uncompiled,
+)
+from zoo.ops.segment import edge_targets
+from zoo.ops.tensors import compute_dtype, plain
+from zoo.ops.weighted_sum import reference
 
 __all__ = ["weighted_sum"]
 
 
+@uncompiled
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None = None) -> Tensor:
-    """Sum weight_e * x_j over the incoming edges e = (j, i) of every node i.
+    """Sum over the incoming edges e = (j, i) of every node i: out_i = sum_e weight_e * x_j.
 
     Args:
         x: [N, C] node features, or [N, H, C] for H heads; rows may lie apart, as in a slice of the columns.
@@ -33,7 +46,7 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None = None) -> Tensor:
     x, weight = plain(x), None if weight is None else plain(weight)
     _check_arguments(x, csr, weight)
     check_csr(csr)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     # [N, H, C] and [E, H] from here on; heads differ by their weights alone.
     heads = x if weight is not None and x.dim() == 3 else x.flatten(1)[:, None]
     if weight is not None:
@@ -46,15 +59,58 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None = None) -> Tensor:
 
 
 def _weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
-    # A compiled graph calls registered operators, which choose the backend when they run.
-    compiling = torch.compiler.is_compiling()
-    name = named_backend() if compiling else backend_for(x.device)[0]
+    name = backend_for(x.device)[0]
     if name == "reference":
         return reference.weighted_sum(x, csr, weight)
-    if compiling or name is None:
-        return registered.weighted_sum(x, csr, weight)
     refuse_transforms("weighted_sum", name)
-    return functions.weighted_sum(x, csr, weight, functions.load_backend(name))
+    if needs_grad(x, weight):
+        out: Tensor = _WeightedSum.apply(x, weight, csr, name)  # type: ignore[no-untyped-call]
+    else:
+        out = kernel_function("weighted_sum", name, "weighted_sum")(x, csr, weight)
+    return out
+
+
+class _WeightedSum(Function):
+    """[N, H, C] weighted sums; keeps x for the gradient of the weights only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, csr: CSR, backend: str) -> Tensor:
+        """See ``chunked.weighted_sum``."""
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, *csr)
+        ctx.backend = backend
+        out: Tensor = kernel_function("weighted_sum", backend, "weighted_sum")(x, csr, weight)
+        return out
+
+    @staticmethod
+    @exact_backward
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, the same sum along the reversed edges, and of the weights, products over the channels."""
+        x, weight, rowptr, col = ctx.saved_tensors
+        csr, dx, dw = CSR(rowptr, col), None, None
+        if ctx.needs_input_grad[0]:
+            rows, perm = cached(csr, "transposed", _transpose)
+            weight = None if weight is None else weight.index_select(0, perm)
+            dx = kernel_function("weighted_sum", ctx.backend, "weighted_sum")(grad, rows, weight)
+        if x is not None:
+            dw = kernel_function("weighted_sum", ctx.backend, "edge_products")(grad, x, csr)
+        return dx, dw, None, None
+
+
+class _Transposed(NamedTuple):
+    """The same edges grouped by their source node.
+
+    Attributes:
+        csr: rows of sources; ``col`` holds the targets.
+        perm: [E], the position in the original rows of each edge.
+    """
+
+    csr: CSR
+    perm: Tensor
+
+
+def _transpose(csr: CSR) -> _Transposed:
+    rows, perm = csr_from_edge_index(torch.stack([edge_targets(csr).to(csr.col.dtype), csr.col]), csr.num_nodes)
+    return _Transposed(rows, perm.to(torch.int32) if csr.num_edges < 2**31 else perm)
 
 
 def _check_arguments(x: Tensor, csr: CSR, weight: Tensor | None) -> None:
@@ -64,8 +120,4 @@ def _check_arguments(x: Tensor, csr: CSR, weight: Tensor | None) -> None:
         expected = [csr.num_edges, *x.shape[1:-1]]
         if list(weight.shape) != expected:
             raise DataError(f"weight: expected {expected} to fit the CSR and x, got {list(weight.shape)}")
-    for name, tensor in (("x", x), ("weight", weight)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise DataError(f"{name}: expected floating point numbers, got {tensor.dtype}")
-        if tensor is not None and tensor.device != csr.col.device:
-            raise DataError(f"{name} is on {tensor.device} and the CSR on {csr.col.device}; expected one device")
+    check_floats(csr.col.device, "the CSR", x=x, weight=weight)

@@ -1,48 +1,67 @@
-"""The weighted sum on the CPU: lays tensors out for the Numba kernels and shares their work over threads.
+"""Weighted sums on the CPU: Numba kernels, and the layout of tensors for them.
 
-Results are the same whatever the number of threads.
+As in ``gen_aggregate.cpu``, kernels go over segments of rows in blocks of few edges, so that the rows of x that a block
+reads stay in the nearest cache. Channels come in multiples of eight. Results do not depend on the number of threads.
 """
+
+# Numba carries no types.
+# mypy: disable-error-code="untyped-decorator, operator"
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
+from numba import float32, float64, int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.ops.csr import CSR
-from zoo.ops.numba_kernels import Kernel, addresses, kind_of
-from zoo.ops.pieces import Plan, intervals, plan_of
+from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, kind_of
 from zoo.ops.tensors import address, unit_stride
 from zoo.ops.threads import run_tasks
-from zoo.ops.vectors import LANES
-from zoo.ops.weighted_sum import cpu_kernels
+from zoo.ops.vectors import (
+    LANES,
+    add_scaled_rows,
+    item,
+    load,
+    load_rows,
+    pointer,
+    put_item,
+    splat,
+    store,
+    store_rows,
+    total,
+)
+from zoo.ops.work_items import WorkItems
+
+# Sums that stay in registers at once; other counts of channels end with one at a time.
+WIDE = 4
 
 
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
-    """See ``functions.Backend``."""
-    (N, H, channels), plan = x.shape, plan_of(csr)
+    """See ``chunked``."""
+    (N, H, channels), work = x.shape, WorkItems.of(csr)
     rows, C = _rows(x)
     weights = None if weight is None else weight.contiguous()
-    out = torch.empty(plan.pieces.num_pieces, H, C, dtype=x.dtype)
+    out = torch.empty(work.segments.start.numel(), H, C, dtype=x.dtype)
     source = (address(rows), rows.stride(0), 0 if weights is None else address(weights))
-    _run(cpu_kernels.weighted_sum(weight is not None, kind_of(x)), csr, plan, *source, H, C, address(out))
-    for first, more in plan.rounds:
+    _run(_weighted_sum(weight is not None, kind_of(x)), csr, work, *source, H, C, address(out))
+    for first, more in work.merge_steps:
         out[first] += out[more]
     # A fresh tensor, not a view of one: autograd would forbid to change a view in place.
     return out if out.shape == x.shape else out[:N, :, :channels].clone()
 
 
 def edge_products(grad: Tensor, x: Tensor, csr: CSR) -> Tensor:
-    """See ``functions.Backend``."""
-    plan = plan_of(csr)
+    """See ``chunked``."""
+    work = WorkItems.of(csr)
     rows, C = _rows(x)
     grads, _ = _rows(grad)
     out = torch.empty(csr.num_edges, x.shape[1], dtype=x.dtype)
-    targets = (address(plan.pieces.target), csr.num_nodes)
+    targets = (address(work.segments.row), csr.num_nodes)
     both = (address(rows), rows.stride(0), address(grads), grads.stride(0))
-    _run(cpu_kernels.edge_products(kind_of(x)), csr, plan, *targets, *both, x.shape[1], C, address(out))
+    _run(_edge_products(kind_of(x)), csr, work, *targets, *both, x.shape[1], C, address(out))
     return out
 
 
@@ -53,7 +72,69 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
     return unit_stride(padded.flatten(1)), padded.shape[2]
 
 
-def _run(kernel: Kernel, csr: CSR, plan: Plan, *rest: int) -> None:
-    pieces, col = plan.pieces, csr.col if plan.col is None else plan.col
-    edges = addresses(pieces.start, pieces.end)
-    run_tasks([partial(kernel, *edges, *chunk, address(col), *rest) for chunk in intervals(plan.bounds)])
+def _run(kernel: Kernel, csr: CSR, work: WorkItems, *rest: int) -> None:
+    segments, col = work.segments, csr.col if work.col is None else work.col
+    edges = addresses(segments.start, segments.end)
+    run_tasks([partial(kernel, *edges, *work_item, address(col), *rest) for work_item in work.items])
+
+
+@cache
+def _weighted_sum(weighted: bool, kind: str) -> Kernel:
+    """The sum of weight * x over each segment, for every head; out is [segments, H, C] without gaps."""
+    scalar = float32 if kind == "f32" else float64
+
+    @compiled(0, kind)
+    def kernel(start, end, first, stop, col, x, x_stride, weight, H, C, out):  # type: ignore[no-untyped-def]
+        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
+        xs, weights, outs = pointer(x, kind), pointer(weight, kind), pointer(out, kind)
+        factor = scalar(1)
+        for k in range(first, stop):
+            row = k * H * C
+            edge, edge_end = item(starts, k), item(ends, k)
+            for c in range(0, H * C, 8):
+                store(outs, row + c, splat(scalar(0)))
+            while edge < edge_end:
+                block_end = min(edge_end, edge + BLOCK)
+                for h in range(H):
+                    c, c_end = h * C, (h + 1) * C
+                    while c + WIDE * 8 <= c_end:
+                        sums = load_rows(outs, row + c, 8, WIDE)
+                        for e in range(edge, block_end):
+                            if weighted:
+                                factor = item(weights, e * H + h)
+                            sums = add_scaled_rows(sums, factor, xs, int64(item(cols, e)) * x_stride + c, 8)
+                        store_rows(outs, row + c, 8, sums)
+                        c += WIDE * 8
+                    while c < c_end:
+                        sums = load_rows(outs, row + c, 8, 1)
+                        for e in range(edge, block_end):
+                            if weighted:
+                                factor = item(weights, e * H + h)
+                            sums = add_scaled_rows(sums, factor, xs, int64(item(cols, e)) * x_stride + c, 8)
+                        store_rows(outs, row + c, 8, sums)
+                        c += 8
+                edge = block_end
+
+    return kernel
+
+
+@cache
+def _edge_products(kind: str) -> Kernel:
+    """For every edge of each segment, and every head, the inner product of x at its source and grad at its row."""
+    scalar = float32 if kind == "f32" else float64
+
+    @compiled(0, kind)
+    def kernel(start, end, first, stop, col, target, num_rows, x, x_stride, grad, grad_stride, H, C, out):  # type: ignore[no-untyped-def]
+        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
+        targets, xs, grads, outs = pointer(target, "i64"), pointer(x, kind), pointer(grad, kind), pointer(out, kind)
+        for k in range(first, stop):
+            row = (k if k < num_rows else item(targets, k - num_rows)) * grad_stride
+            for e in range(item(starts, k), item(ends, k)):
+                source = int64(item(cols, e)) * x_stride
+                for h in range(H):
+                    products = splat(scalar(0))
+                    for c in range(h * C, (h + 1) * C, 8):
+                        products = products + load(xs, source + c) * load(grads, row + c)
+                    put_item(outs, e * H + h, total(products))
+
+    return kernel

@@ -1,12 +1,12 @@
-"""The definition of the weighted sum in plain PyTorch: short, slow, and what every kernel is tested against."""
+"""The definition of the weighted sum in plain PyTorch: short, slow, and the oracle of every kernel's tests."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from zoo.ops.csr import CSR
 from zoo.ops.segment import edge_targets
+from zoo.ops.tensors import compute_dtype
 
 
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
@@ -20,7 +20,7 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
     Returns:
         [N, H, C], in float32 for half precision.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     message = x.to(dtype).index_select(0, csr.col)
     if weight is not None:
         message = message * weight[:, :, None]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from zoo.errors import BackendError, DataError
-from zoo.ops import backend
-from zoo.ops.backend import BACKENDS, backend_for, describe, named_backend, set_backend, use_backend
+from zoo.ops import dispatch
 from zoo.ops.csr import CSR
+from zoo.ops.dispatch import BACKENDS, backend_for, describe, named_backend, set_backend, use_backend
+from zoo.ops.edges import EdgeInput
 from zoo.ops.gen_aggregate import gen_aggregate
 
 CSR_ONE_EDGE = CSR(torch.tensor([0, 1, 1]), torch.tensor([1]))
@@ -17,10 +18,10 @@ CSR_ONE_EDGE = CSR(torch.tensor([0, 1, 1]), torch.tensor([1]))
 @pytest.fixture(autouse=True)
 def fresh_choice():
     set_backend(None)
-    backend._choose.cache_clear()
+    dispatch._choose.cache_clear()
     yield
     set_backend(None)
-    backend._choose.cache_clear()
+    dispatch._choose.cache_clear()
 
 
 def test_numba_is_chosen_on_the_cpu_where_it_is_installed():
@@ -34,14 +35,14 @@ def test_devices_without_kernels_get_plain_pytorch():
 
 
 def test_without_numba_plain_pytorch_takes_over_and_says_why(monkeypatch):
-    real_import = backend.importlib.import_module
+    real_import = dispatch.importlib.import_module
 
     def no_numba(name, *args):
         if name == "numba":
             raise ImportError("No module named 'numba'")
         return real_import(name, *args)
 
-    monkeypatch.setattr(backend.importlib, "import_module", no_numba)
+    monkeypatch.setattr(dispatch.importlib, "import_module", no_numba)
     name, reason = backend_for("cpu")
     assert name == "chunked"
     assert "pip install numba" in reason
@@ -80,7 +81,7 @@ def test_a_backend_for_another_device_is_refused(name, kind):
 
 def test_the_environment_names_a_backend_and_importing_the_op_imports_no_kernels():
     code = (
-        "import sys, zoo.ops.gen_aggregate; from zoo.ops.backend import backend_for; "
+        "import sys, zoo.ops.gen_aggregate; from zoo.ops.dispatch import backend_for; "
         "print(backend_for('cpu')[0], 'numba' in sys.modules)"
     )
     environment = {**os.environ, "ZOO_BACKEND": "chunked"}
@@ -90,7 +91,7 @@ def test_the_environment_names_a_backend_and_importing_the_op_imports_no_kernels
 
 
 def test_a_typo_in_the_environment_is_an_error_of_one_line(monkeypatch):
-    monkeypatch.setattr(backend, "_named", "tritn")
+    monkeypatch.setattr(dispatch, "_named", "tritn")
     with pytest.raises(BackendError, match=r"ZOO_BACKEND: expected one of .*, got 'tritn'") as caught:
         gen_aggregate(torch.ones(2, 3), CSR_ONE_EDGE)
     assert "\n" not in str(caught.value)
@@ -111,13 +112,14 @@ def test_every_backend_that_serves_the_cpu_is_known(name):
         assert gen_aggregate(torch.ones(2, 3), CSR_ONE_EDGE, eps=0.0)[0].tolist() == [1.0] * 3
 
 
+EDGES = EdgeInput(torch.ones(1, 4), torch.ones(3, 4), torch.ones(3))
+
+
 def _call(**changes):
     arguments = {
         "x": torch.ones(2, 3),
         "csr": CSR_ONE_EDGE,
-        "edge_attr": torch.ones(1, 4),
-        "weight": torch.ones(3, 4),
-        "bias": torch.ones(3),
+        "edges": EDGES,
         **changes,
     }
     return gen_aggregate(**arguments)
@@ -130,11 +132,13 @@ def _call(**changes):
         ({"x": torch.ones(3, 3)}, "x: expected .N, C. with N = 2 as in the CSR, got .3, 3."),
         ({"x": torch.ones(3)}, "x: expected"),
         ({"x": torch.ones(2, 3, dtype=torch.int64)}, "x: expected floating point numbers, got torch.int64"),
-        ({"edge_attr": torch.ones(2, 4)}, "edge_attr: expected .1, 4. to fit .* got .2, 4."),
-        ({"weight": None}, "edge_attr: expected .1, 3. to fit .* got .1, 4."),
-        ({"weight": torch.ones(4, 3)}, "weight: expected .C, D. with C = 3 as in x, got .4, 3."),
-        ({"edge_attr": None}, "weight: given without edge_attr"),
-        ({"bias": torch.ones(4)}, "bias: expected .C. with C = 3 as in x, got .4."),
+        ({"edges": EDGES._replace(attr=torch.ones(2, 4))}, "edges.attr: expected .1, 4. to fit .* got .2, 4."),
+        ({"edges": EDGES._replace(weight=None)}, "edges.attr: expected .1, 3. to fit .* got .1, 4."),
+        (
+            {"edges": EDGES._replace(weight=torch.ones(4, 3))},
+            "edges.weight: expected .C, D. with C = 3 as in x, got .4, 3.",
+        ),
+        ({"edges": EDGES._replace(bias=torch.ones(4))}, "edges.bias: expected .C. with C = 3 as in x, got .4."),
         (
             {"aggr": "softmax", "temperature": torch.ones(3)},
             "temperature: expected one number, got a tensor of shape .3.",

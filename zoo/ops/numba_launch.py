@@ -1,4 +1,4 @@
-"""How the Numba kernels of all ops are compiled, and how they are told of tensors."""
+"""Compilation of the Numba kernels of all operators, and the addresses of their tensors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import sys
 import zlib
 from collections.abc import Callable
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from numba import float32, float64, int64, njit, void
 from torch import Tensor
 
-from zoo.ops import vector_math, vectors
+from zoo.ops import vectors
 from zoo.ops.tensors import address
 
 Kernel = Callable[..., None]
@@ -23,19 +22,18 @@ Kernel = Callable[..., None]
 BLOCK = 32
 
 
-def compiled(num_floats: int, kind: str, *parts: ModuleType) -> Callable[[Callable[..., None]], Kernel]:
+def compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Kernel]:
     """Compile for integers followed by so many floats; kept on disk where some folder can be written.
 
     Args:
         num_floats: how many.
         kind: of the floats, as :func:`kind_of` calls it.
-        parts: modules of the op whose constants are compiled in, besides the file of the function itself.
     """
-    number = float32 if kind == "f32" else float64
+    scalar = float32 if kind == "f32" else float64
 
     def compile_(function: Callable[..., None]) -> Kernel:
-        form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[number] * num_floats)
-        function.__qualname__ += f".{_stamp(*parts):08x}"
+        form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[scalar] * num_floats)
+        function.__qualname__ += f".{_stamp():08x}"
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
         try:
             kernel: Kernel = njit(form, cache=True, **options)(function)
@@ -48,10 +46,9 @@ def compiled(num_floats: int, kind: str, *parts: ModuleType) -> Callable[[Callab
 
 
 @cache
-def _stamp(*parts: ModuleType) -> int:
-    """Numba renews what it keeps on disk when a kernel's file changes; what comes from others goes into its name."""
-    modules = (sys.modules[__name__], vectors, vector_math, *parts)
-    return zlib.crc32("".join(inspect.getsource(module) for module in modules).encode())
+def _stamp() -> int:
+    """A checksum of shared code, for the names of kernels: on disk, Numba renews a kernel when its own file changes."""
+    return zlib.crc32("".join(inspect.getsource(module) for module in (sys.modules[__name__], vectors)).encode())
 
 
 def addresses(*tensors: Tensor) -> tuple[int, ...]:

@@ -1,19 +1,29 @@
-"""Which implementation of an op runs: chosen by device and by what is installed, or named by the user."""
+"""The backend of an operator, chosen by device and installed packages or named by the user, and checks around it.
+
+Every operator is a folder: ``__init__`` (the public function: checks, autograd), ``reference`` (the definition),
+``chunked`` (PyTorch in bounded memory), ``cpu`` and ``cuda`` (kernels). What a backend lacks is done by ``chunked``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib import metadata
 from types import ModuleType
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
-from zoo.errors import BackendError
+from zoo.errors import BackendError, DataError
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
 ENVIRONMENT_VARIABLE = "ZOO_BACKEND"
 
@@ -24,6 +34,8 @@ BACKENDS: dict[str, tuple[str | None, str | None]] = {
     "numba": ("numba", "cpu"),
     "triton": ("triton", "cuda"),
 }
+# The module of each backend in the folder of an operator.
+_MODULES = {"chunked": "chunked", "numba": "cpu", "triton": "cuda"}
 _FASTEST = {"cpu": "numba", "cuda": "triton"}
 
 _named: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
@@ -109,17 +121,81 @@ def _choose(kind: str, name: str | None) -> tuple[str, str]:
     return fastest, f"the fastest on {kind}"
 
 
-def refuse_transforms(op: str, backend: str | None) -> None:
-    """Stop an eager call where kernels would compute without the transform around it, and in silence.
+@cache
+def kernel_function(operator: str, backend: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of an operator's backend, or of ``chunked`` where that backend has none.
+
+    Imported on first use: a backend may need what is not installed, and costs time to import.
+    """
+    folder = f"zoo.ops.{operator}"
+    own = importlib.import_module(f"{folder}.{_MODULES[backend]}")
+    function = getattr(own, name, None) or getattr(importlib.import_module(f"{folder}.chunked"), name)
+    return cast(Callable[..., Any], function)
+
+
+def transforming() -> bool:
+    """Whether the call stands within a ``torch.func`` transform or a forward-mode derivative."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def refuse_transforms(operator: str, backend: str) -> None:
+    """Stop a call whose kernels would silently compute without the transform around it.
 
     Raises:
         BackendError: within torch.func transforms or forward-mode derivatives.
     """
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforming():
         raise BackendError(
-            f"{op}: the backend {backend!r} cannot follow torch.func transforms or forward-mode derivatives; "
+            f"{operator}: the backend {backend!r} cannot follow torch.func transforms or forward-mode derivatives; "
             "use_backend('reference') can"
         )
+
+
+def check_floats(device: torch.device, owner: str, **tensors: Tensor | None) -> None:
+    """Check that the tensors hold floating point numbers on one device.
+
+    Args:
+        device: that device.
+        owner: whose it is, for the message.
+        tensors: by name.
+
+    Raises:
+        DataError: if one does not.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise DataError(f"{name}: expected floating point numbers, got {tensor.dtype}")
+        if tensor is not None and tensor.device != device:
+            raise DataError(f"{name} is on {tensor.device} and {owner} on {device}; expected one device")
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether the gradient of some of these tensors may be asked for."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def exact_backward(function: Backward) -> Backward:
+    """Run a backward pass in the precision of its tensors, whatever autocast says; refuse a second derivative."""
+
+    @wraps(function)
+    def exact(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad.device.type, enabled=False):
+            return function(ctx, grad)
+
+    once: Backward = once_differentiable(exact)
+    return once
+
+
+def uncompiled(function: FunctionT) -> FunctionT:
+    """``torch.compiler.disable`` without its import of the compiler, which costs seconds at start-up."""
+    # Imports the compiler when it is called, which happens only where the compiler is at work already.
+    disabled = torch._compile._disable_dynamo(function)
+
+    @wraps(function)
+    def run(*args: object, **kwargs: object) -> object:
+        return (disabled if torch.compiler.is_dynamo_compiling() else function)(*args, **kwargs)
+
+    return cast(FunctionT, run)
 
 
 def interpreting_triton() -> bool:

@@ -1,0 +1,159 @@
+"""Division of the edges of a CSR into bounded work: segments of rows for kernels, chunks of edges for PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.errors import BackendError
+from zoo.ops.csr import CSR, cached
+
+# Segments after the first of a row are this many at most, since each has results of its own; longer ones then.
+MAX_FURTHER_SEGMENTS = 1 << 16
+# On the CPU, longer rows are shared by several threads.
+MAX_SEGMENT_EDGES = 16384
+# Work is handed to threads in items of at least so many edges, a segment counting as a few edges itself.
+MIN_ITEM_EDGES = 1 << 15
+SEGMENT_COST = 8
+MAX_ITEMS = 256
+# Numbers in the [edges, C] tensors of one chunk: a few of them fit into the caches of a processor.
+CHUNK_NUMBERS = 1 << 20
+
+
+class Segments(NamedTuple):
+    """Rows cut into segments of bounded length; shapes depend on N and E alone.
+
+    Segment i < N begins row i. The further segments of long rows follow, row by row; those that no row needs are empty.
+
+    Attributes:
+        start: [S] int64, the first edge of each segment.
+        end: [S] int64, the edge after its last.
+        row: [S - N] int64, the rows of the segments from N on; N of those that no row needs.
+        further: [N + 1] int64, where the further segments of each row begin, counted from N.
+        limit: edges of the longest segment.
+    """
+
+    start: Tensor
+    end: Tensor
+    row: Tensor
+    further: Tensor
+    limit: int
+
+    def refresh(self, csr: CSR) -> None:
+        """See ``csr.Refreshable``."""
+        for old, new in zip(self[:4], cut_rows(csr, self.limit)[:4], strict=True):
+            old.copy_(new)
+
+
+def cut_rows(csr: CSR, limit: int) -> Segments:
+    """Cut every row into segments of at most ``limit`` edges, or twice as many, ..., if there are very many edges.
+
+    Raises:
+        BackendError: if there are too many edges for kernels.
+    """
+    if csr.num_edges >= 2**31:
+        raise BackendError(f"{csr.num_edges} edges are too many for the 32-bit ids of kernels; use_backend('chunked')")
+    while csr.num_edges // limit > MAX_FURTHER_SEGMENTS:
+        limit *= 2
+    # Nothing here is read back from a GPU.
+    first, last = csr.rowptr[:-1], csr.rowptr[1:]
+    extra = (last - first - 1).div(limit, rounding_mode="floor").clamp(min=0)  # [N] segments after the first
+    further = torch.zeros_like(csr.rowptr)
+    torch.cumsum(extra, 0, out=further[1:])
+    size = csr.num_edges // limit
+    row = torch.repeat_interleave(torch.cat([extra, size - further[-1:]]), output_size=size)
+    # Row N has no edges, whatever segment of it is asked for.
+    after = csr.rowptr[-1:]
+    nth = torch.arange(1, size + 1, device=row.device) - further[row]
+    row_end = torch.cat([last, after])[row]
+    row_start = torch.minimum(torch.cat([first, after])[row] + nth * limit, row_end)
+    start = torch.cat([first, row_start])
+    end = torch.minimum(start + limit, torch.cat([last, row_end]))
+    return Segments(start, end, row, further, limit)
+
+
+class WorkItems(NamedTuple):
+    """The rows of a CSR as the threads of a CPU share them.
+
+    Attributes:
+        segments: S segments.
+        merge_steps: pairs of [K] rows and [K] segments; no row appears twice in a pair. Merging pair after pair merges
+            the segments of each row in the order of its edges.
+        items: first segment, and the one after the last, of each item; they cost about the same.
+        col: [E] int32.
+    """
+
+    segments: Segments
+    merge_steps: list[tuple[Tensor, Tensor]]
+    items: list[tuple[int, int]]
+    col: Tensor | None
+
+    @classmethod
+    def of(cls, csr: CSR) -> WorkItems:
+        """The work items of a CSR, made once; they do not depend on the number of threads, so sums do not either."""
+        return cached(csr, "work items", _make_work_items)
+
+
+def _make_work_items(csr: CSR) -> WorkItems:
+    segments = cut_rows(csr, MAX_SEGMENT_EDGES)
+    own = csr.col.dtype == torch.int32
+    return WorkItems(segments, _merge_steps(segments), _items(segments), None if own else csr.col.to(torch.int32))
+
+
+def _merge_steps(segments: Segments) -> list[tuple[Tensor, Tensor]]:
+    num_rows = segments.further.numel() - 1
+    row = segments.row[segments.row < num_rows]
+    nth = torch.arange(row.numel()) - segments.further[row]
+    steps = []
+    for n in range(int(nth.max()) + 1 if row.numel() else 0):
+        (chosen,) = (nth == n).nonzero(as_tuple=True)
+        steps.append((row[chosen], chosen + num_rows))
+    return steps
+
+
+def _items(segments: Segments) -> list[tuple[int, int]]:
+    cost = (segments.end - segments.start + SEGMENT_COST).cumsum(0)
+    total = int(cost[-1]) if cost.numel() else 0
+    num_items = max(1, min(MAX_ITEMS, total // MIN_ITEM_EDGES))
+    inner = torch.arange(1, num_items) * total // num_items
+    cuts = [0, *torch.searchsorted(cost, inner).tolist(), cost.numel()]
+    return [(first, stop) for first, stop in pairwise(cuts) if stop > first]
+
+
+class Chunk(NamedTuple):
+    """Consecutive edges, and the rows they belong to."""
+
+    edges: slice
+    rows: slice  # the rows that these edges belong to; the first and the last may have further edges elsewhere
+    row: Tensor  # [edges] int64, counted from the first of these rows
+    col: Tensor  # [edges]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[N, ...] to [edges, ...]."""
+        return values[self.rows].index_select(0, self.row)
+
+    def scatter(self, values: Tensor, how: str, start: float) -> Tensor:
+        """[edges, C] to [rows, C]."""
+        out = values.new_full((self.rows.stop - self.rows.start, values.shape[1]), start)
+        return out.scatter_reduce_(0, self.row[:, None].expand_as(values), values, how)
+
+
+def chunks(csr: CSR, num_channels: int) -> Iterator[Chunk]:
+    """All edges in turn, at most CHUNK_NUMBERS / num_channels at a time."""
+    rowptr, col = csr
+    num_edges, size = csr.num_edges, max(CHUNK_NUMBERS // max(num_channels, 1), 1)
+    if not num_edges:
+        return
+    starts = torch.arange(0, num_edges, size, device=rowptr.device)
+    stops = (starts + size).clamp(max=num_edges)
+    # The row of an edge is the last one that starts at it or before it.
+    first_rows = torch.searchsorted(rowptr, starts, right=True) - 1
+    stop_rows = torch.searchsorted(rowptr, stops - 1, right=True)
+    for start, stop, first, end in torch.stack([starts, stops, first_rows, stop_rows], 1).tolist():
+        within = rowptr[first : end + 1].clamp(start, stop)
+        row = torch.repeat_interleave(within.diff(), output_size=stop - start)
+        yield Chunk(slice(start, stop), slice(first, end), row, col[start:stop])
