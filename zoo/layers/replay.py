@@ -98,7 +98,7 @@ class Guard:
     is an error of autograd's, never a wrong gradient.
 
     Attributes:
-        owner: the module of the pass; one thread at a time evaluates what is in it.
+        owner: the module of the pass; one thread at a time evaluates its blocks.
         tree: how the first tensors make up the arguments.
         num_leaves: how many they are; the others are the parameters.
         parameter_slots: the places of the parameters.
@@ -180,7 +180,7 @@ class Guard:
         with ExitStack() as state:
             state.enter_context(exclusive(self.owner))
             state.enter_context(replaced(self.parameter_slots, aliases[self.num_leaves :]))
-            # Running statistics are counted once: what the evaluation writes goes to copies.
+            # Running statistics are counted once: this evaluation writes them to copies.
             state.enter_context(replaced(self.buffer_slots, [buffer.clone() for buffer in self.buffers]))
             state.enter_context(modes(self.modules, self.training))
             state.enter_context(self.rng.replay())
@@ -190,12 +190,12 @@ class Guard:
 
     def _autocast(self) -> torch.autocast:
         device_type, dtype, enabled = self.autocast
-        # Weights that autocast would cache in here lack a tape, which whoever shares them outside needs.
+        # Autocast would cache weights without a tape, and modules outside that share them would use these.
         return torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def _alias(tensor: Tensor | None, requires_grad: bool) -> Tensor | None:
-    # A tensor that cannot carry a gradient stays the same object, so that what is cached for a graph is found again.
+    # A tensor that cannot carry a gradient stays the same object, so that caches of a graph are found again.
     if tensor is None or not tensor.requires_grad:
         return tensor
     return tensor.detach().requires_grad_(requires_grad)

@@ -1,8 +1,8 @@
 """The reversible stack: any number of layers in the memory of one.
 
-The whole stack is ONE autograd.Function. Forward runs without a tape and keeps only the last state. Backward walks from
+The whole stack is ONE autograd.Function. Forward runs without a tape and keeps only the last state. Backward goes from
 the last layer to the first and evaluates each block once with the tape on: its value restores the block's input
-(x = y - f) and its tape gives the gradients.
+(x = y - f) and its tape gives the gradients. ``docs/mathematics.md`` has the formulas.
 
 Nothing of the caller is changed: inputs are copied into a stream the Function owns, gradients of parameters are
 returned and not written, so that every feature of autograd around the stack works as with a plain module: skip
@@ -82,7 +82,7 @@ class ReversibleStack(nn.Module):
         self.executor: Executor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # What an executor keeps, such as CUDA graphs, can neither be copied nor pickled.
+        # CUDA graphs, which an executor may keep, can neither be copied nor pickled.
         return {**self.__dict__, "executor": None}
 
     def extra_repr(self) -> str:
@@ -207,8 +207,8 @@ def _reverse_pass(
     Returns:
         The gradient of each tensor, summed over the layers.
     """
-    # The groups' slices are cut once. The tape of a layer ends there; what the layers add up for a slice is carried
-    # to the tensor it was cut from after the last of them.
+    # Inputs are cut into slices for the groups once, and the tape of each layer ends at these slices. Their gradients
+    # are summed over the layers first and go through the cut, back to the inputs, only once.
     slices = stack._group_inputs(inputs)
     groups = [_ends_of_tape(group) for group in slices]
     read = [_differentiable(group) for group in groups]

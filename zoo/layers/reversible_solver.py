@@ -3,7 +3,7 @@
 y' = (1 - beta) y + beta f(z); z' = (1 - beta) z + beta f(y').
 
 Running back divides by 1 - beta each time, which would turn rounding into large errors: 0.2 ** -12 is 2e8. So the two
-states are integers, multiples of 2^-40, and what is lost when they are multiplied by 1 - beta is kept as the digits of
+states are integers, multiples of 2^-40, and the digits lost when they are multiplied by 1 - beta are kept in
 a second integer. Addition and this multiplication then have exact inverses.
 
 Source: reversible deep equilibrium models, arXiv 2509.12917; the kept digits are algorithm 3 of arXiv 1502.03492.

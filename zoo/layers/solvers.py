@@ -174,7 +174,7 @@ class _Broyden:
         if self.last is not None:
             moved, before = self.last
             change = g - before
-            # What was missing from the last move: moved + H change, which is H step as long as moved = H before.
+            # The error of the last move: moved + H change, which is H step as long as moved = H before.
             missing, v = move, self._apply(self.v, self.u, moved)
             if self.count == self.history:
                 self.count = 0

@@ -1,13 +1,8 @@
 """Run the layers of a reversible stack as CUDA graphs. Opt-in, by :func:`capture_layers`.
 
-A layer is some fifty small kernels, and launching them one by one from Python takes longer than running them. All
-layers of a stack do the same work on other numbers: so ONE graph of a layer forward and ONE of a layer backward (each
-block evaluated once with the tape on, its input restored, its gradients) are recorded on static buffers. Before each
-replay the parameters of its layer are copied there, after each backward replay their gradients are copied out. Neither
-recording nor memory depends on depth, and layers that share parameters add up their gradients.
-
-Parts of a graph differ in size. The buffers hold a few more nodes and edges than the part they were made for; nodes
-beyond a part's own are no source of the part's nodes, give them no gradient, and are never returned.
+All layers of a stack do the same work on other numbers: ONE graph of a layer forward and ONE of a layer backward are
+recorded on static buffers and replayed for each layer, after its parameters have been copied there. The whole of it is
+explained in ``docs/capture.md``.
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ from zoo.layers.replay import exclusive
 from zoo.layers.reversible import ReversibleStack
 from zoo.ops.csr import CSR
 
-# What these do is the same each time: no random numbers, no statistics over nodes, nothing read back from the GPU.
+# These modules do the same work each time: no random numbers, no statistics over nodes, nothing read back from the GPU.
 REPEATABLE: frozenset[type[nn.Module]] = frozenset({Block, GENConv, MLP, nn.LayerNorm, nn.Linear, nn.ReLU})
 # Parts to learn from and parts to evaluate on, and one of each that did not fit.
 MAX_RECORDINGS = 4
@@ -151,8 +146,10 @@ class _Replay(torch.autograd.Function):
         with exclusive(stack):
             grad_x, leaves, parameters = ctx.recording.backward(stream, grad, inputs, layers, stack.num_steps)
         # A parameter that stands in several layers was handed over several times: autograd adds up its gradients.
+        # Distinct layers beyond the last step come last and get none.
         grads = (None, None, grad_x, None, None, *leaves, *parameters)
-        return tuple(gradient if needed else None for gradient, needed in zip(grads, ctx.needs_input_grad, strict=True))
+        pairs = itertools.zip_longest(grads, ctx.needs_input_grad)
+        return tuple(gradient if needed else None for gradient, needed in pairs)
 
 
 def _unpack(tensors: Sequence[Any], num_layers: int) -> tuple[BlockInputs, list[list[Tensor]]]:

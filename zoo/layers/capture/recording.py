@@ -199,7 +199,8 @@ class Recording:
             num_steps: as for :meth:`forward`.
 
         Returns:
-            Of x; of the leaves; of the parameters, layer after layer. None where none is needed or was found.
+            Of x; of the leaves; of the parameters, layer after layer, of the distinct layers that were applied. None
+            where none is needed or was found.
         """
         grads, num_nodes = self._grads, grad.size(0)
         with torch.no_grad():
@@ -209,7 +210,7 @@ class Recording:
             for total in grads.leaves:
                 if total is not None:
                     total.zero_()
-            table = grads.row.new_zeros(len(layers), grads.row.numel())
+            table = grads.row.new_zeros(min(len(layers), num_steps), grads.row.numel())
             for step in reversed(range(num_steps)):
                 torch._foreach_copy_(self._parameters, list(layers[step % len(layers)]))
                 self._replay_backward()
@@ -219,11 +220,7 @@ class Recording:
                 total[:rows].clone() if total is not None and k in grads.used else None
                 for k, (total, rows) in enumerate(zip(grads.leaves, num_rows, strict=True))
             ]
-            parameters = grads.split(table)
-            # Layers beyond the last step are not part of the network: they get no gradient.
-            unused = parameters[num_steps * len(self._parameters) :]
-            parameters[len(parameters) - len(unused) :] = [None] * len(unused)
-            return torch.cat([group[:num_nodes] for group in grads.stream], dim=1), leaves, parameters
+            return torch.cat([group[:num_nodes] for group in grads.stream], dim=1), leaves, grads.split(table)
 
     def _layer_forward(self) -> None:
         """The recorded work of one layer forward."""
