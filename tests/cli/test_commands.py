@@ -1,11 +1,16 @@
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Result
+import zoo
+from tests.cli.conftest import ROOT, Result
 from tests.workflows.small import write_recipe
 from zoo.cli import COMMANDS
 from zoo.cli.common import chosen_recipe
@@ -226,3 +231,22 @@ def test_convert_names_its_bundle(tmp_path: Path, zoo_command: Command) -> None:
     recipe = json.loads((tmp_path / "official" / "config.json").read_text())["recipe"]
     assert recipe["summary"] == "rev_deep, changed: model.hidden_channels=16, model.num_layers=7"
     assert "source" not in recipe
+
+
+def test_the_readme_documents_every_environment_variable() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "zoo").rglob("*.py"))
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Environment variables")[2].partition("##")[0]
+    for variable in set(re.findall(r"ZOO_[A-Z_]+", sources)):
+        assert f"| `{variable}` |" in table
+
+
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "--version"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"revgnn-zoo, version {zoo.__version__}\n"

@@ -21,7 +21,7 @@ from zoo.errors import BundleError, NotFoundError, ZooError
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path
-from zoo.workflows.published import beside_published
+from zoo.workflows.published import compare_with_published
 
 UseHub = Callable[..., None]
 
@@ -203,7 +203,7 @@ def test_published_figures_count_only_under_the_same_protocol() -> None:
         return Measured(split="test", metric="rocauc", value=value, num_views=num_views, num_parts=num_parts)
 
     def compared(measured: Measured, *recorded: Measured) -> tuple[float | None, bool]:
-        (comparison,) = beside_published([measured], recorded, recipe, {"test": 10_000})
+        (comparison,) = compare_with_published([measured], recorded, recipe, {"test": 10_000})
         return comparison.published, comparison.is_within
 
     # The paper: 87.74 +- 0.13, two deviations.
@@ -217,7 +217,7 @@ def test_published_figures_count_only_under_the_same_protocol() -> None:
     # "whole graph, 10 runs": 83.07 +- 0.30.
     products = zoo.read_recipe(recipe_path("rev_sage_products"))
     whole = Measured(split="test", metric="accuracy", value=0.8248, num_views=1, num_parts=1)
-    (comparison,) = beside_published([whole], [], products, {"test": 2_000_000})
+    (comparison,) = compare_with_published([whole], [], products, {"test": 2_000_000})
     assert (comparison.published, comparison.is_within) == (0.8307, True)
 
 

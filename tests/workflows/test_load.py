@@ -11,7 +11,7 @@ import zoo
 from tests.workflows.small import changed, recipe_data, small_recipe
 from zoo.data.digits import digits_graph
 from zoo.data.graph import directed_edges
-from zoo.errors import BundleError, NotFoundError, RunError
+from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, RunError, ZooError
 from zoo.hub.bundle import Contents, write_bundle
 from zoo.hub.config import Provenance
 from zoo.models.factory import build_model
@@ -182,3 +182,19 @@ def test_digits_go_through_a_loaded_model(tmp_path: Path) -> None:
         logits = zoo.load(tmp_path / "b")(graph.x, edge_index, edge_attr)
         assert torch.equal(logits, model(graph.x, edge_index, edge_attr))
     assert logits.shape == (1797, 10)
+
+
+@pytest.mark.parametrize("error", [NotFoundError, AccessError, NetworkError])
+def test_a_name_that_may_mean_a_folder_is_looked_for_in_both_places(
+    error: type[ZooError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(reference: str, **options: object) -> None:
+        raise error(f"{reference}: not on the Hub")
+
+    monkeypatch.setattr("zoo.workflows.load.fetch", nowhere)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=r"^runs/typo: not on the Hub; nor is there such a folder$"):
+        zoo.load("runs/typo")
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    with pytest.raises(error, match=r"^runs/mine: not on the Hub; for the folder pass Path\('runs/mine'\)$"):
+        zoo.load("runs/mine")

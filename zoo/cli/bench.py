@@ -11,12 +11,12 @@ from zoo.cli.common import (
     chosen_recipe,
     common_options,
     device_options,
+    echo,
+    echo_json,
+    echo_table,
     edge_precision_option,
     example,
     json_option,
-    say,
-    say_json,
-    say_table,
     set_option,
 )
 
@@ -87,7 +87,7 @@ def command(
         quiet=quiet,
     )
     if as_json:
-        say_json(results.model_dump(mode="json"))
+        echo_json(results.model_dump(mode="json"))
         return
     rows = []
     for row in results.rows:
@@ -98,9 +98,9 @@ def command(
         memory = [f"{size / 2**20:,.1f} MiB" for size in (cost.peak_bytes, cost.total_bytes)]
         seconds = [f"{cost.median_step_s:.3g}", f"{cost.epoch_s:.3g}"]
         rows.append([str(row.num_layers), f"{cost.num_parameters:,}", *seconds, *memory])
-    say_table(HEAD, rows, right=range(len(HEAD)))
+    echo_table(HEAD, rows, right=range(len(HEAD)))
     costs = [row.cost for row in results.rows if row.cost is not None]
     if costs:
         parts = "1 part" if costs[0].num_parts == 1 else f"{costs[0].num_parts:,} parts"
-        say(f"{results.recipe}: {costs[0].num_nodes:,} nodes, {costs[0].num_edges:,} edges, {parts}")
-        say("in all: with parameters, gradients, optimizer state and the part")
+        echo(f"{results.recipe}: {costs[0].num_nodes:,} nodes, {costs[0].num_edges:,} edges, {parts}")
+        echo("in all: with parameters, gradients, optimizer state and the part")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, example, say
+from zoo.cli.common import common_options, echo, example
 
 
 @click.command("card", epilog=example("revgnn-zoo card runs/quickstart", "revgnn-zoo card ./bundle --check"))
@@ -23,6 +23,6 @@ def command(*, source: Path, check: bool, replace: bool, quiet: bool) -> None:
     if check:
         path = check_card(source)
         if not quiet:
-            say(f"{path}: ok")
+            echo(f"{path}: ok")
     else:
-        say(f"card: {write_card(source, replace=replace)}")
+        echo(f"card: {write_card(source, replace=replace)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zoo.cli.common import common_options, example, say, set_option
+from zoo.cli.common import common_options, echo, example, set_option
 from zoo.errors import NotFoundError, RecipeError
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
@@ -30,7 +30,7 @@ def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], quiet: bo
             faults.append(error)
         else:
             if not quiet:
-                say(f"{path}: ok")
+                echo(f"{path}: ok")
     if len(faults) == 1:
         raise faults[0]
     if faults:

@@ -1,4 +1,4 @@
-"""What several commands share: options, output, references."""
+"""Options, output and references that several commands share."""
 
 from __future__ import annotations
 
@@ -84,21 +84,21 @@ def example(*lines: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, so that foreign text cannot move the cursor or recolour a terminal."""
+    """Escape control characters, so that foreign text cannot move the cursor or change colors of a terminal."""
     return "".join(c if unicodedata.category(c) not in ("Cc", "Cf", "Cs") else ascii(c)[1:-1] for c in text)
 
 
-def say(text: str = "") -> None:
+def echo(text: str = "") -> None:
     """A line on stdout."""
     click.echo("\n".join(printable(line) for line in text.split("\n")))
 
 
-def say_json(data: Any) -> None:
+def echo_json(data: Any) -> None:
     """Results for machines on stdout."""
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def say_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
     """A table on stdout.
 
     Args:
@@ -109,10 +109,10 @@ def say_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequ
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        say("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
 
 
-def say_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | None = None) -> None:
+def echo_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | None = None) -> None:
     """Measured figures as a table, a baseline's beside them."""
     head = ["split", "metric", "value", "protocol"]
     rows = [[figure.split, figure.metric, f"{figure.value:.4f}", figure.protocol] for figure in figures]
@@ -120,37 +120,38 @@ def say_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | Non
         head.insert(3, "logistic regression")
         for row in rows:
             row.insert(3, f"{baseline[row[0]]:.4f}" if row[0] in baseline else "-")
-    say_table(head, rows, right=range(2, len(head) - 1))
+    echo_table(head, rows, right=range(2, len(head) - 1))
 
 
-def say_compared(compared: Sequence[Comparison]) -> None:
+def echo_compared(compared: Sequence[Comparison]) -> None:
     """Measured figures as a table, the published ones beside them if there are any."""
     if all(comparison.published is None for comparison in compared):
-        say_figures([comparison.figure for comparison in compared])
-        _say_elsewhere(compared)
+        echo_figures([comparison.figure for comparison in compared])
+        _echo_elsewhere(compared)
         return
     rows = []
     for comparison in compared:
         figure, published = comparison.figure, comparison.published
-        told = ["-", "-", "-"]
+        value, tolerance, origin = "-", "-", "-"
         if published is not None:
-            told = [f"{published:.4f}", f"{comparison.tolerance:.4f}", comparison.origin]
-        rows.append([figure.split, figure.metric, f"{figure.value:.4f}", *told[:2], figure.protocol, told[2]])
+            value, tolerance, origin = f"{published:.4f}", f"{comparison.tolerance:.4f}", comparison.origin
+        measured = f"{figure.value:.4f}"
+        rows.append([figure.split, figure.metric, measured, value, tolerance, figure.protocol, origin])
     head = ["split", "metric", "value", "published", "tolerance", "protocol", "published in"]
-    say_table(head, rows, right=(2, 3, 4))
-    _say_elsewhere(compared)
+    echo_table(head, rows, right=(2, 3, 4))
+    _echo_elsewhere(compared)
 
 
-def _say_elsewhere(compared: Sequence[Comparison]) -> None:
+def _echo_elsewhere(compared: Sequence[Comparison]) -> None:
     """A line for each figure that was published under another protocol than the measured one."""
     for comparison in compared:
         for other in comparison.elsewhere:
             value = f"{other.split} {other.metric} {other.mean:.4f}"
-            say(f"published under another protocol: {value}, {other.protocol} ({other.source})")
+            echo(f"published under another protocol: {value}, {other.protocol} ({other.source})")
 
 
 def reference(text: str) -> str | Path:
-    """What a model's reference on the command line means.
+    """The folder or the name that a model's reference on the command line means.
 
     Returns:
         A folder if the text starts with ``.``, ``/`` or ``~``, or if there is such a folder; else the name itself.

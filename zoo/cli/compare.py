@@ -11,12 +11,12 @@ from zoo.cli.common import (
     chosen_recipe,
     common_options,
     device_options,
+    echo,
+    echo_json,
+    echo_table,
     example,
     json_option,
     reference,
-    say,
-    say_json,
-    say_table,
     set_option,
 )
 from zoo.spec.shipped import recipe_path
@@ -88,13 +88,13 @@ def command(
         quiet=quiet,
     )
     if as_json:
-        say_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
+        echo_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
         return
-    say_table(HEAD, rows(results), right=range(1, len(HEAD)))
-    say()
+    echo_table(HEAD, rows(results), right=range(1, len(HEAD)))
+    echo()
     for line in caption(results):
-        say(line)
-    say(f"written: {out}/compare.md, compare.png, compare.json")
+        echo(line)
+    echo(f"written: {out}/compare.md, compare.png, compare.json")
 
 
 def _model(text: str, data: str | None, assignments: tuple[str, ...]) -> Recipe | Path:

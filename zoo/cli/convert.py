@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import chosen_recipe, common_options, example, json_option, say, say_json, set_option
+from zoo.cli.common import chosen_recipe, common_options, echo, echo_json, example, json_option, set_option
 
 EXAMPLE = example(
     "revgnn-zoo convert official.pth --recipe rev_deep --out ./rev_deep",
@@ -34,6 +34,6 @@ def command(
     out = out or checkpoint.with_suffix("")
     config = convert(checkpoint, spec, out)
     if as_json:
-        say_json({"bundle": str(out), "sha256": config.weights.sha256, "shape": config.shape.model_dump()})
+        echo_json({"bundle": str(out), "sha256": config.weights.sha256, "shape": config.shape.model_dump()})
     else:
-        say(f"bundle: {out} ({config.weights.num_bytes:,} bytes of weights)")
+        echo(f"bundle: {out} ({config.weights.num_bytes:,} bytes of weights)")

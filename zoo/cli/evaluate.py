@@ -9,12 +9,12 @@ import click
 from zoo.cli.common import (
     common_options,
     device_options,
+    echo_compared,
+    echo_json,
     edge_precision_option,
     example,
     json_option,
     reference,
-    say_compared,
-    say_json,
 )
 from zoo.errors import ZooError
 
@@ -69,10 +69,10 @@ def command(
         quiet=quiet,
     )
     if as_json:
-        say_json([{**c.figure.model_dump(), **_published(c)} for c in compared])
+        echo_json([{**c.figure.model_dump(), **_published(c)} for c in compared])
     else:
-        say_compared(compared)
-    missed = [c for c in compared if c.is_missed]
+        echo_compared(compared)
+    missed = [c for c in compared if c.is_regression]
     if missed:
         names = ", ".join(f"{c.figure.split} {c.figure.metric}" for c in missed)
         raise ZooError(f"{model}: {names}: further from the figure in config.json than the tolerance")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, example, json_option, say, say_json
+from zoo.cli.common import common_options, echo, echo_json, example, json_option
 
 EXAMPLE = example("revgnn-zoo export runs/quickstart")
 
@@ -22,6 +22,6 @@ def command(*, run: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
 
     path, config = export(run, out)
     if as_json:
-        say_json({"bundle": str(path), "sha256": config.weights.sha256, "num_bytes": config.weights.num_bytes})
+        echo_json({"bundle": str(path), "sha256": config.weights.sha256, "num_bytes": config.weights.num_bytes})
     else:
-        say(f"bundle: {path} ({config.weights.num_bytes:,} bytes of weights, SHA-256 {config.weights.sha256[:16]}...)")
+        echo(f"bundle: {path} ({config.weights.num_bytes:,} bytes of weights, SHA-256 {config.weights.sha256[:16]}...)")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, example, json_option, reference, say, say_figures, say_json
+from zoo.cli.common import common_options, echo, echo_figures, echo_json, example, json_option, reference
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape, known_shape
@@ -50,21 +50,22 @@ def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) 
 def _published(name: str, *, as_json: bool, quiet: bool) -> None:
     from zoo.hub.client import connect
     from zoo.hub.listing import weights_header
-    from zoo.workflows.pull import fetch_config
+    from zoo.workflows.pull import fetch_config, name_or_folder
 
-    pulled = fetch_config(name, quiet=quiet or as_json)
+    with name_or_folder(name):
+        pulled = fetch_config(name, quiet=quiet or as_json)
     config = pulled.config
     types = weights_header(connect(quiet=True), pulled)
     if as_json:
         facts = {"repository": pulled.reference.repo_id, "commit": pulled.commit, "weights": types}
-        say_json({**facts, "config": config.model_dump(mode="json", exclude_none=True)})
+        echo_json({**facts, "config": config.model_dump(mode="json", exclude_none=True)})
         return
     _describe(config.recipe, config.shape, config.results, as_json=False)
-    say()
-    say(f"commit       {pulled.commit}")
+    echo()
+    echo(f"commit       {pulled.commit}")
     held = ", ".join(f"{count:,} {kind}" for kind, count in types.items())
-    say(f"weights      {held or 'not asked for'}, {config.weights.num_bytes:,} bytes")
-    say(f"SHA-256      {config.weights.sha256}")
+    echo(f"weights      {held or 'not asked for'}, {config.weights.num_bytes:,} bytes")
+    echo(f"SHA-256      {config.weights.sha256}")
 
 
 def _environment(*, as_json: bool) -> None:
@@ -73,13 +74,13 @@ def _environment(*, as_json: bool) -> None:
 
     facts, backends = environment(resolve_device(None)).model_dump(), describe()
     if as_json:
-        say_json({**facts, "backends": backends})
+        echo_json({**facts, "backends": backends})
         return
     for key, value in facts.items():
-        say(f"{key:16} {value}")
+        echo(f"{key:16} {value}")
     for kind, choice in backends.items():
         if "reason" in choice:
-            say(f"kernels on {kind:5} {choice['backend']}: {choice['reason']}")
+            echo(f"kernels on {kind:5} {choice['backend']}: {choice['reason']}")
 
 
 def _describe(recipe: Recipe, shape: GraphShape | None, figures: Sequence[Measured], *, as_json: bool) -> None:
@@ -88,27 +89,27 @@ def _describe(recipe: Recipe, shape: GraphShape | None, figures: Sequence[Measur
     if as_json:
         results = [figure.model_dump() for figure in figures]
         shape_json = None if shape is None else shape.model_dump()
-        say_json({"recipe": data, "shape": shape_json, "num_parameters": num_parameters, "results": results})
+        echo_json({"recipe": data, "shape": shape_json, "num_parameters": num_parameters, "results": results})
         return
-    say(f"{recipe.name}: {recipe.summary}")
-    say()
+    echo(f"{recipe.name}: {recipe.summary}")
+    echo()
     count = "depends on the graph" if num_parameters is None else f"{num_parameters:,}"
     if source is not None and source.num_parameters:
         count += f" (published: {source.num_parameters:,})"
-    say(f"parameters   {count}")
-    say(f"data set     {recipe.data.dataset} {recipe.data.path}".rstrip())
-    say(f"features     {', '.join(recipe.data.node_features)}")
+    echo(f"parameters   {count}")
+    echo(f"data set     {recipe.data.dataset} {recipe.data.path}".rstrip())
+    echo(f"features     {', '.join(recipe.data.node_features)}")
     for part in ("model", "train", "eval", "test"):
-        say(f"{part:12} {_in_one_line(data[part])}")
+        echo(f"{part:12} {_in_one_line(data[part])}")
     if source is not None:
-        say(f"paper        {source.paper}")
+        echo(f"paper        {source.paper}")
         for reported in source.reported:
             deviation = "" if reported.std is None else f" +- {100 * reported.std:.2f}"
             value = f"{reported.metric} {100 * reported.mean:.2f}{deviation}"
-            say(f"reported     {reported.split} {value}, {reported.protocol} ({reported.source})")
+            echo(f"reported     {reported.split} {value}, {reported.protocol} ({reported.source})")
     if figures:
-        say()
-        say_figures(figures)
+        echo()
+        echo_figures(figures)
 
 
 def _in_one_line(data: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, example, json_option, say, say_json, say_table
+from zoo.cli.common import common_options, echo, echo_json, echo_table, example, json_option
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import known_shape
 from zoo.spec.shipped import list_recipes, recipe_path
@@ -29,14 +29,14 @@ def command(*, remote: bool, cached: bool, author: str | None, as_json: bool, qu
         return
     rows = [_row(read_recipe(recipe_path(name))) for name in list_recipes()]
     if as_json:
-        say_json(rows)
+        echo_json(rows)
         return
     cells = []
     for row in rows:
         parameters = "-" if row["num_parameters"] is None else f"{row['num_parameters']:,}"
         size = f"{row['num_layers']} x {row['hidden_channels']}"
         cells.append([row["name"], row["dataset"], size, parameters, row["reported"][0] if row["reported"] else "-"])
-    say_table(["name", "data set", "layers x channels", "parameters", "reported"], cells, right=(2, 3))
+    echo_table(["name", "data set", "layers x channels", "parameters", "reported"], cells, right=(2, 3))
 
 
 def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> None:
@@ -69,18 +69,18 @@ def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> 
             for model in list_cached(hub)
         ]
     if as_json:
-        say_json(rows)
+        echo_json(rows)
     elif not rows:
-        say("no models" + (f" at {hub.endpoint}" if remote else f" in the cache {hub.cache}"))
+        echo("no models" + (f" at {hub.endpoint}" if remote else f" in the cache {hub.cache}"))
     elif remote:
         cells = [[r["repository"], ", ".join(r["datasets"]) or "-", str(r["downloads"]), r["changed"]] for r in rows]
-        say_table(["model", "data set", "downloads", "changed"], cells, right=(2,))
+        echo_table(["model", "data set", "downloads", "changed"], cells, right=(2,))
     else:
         cells = [
             [r["repository"], ", ".join(r["revisions"]) or "-", r["commit"][:12], r["recipe"], f"{r['num_bytes']:,}"]
             for r in rows
         ]
-        say_table(["model", "revision", "commit", "recipe", "bytes"], cells, right=(4,))
+        echo_table(["model", "revision", "commit", "recipe", "bytes"], cells, right=(4,))
 
 
 def _row(recipe: Recipe) -> dict[str, Any]:

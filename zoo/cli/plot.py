@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, example, say
+from zoo.cli.common import common_options, echo, example
 
 EXAMPLE = example("revgnn-zoo plot runs/quickstart")
 
@@ -20,4 +20,4 @@ def command(*, run: Path, out: Path | None, quiet: bool) -> None:
     from zoo.workflows.plot import plot
     from zoo.workflows.run_dir import RunDir
 
-    say(f"curves: {plot(RunDir(run), out)}")
+    echo(f"curves: {plot(RunDir(run), out)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, example, json_option, say, say_json
+from zoo.cli.common import common_options, echo, echo_json, example, json_option
 
 
 @click.command(
@@ -31,7 +31,7 @@ def command(*, reference: str, out: Path | None, offline: bool, as_json: bool, q
         copy_bundle(pulled, out)
         folder = out
     if as_json:
-        say_json(
+        echo_json(
             {
                 "folder": str(folder),
                 "repository": pulled.reference.repo_id,
@@ -42,4 +42,4 @@ def command(*, reference: str, out: Path | None, offline: bool, as_json: bool, q
             }
         )
     else:
-        say(str(folder))
+        echo(str(folder))

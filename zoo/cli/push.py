@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, example, json_option, say, say_json
+from zoo.cli.common import common_options, echo, echo_json, example, json_option
 
 
 @click.command(
@@ -49,7 +49,7 @@ def command(
     options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
     done = publish(source, repo_id, options, replace_card=replace_card, quiet=quiet or as_json)
     if as_json:
-        say_json(
+        echo_json(
             {
                 "repository": done.repo_id,
                 "commit": done.commit,
@@ -62,10 +62,10 @@ def command(
         )
     elif dry_run:
         create = "would create it; " if done.is_new else ""
-        say(f"{repo_id}: {create}would send {', '.join(done.changed) or 'nothing: it holds all of this already'}")
+        echo(f"{repo_id}: {create}would send {', '.join(done.changed) or 'nothing: it holds all of this already'}")
     elif not done.changed:
-        say(f"{repo_id}: unchanged at {done.commit}, nothing was sent" + (f"; tag {done.tag}" if done.tag else ""))
+        echo(f"{repo_id}: unchanged at {done.commit}, nothing was sent" + (f"; tag {done.tag}" if done.tag else ""))
     elif done.commit is None:
-        say(f"pull request: {done.url}")
+        echo(f"pull request: {done.url}")
     else:
-        say(f"{done.url} at {done.commit}" + (f", tag {done.tag}" if done.tag else ""))
+        echo(f"{done.url} at {done.commit}" + (f", tag {done.tag}" if done.tag else ""))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, example, say
+from zoo.cli.common import common_options, echo, example
 
 EXAMPLE = example(
     "revgnn-zoo synth ./data --nodes 3000",
@@ -28,4 +28,4 @@ def command(*, root: Path, num_nodes: int, mean_degree: float | None, seed: int,
     from zoo.data.synthetic import write_synthetic_proteins
 
     folder = write_synthetic_proteins(root, num_nodes, mean_degree=mean_degree, seed=seed)
-    say(f"written: {folder}; use it with ZOO_DATA={root}")
+    echo(f"written: {folder}; use it with ZOO_DATA={root}")

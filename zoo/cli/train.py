@@ -14,12 +14,12 @@ from zoo.cli.common import (
     chosen_recipe,
     common_options,
     device_options,
+    echo,
+    echo_figures,
+    echo_json,
     edge_precision_option,
     example,
     json_option,
-    say,
-    say_figures,
-    say_json,
     set_option,
 )
 
@@ -79,16 +79,16 @@ def command(
         quiet=quiet,
     )
     if as_json:
-        say_json({"run": str(out), **results.to_json()})
+        echo_json({"run": str(out), **results.to_json()})
         return
-    say_figures(results.results, results.baseline)
+    echo_figures(results.results, results.baseline)
     if results.teacher is not None:
-        say()
-        say("its teacher:")
-        say_figures(results.teacher.results)
-    say()
-    say(f"best epoch {results.best_epoch} of {results.num_epochs}, {results.num_parameters:,} parameters")
-    say(f"run: {out}")
+        echo()
+        echo("its teacher:")
+        echo_figures(results.teacher.results)
+    echo()
+    echo(f"best epoch {results.best_epoch} of {results.num_epochs}, {results.num_parameters:,} parameters")
+    echo(f"run: {out}")
 
 
 def _fresh_folder(name: str) -> Path:

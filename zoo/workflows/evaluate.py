@@ -1,4 +1,4 @@
-"""Inference on partitions: logits averaged over views, then one figure for each split."""
+"""Evaluate a model part by part: logits averaged over views, then one figure for each split."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from zoo.workflows.graphs import EdgePrecision, is_synthetic, place_graph, recip
 from zoo.workflows.load import LoadedModel, load_for_evaluation, locate
 from zoo.workflows.objective import KnownLabels
 from zoo.workflows.progress import Progress
-from zoo.workflows.published import Comparison, beside_published
+from zoo.workflows.published import Comparison, compare_with_published
 
 SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a figure is measured: logits averaged over ``num_views`` random partitions into ``num_parts`` parts.
+    """A way to measure a figure: logits averaged over ``num_views`` random partitions into ``num_parts`` parts.
 
     Attributes:
         num_views: V.
@@ -45,7 +45,7 @@ class Protocol:
 
     @property
     def num_steps(self) -> int:
-        """How many parts are run in all."""
+        """Number of parts that are run in all."""
         return self.num_views * self.num_parts
 
     def __str__(self) -> str:
@@ -53,12 +53,12 @@ class Protocol:
 
 
 def eval_protocol(recipe: Recipe) -> Protocol:
-    """How a recipe validates during training."""
+    """The protocol of validation during training."""
     return _protocol(recipe.eval.num_views, recipe.eval.partition, recipe.train.seed, "eval")
 
 
 def test_protocol(recipe: Recipe) -> Protocol:
-    """How a recipe evaluates its best weights."""
+    """The protocol of the final evaluation, on the best weights."""
     return _protocol(recipe.test.num_views, recipe.test.partition, recipe.train.seed, "test")
 
 
@@ -185,7 +185,7 @@ def evaluate(
     Raises:
         ZooError: if the model or its data cannot be loaded or do not fit together.
     """
-    place = session.start(device, num_threads)
+    chosen = session.start(device, num_threads)
     loaded = load_for_evaluation(locate(reference).folder)
     recipe = loaded.recipe
     if data_path is not None:
@@ -206,20 +206,20 @@ def evaluate(
         Progress(protocol.num_steps, unit="part", quiet=quiet) as progress,
     ):
         logits = predict(
-            loaded.model.to(place),
-            place_graph(graph, place, edge_precision),
+            loaded.model.to(chosen),
+            place_graph(graph, chosen, edge_precision),
             protocol,
-            device=place,
+            device=chosen,
             precision=recipe.train.precision,
-            known=KnownLabels.of(recipe.train, graph, split, place),
+            known=KnownLabels.of(recipe.train, graph, split, chosen),
             on_part=lambda: progress.step("evaluating", {}),
         )
     figures = measure(graph, split, recipe.eval.metric, logits, protocol, splits)
     sizes = {name: len(getattr(split, name)) for name in splits}
     if is_synthetic(recipe, graph):
-        # What the source found, it found on the real data.
+        # The source reports figures on the real data, which cannot be compared with figures on synthetic ones.
         recipe = recipe.model_copy(update={"source": None})
-    return beside_published(figures, loaded.results, recipe, sizes)
+    return compare_with_published(figures, loaded.results, recipe, sizes)
 
 
 def figures_by_split(figures: list[Measured]) -> Mapping[str, float]:

@@ -56,7 +56,7 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
             )
     graph = build_features(graph, recipe.data.node_features)
     if not recipe.model.reads_edges:
-        # Nobody gathers what nobody reads.
+        # Drop unused edge features so that parts need not gather them.
         graph = replace(graph, edge_attr=None)
     if recipe.data.self_loops:
         graph = with_self_loops(graph)
@@ -64,7 +64,7 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
 
 
 def is_synthetic(recipe: Recipe, graph: Graph) -> bool:
-    """Whether a graph only stands in for the OGB data set that the recipe names, so that no figure counts for that."""
+    """True if a graph only stands in for the OGB data set that the recipe names, so that no figure counts for that."""
     known = OGB.get(recipe.data.dataset)
     if known is None:
         return False

@@ -1,4 +1,4 @@
-"""From a reference to a model that is ready to predict."""
+"""Load a model, by name or from a folder, ready to predict."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import shipped_dir
 from zoo.workflows import session
-from zoo.workflows.pull import fetch
+from zoo.workflows.pull import fetch, name_or_folder
 from zoo.workflows.run_dir import RunDir
 
 
 @dataclass(frozen=True)
 class ZooInfo:
-    """What a loaded model knows of itself; it is its attribute ``zoo_info``.
+    """Facts about a loaded model, its attribute ``zoo_info``.
 
     Attributes:
         recipe: the whole recipe.
@@ -52,7 +52,7 @@ class ZooInfo:
 
 @dataclass(frozen=True)
 class Located:
-    """Where the files of a model are and, if they came from the Hub, which commit they are."""
+    """The folder of a model's files and, if they came from the Hub, their commit."""
 
     folder: Path
     repo_id: str = ""
@@ -94,9 +94,9 @@ def load(reference: str | Path, *, num_tasks: int | None = None, device: str | N
         BundleError: if its files are damaged or do not belong together.
         RunError: if the device does not exist here.
     """
-    place = session.resolve_device(device)
+    target = session.resolve_device(device)
     model = load_located(locate(reference))
-    return (model if num_tasks is None else _with_new_head(model, num_tasks)).to(place)
+    return (model if num_tasks is None else _with_new_head(model, num_tasks)).to(target)
 
 
 def load_for_evaluation(folder: Path) -> LoadedModel:
@@ -113,7 +113,7 @@ def load_for_evaluation(folder: Path) -> LoadedModel:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory rather than a bundle."""
+    """True if a folder is a run directory rather than a bundle."""
     return not (folder / CONFIG_FILE).exists() and (folder / "recipe.json").exists()
 
 
@@ -157,7 +157,8 @@ def locate(reference: str | Path) -> Located:
 
 
 def _from_hub(reference: str) -> Located:
-    pulled = fetch(reference, optional=False)
+    with name_or_folder(reference):
+        pulled = fetch(reference, optional=False)
     return Located(pulled.folder, pulled.reference.repo_id, pulled.reference.revision, pulled.commit)
 
 

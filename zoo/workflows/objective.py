@@ -1,4 +1,4 @@
-"""What a training step minimises: the loss of the labels, which of them are learned from, and what a teacher adds."""
+"""The objective of training: the loss of the labels, label reuse, and distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _run(model: nn.Module, part: Part, columns: Tensor) -> Tensor:
 
 
 class Objective:
-    """What a run minimises, with all that it needs of the graph on one device.
+    """The function that a run minimizes, with all that it needs of the graph on one device.
 
     Args:
         spec: of the training.
@@ -209,6 +209,6 @@ def draw_read(train: Tensor, mask_rate: float) -> Tensor:
     nodes = train.nonzero().squeeze(1)
     draws = torch.rand(len(nodes))
     read = torch.zeros_like(train)
-    # A draw is never below the largest.
+    # The node of the largest draw is never read, even if every draw is below the mask rate.
     read[nodes[(draws < draws.max().clamp(max=mask_rate)).to(nodes.device)]] = True
     return read

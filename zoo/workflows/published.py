@@ -1,4 +1,4 @@
-"""A measured figure beside the published one."""
+"""Compare measured figures with published ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNSTATED_DEVIATION = 0.005
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure and what it should be.
+    """A measured figure and the published one.
 
     Attributes:
         figure: what was measured.
@@ -37,19 +37,19 @@ class Comparison:
 
     @property
     def is_within(self) -> bool:
-        """Whether the figure is close enough to the published one, or none was published."""
+        """True if the figure is close enough to the published one, or none was published."""
         return self.published is None or abs(self.figure.value - self.published) <= self.tolerance
 
     @property
-    def is_missed(self) -> bool:
-        """Whether the figure is not what was recorded with these very weights.
+    def is_regression(self) -> bool:
+        """True if the figure is not the one recorded with these very weights.
 
         A source speaks of other weights, perhaps trained for longer: its figures are shown and decide nothing.
         """
         return self.origin == CONFIG_FILE and not self.is_within
 
 
-def beside_published(
+def compare_with_published(
     figures: Sequence[Measured], recorded: Sequence[Measured], recipe: Recipe, sizes: Mapping[str, int]
 ) -> list[Comparison]:
     """Find what was published for each figure, under the same protocol.

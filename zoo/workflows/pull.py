@@ -1,12 +1,14 @@
-"""From a name on the Hub to a folder with a bundle; needs no torch."""
+"""Fetch bundles from the Hub; needs no torch."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from zoo.errors import BundleError, ZooError
+from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import write_errors
 from zoo.hub.client import connect
 from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE
@@ -38,6 +40,20 @@ def fetch_config(reference: str, *, offline: bool = False, quiet: bool = False) 
         ZooError: as :func:`fetch`.
     """
     return pull_config(connect(offline=offline, quiet=quiet), parse_reference(reference))
+
+
+@contextmanager
+def name_or_folder(reference: str) -> Iterator[None]:
+    """Add to an error of the Hub that there is no folder of this name either; ``runs/mine`` may mean both.
+
+    Raises:
+        ZooError: the error, of the same class.
+    """
+    try:
+        yield
+    except (NotFoundError, AccessError, NetworkError) as error:
+        hint = f"for the folder pass Path({reference!r})" if Path(reference).is_dir() else "nor is there such a folder"
+        raise type(error)(f"{error}; {hint}") from error
 
 
 def copy_bundle(pulled: Pulled, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What surrounds a computation: the device, the precision, randomness, signals, and the facts worth recording."""
+"""Device, precision, randomness and signals of a computation, and the facts about it that are recorded."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: of the process on the CPU, of PyTorch's tensors on a GPU."""
+    """Peak memory so far: of the process on the CPU, of PyTorch's tensors on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Linux counts in KiB, macOS in bytes.
@@ -142,7 +142,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called."""
+    """Name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
 
 
@@ -167,7 +167,7 @@ def environment(device: torch.device) -> Environment:
 
 
 class StopRequest:
-    """Whether a signal has asked the run to stop.
+    """A flag that a signal sets to ask a run to stop; true once it is set.
 
     Attributes:
         signum: the signal, or 0.
@@ -187,7 +187,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within: SIGINT, SIGTERM and SIGHUP only set a flag, which the run looks at between two steps.
+    """Let SIGINT, SIGTERM and SIGHUP only set a flag, which a run looks at between two steps.
 
     A second SIGINT interrupts at once. Outside the main thread, signals are left alone.
     """

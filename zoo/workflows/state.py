@@ -1,4 +1,4 @@
-"""Where a training run stands, and how that is saved and restored."""
+"""The state of a training run: its place, weights and optimizer, saved and restored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Cursor:
     train_s: float = 0.0
 
     def next_part(self, loss: float | None) -> None:
-        """A part is done; its loss, or None if it had no train nodes."""
+        """Move on to the next part, given the loss of this one, or None if it had no train nodes."""
         self.part += 1
         if loss is not None:
             self.step += 1
@@ -52,7 +52,7 @@ class Cursor:
             self.num_losses += 1
 
     def next_epoch(self, log_bytes: int, epoch_s: float) -> None:
-        """An epoch is done and logged."""
+        """Move on to the next epoch, once this one is logged."""
         self.epoch += 1
         self.part, self.loss_sum, self.num_losses = 0, 0.0, 0
         self.log_bytes = log_bytes
