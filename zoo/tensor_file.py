@@ -123,12 +123,14 @@ def read_tensors(
 
 
 def _pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    # Copies, because the package refuses tensors that are strided or share memory.
-    copies = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    return save(copies, dict(metadata) or None)
+    packed, storages = {}, set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        # The package refuses tensors that share memory, so the second one to use a storage is copied.
+        storage = plain.untyped_storage().data_ptr()
+        packed[name] = plain.clone() if storage in storages else plain
+        storages.add(storage)
+    return save(packed, dict(metadata) or None)
 
 
 def _shape_and_dtype(name: str, entry: Any, where: str, error: type[ZooError]) -> tuple[tuple[int, ...], torch.dtype]:
