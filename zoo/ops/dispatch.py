@@ -134,7 +134,7 @@ def kernel_function(operator: str, backend: str, name: str) -> Callable[..., Any
 
 
 def transforming() -> bool:
-    """Whether the call stands within a ``torch.func`` transform or a forward-mode derivative."""
+    """True within a ``torch.func`` transform or a forward-mode derivative."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -170,7 +170,7 @@ def check_floats(device: torch.device, owner: str, **tensors: Tensor | None) -> 
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether the gradient of some of these tensors may be asked for."""
+    """True if the gradient of some of these tensors may be asked for."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
@@ -199,7 +199,7 @@ def uncompiled(function: FunctionT) -> FunctionT:
 
 
 def interpreting_triton() -> bool:
-    """Whether Triton kernels run in its interpreter, on tensors of any device."""
+    """True if Triton interprets its kernels, on tensors of any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,4 +1,4 @@
-"""What convolutions ask of a graph, and the softmax over the edges of a node."""
+"""Properties of a graph that convolutions need, and the softmax over the edges of a node."""
 
 from __future__ import annotations
 
