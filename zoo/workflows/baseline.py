@@ -1,4 +1,4 @@
-"""What node features alone can do: the score that a graph neural network has to beat."""
+"""Logistic regression on node features alone: the score that a graph neural network has to beat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user sees of a run while it goes on: a bar in a terminal, lines elsewhere; and TensorBoard if installed."""
+"""Progress of a run as a user sees it: a bar in a terminal, lines elsewhere; and TensorBoard if installed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Progress:
 
 
 def _has_room_for_a_bar() -> bool:
-    """Whether stderr is a terminal that knows its size; a bar of no width would show nothing."""
+    """True if stderr is a terminal that knows its size; a bar of no width would show nothing."""
     try:
         return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
     except (OSError, ValueError):

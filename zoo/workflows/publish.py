@@ -73,7 +73,7 @@ def publish(
 
 
 def _refuse_links(folder: Path) -> None:
-    """What a link points to may lie anywhere, and would be published."""
+    """Refuse links, whose targets may lie anywhere and would be published."""
     for name in _FILES:
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):

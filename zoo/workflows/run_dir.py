@@ -106,7 +106,7 @@ class RunDir:
 
     @property
     def bundle_path(self) -> Path:
-        """Where the bundle of this run is written unless something else is asked for."""
+        """Folder of the bundle of this run unless something else is asked for."""
         return self.path / "bundle"
 
     @property
@@ -302,7 +302,7 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
 
 
 def _is_unused(path: Path) -> bool:
-    """Whether a folder is empty or was claimed by a run that ended before its first epoch."""
+    """True if a folder is empty or was claimed by a run that ended before its first epoch."""
     return all(entry.name in _FIRST_FILES or _TEMPORARY.match(entry.name) for entry in path.iterdir())
 
 
