@@ -21,11 +21,13 @@ _PUBLIC = {
     "list_recipes": "zoo.spec.shipped",
     "load_graph": "zoo.data.datasets",
     "directed_edges": "zoo.data.graph",
+    "Graph": "zoo.data.graph",
     "GraphShape": "zoo.spec.shape",
     "ZooError": "zoo.errors",
 }
 
 __all__ = [
+    "Graph",
     "GraphShape",
     "ZooError",
     "__version__",
@@ -39,7 +41,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from zoo.data.datasets import load_graph
-    from zoo.data.graph import directed_edges
+    from zoo.data.graph import Graph, directed_edges
     from zoo.errors import ZooError
     from zoo.models.factory import build_model
     from zoo.spec.recipe import read_recipe

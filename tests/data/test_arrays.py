@@ -65,11 +65,64 @@ def test_one_split_may_be_one_row(tmp_path: Path) -> None:
         (np.array([0, 1, 0, 3, -1]), "multiclass", 4),
         (np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0]], np.uint8), "multilabel", 2),
         (np.array([[0, 1], [1, np.nan], [1, 1], [0, 0], [1, 0]]), "multilabel", 2),
+        (np.array([0.0, 1.0, 0.0, np.nan, 1.0]), "binary", 1),
+        (np.array([[0], [1], [2], [3], [-1]]), "multiclass", 4),
+        (np.array([0.5, 1.0, np.nan, 3.0, -1.0]), "regression", 1),
+        (np.array([[0, 1], [1, 0.5], [1, 1], [0, 0], [1, 0]]), "regression", 2),
     ],
 )
 def test_the_task_follows_from_the_labels(y: np.ndarray, task: str, num_tasks: int, tmp_path: Path) -> None:
     graph = load_graph("file", path=written(tmp_path, some_arrays(y=y)))
     assert (graph.task, graph.num_tasks) == (task, num_tasks)
+
+
+@pytest.mark.parametrize("directions", [None, True])
+def test_edges_listed_in_both_directions_are_undirected(directions: bool | None, tmp_path: Path) -> None:
+    edge_index = np.array([[0, 1, 2, 1, 3, 2], [1, 0, 1, 2, 2, 3]])
+    attr = np.array([[1], [1], [2], [2], [3], [3]])
+    undirected = None if directions is None else np.array(directions)
+    arrays = some_arrays(edge_index=edge_index, edge_attr=attr, undirected=undirected)
+    graph = load_graph("file", path=written(tmp_path, arrays))
+    assert graph.undirected
+    assert graph.edge_index.tolist() == [[0, 1, 2], [1, 2, 3]]
+    assert graph.edge_attr is not None
+    assert graph.edge_attr.tolist() == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("edge_index", "attr"),
+    [
+        ([[0, 1], [1, 0]], [[1], [2]]),  # the directions differ in their features
+        ([[0, 1, 0, 1], [1, 0, 1, 0]], [[1]] * 4),  # repeated
+        ([[0, 1, 2], [1, 0, 2]], [[1]] * 3),  # a self-loop, which would count twice
+    ],
+)
+def test_edges_that_undirected_ones_cannot_stand_for_stay_directed(
+    edge_index: list[list[int]], attr: list[list[int]], tmp_path: Path
+) -> None:
+    arrays = some_arrays(edge_index=np.array(edge_index), edge_attr=np.array(attr))
+    with pytest.raises(DataError, match="both directions"):
+        load_graph("file", path=written(tmp_path, arrays))
+    graph = graph_from_arrays("own", arrays, "own", undirected=False)
+    assert not graph.undirected
+    assert graph.edge_index.tolist() == edge_index
+
+
+def test_masks_may_be_those_of_pytorch_geometric(tmp_path: Path) -> None:
+    arrays = some_arrays()
+    expected = load_graph("file", path=written(tmp_path, arrays))
+    arrays["val_mask"] = arrays.pop("valid_mask").T
+    arrays["train_mask"] = arrays["train_mask"].T
+    found = load_graph("file", path=written(tmp_path, arrays))
+    for one, other in zip(expected.splits, found.splits, strict=True):
+        assert torch.equal(one.train, other.train)
+        assert torch.equal(one.valid, other.valid)
+        assert torch.equal(one.test, other.test)
+
+
+def test_one_test_mask_serves_several_splits(tmp_path: Path) -> None:
+    arrays = some_arrays(test_mask=np.array([0, 0, 0, 1, 1], bool))
+    assert [split.test.tolist() for split in load_graph("file", path=written(tmp_path, arrays)).splits] == [[3, 4]] * 2
 
 
 def test_the_task_can_be_given(tmp_path: Path) -> None:
@@ -94,7 +147,8 @@ def test_directed_graphs_and_categories_load(tmp_path: Path) -> None:
 
 FAULTS = {
     "missing": ({"y": None, "test_mask": None}, "the arrays y, test_mask are missing"),
-    "unknown": ({"val_mask": np.zeros(5)}, "unknown array 'val_mask'; did you mean 'valid_mask'"),
+    "unknown": ({"valid_masks": np.zeros(5)}, "unknown array 'valid_masks'; did you mean 'valid_mask'"),
+    "twice": ({"val_mask": np.zeros(5)}, "val_mask and valid_mask are the same array"),
     "float edges": ({"edge_index": np.zeros((2, 4))}, "edge_index must hold whole numbers, not float64"),
     "beyond": ({"edge_index": np.full((2, 4), 5)}, "8 node ids above 4"),
     "unsigned beyond": ({"edge_index": np.full((2, 4), 2**32 - 1, np.uint32)}, "8 node ids above 4"),
@@ -105,7 +159,7 @@ FAULTS = {
         {"edge_attr": np.full((4, 1), -1e39)},
         "edge_attr holds 4 values that are NaN or infinite",
     ),
-    "labels beyond float32": ({"y": np.full((5, 2), 1e300)}, "y holds 10 labels other than 0, 1"),
+    "labels beyond float32": ({"y": np.full((5, 2), 1e300)}, "y holds 10 numbers that are infinite"),
     "no columns": ({"x": np.zeros((5, 0))}, "x has no columns"),
     "huge label": ({"y": np.array([0, 1, 2, 1, 10**12])}, "y holds 1 labels above 999,999"),
     "large label": ({"y": np.array([0, 1, 2, 1, 2_000_000])}, "y holds 1 labels above 999,999"),
@@ -113,12 +167,12 @@ FAULTS = {
     "text features": ({"x": np.array([["a"]] * 5)}, "x must hold numbers"),
     "flat features": ({"x": np.zeros(5)}, "x must have two dimensions"),
     "short features": ({"edge_attr": np.zeros((3, 1))}, "E = 4"),
-    "float classes": ({"y": np.zeros(5)}, "y must hold whole numbers for a binary task"),
+    "parts of classes": ({"y": np.full(5, 0.5), "task": np.array("binary")}, "y must hold whole numbers for a binary"),
     "text labels": ({"y": np.array(["a"] * 5)}, "y must hold numbers"),
     "no labels": ({"y": np.zeros(0, int)}, "not empty"),
     "three dimensions": ({"y": np.zeros((5, 1, 1))}, "y must be"),
     "bad label": ({"y": np.array([0, 1, 2, -2, 0])}, "1 labels outside"),
-    "bad task": ({"task": np.array("regression")}, "task is 'regression', expected one of multilabel"),
+    "bad task": ({"task": np.array("ranking")}, "task is 'ranking', expected one of multilabel"),
     "other task": ({"task": np.array("multilabel")}, "does not go with y of shape"),
     "mask length": ({"train_mask": np.zeros(4, bool)}, "train_mask must be"),
     "mask values": ({"train_mask": np.array([0, 2, 0, 0, 0])}, "train_mask must be bool"),

@@ -1,9 +1,10 @@
 """A graph from named arrays: the format of a user's own data and of the zoo's .npz files.
 
-Required arrays are ``edge_index`` [2, E], ``y`` and ``train_mask``, ``valid_mask``, ``test_mask`` ([N] or
-[num_splits, N], bool). Optional ones are ``x`` [N, F], ``edge_attr`` [E, D], ``categories`` [N], and the scalars
-``undirected`` (default true: each edge once) and ``task``. Without ``task``, a 2-D ``y`` is multilabel, a 1-D ``y``
-without labels above 1 is binary, any other is multiclass. Labels of -1, or NaN in a multilabel ``y``, are unlabeled.
+Required arrays are ``edge_index`` [2, E], ``y`` and ``train_mask``, ``valid_mask`` (or ``val_mask``), ``test_mask``
+([N], [num_splits, N] or [N, num_splits], bool). Optional ones are ``x`` [N, F], ``edge_attr`` [E, D], ``categories``
+[N], and the scalars ``undirected`` (default true: each edge once, or every edge in both directions) and ``task``.
+Without ``task``, labels other than whole numbers are those of a regression; else a 2-D ``y`` is multilabel, a 1-D ``y``
+without labels above 1 is binary, any other is multiclass. Labels of -1 (but of a regression) and NaN are unlabeled.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import difflib
 import zipfile
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -24,6 +26,7 @@ from zoo.errors import DataError
 MASKS = ("train_mask", "valid_mask", "test_mask")
 REQUIRED = ("edge_index", "y", *MASKS)
 KNOWN = (*REQUIRED, "x", "edge_attr", "categories", "undirected", "task")
+ALIASES = {"val_mask": "valid_mask"}
 MAX_NPZ_BYTES = 32 << 30
 
 Array = np.ndarray[Any, Any]
@@ -61,13 +64,15 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, A
         raise DataError(f"{path}: cannot be read as plain NumPy arrays ({reason})") from error
 
 
-def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Graph:
+def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, undirected: bool = True) -> Graph:
     """Check named arrays and make them a graph.
 
     Args:
         name: of the graph.
         arrays: as described at the top of this file.
         where: begins every error message.
+        undirected: what edges are that the arrays do not call ``undirected`` or not, and not all of which are listed
+            in both directions.
 
     Returns:
         A valid graph.
@@ -75,6 +80,9 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Gra
     Raises:
         DataError: if arrays are missing, unknown or do not belong together.
     """
+    if both := [key for key, other in ALIASES.items() if key in arrays and other in arrays]:
+        raise DataError(f"{where}: {both[0]} and {ALIASES[both[0]]} are the same array; leave one out")
+    arrays = {ALIASES.get(key, key): value for key, value in arrays.items()}
     if missing := [key for key in REQUIRED if key not in arrays]:
         raise DataError(f"{where}: the arrays {', '.join(missing)} are missing; there are {', '.join(sorted(arrays))}")
     for key in arrays:
@@ -84,23 +92,13 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Gra
                 f"{where}: unknown array {key!r}; "
                 + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN)}")
             )
-    y = arrays["y"]
-    task = _task(arrays, where)
-    if task == "multilabel":
-        # Whole-number labels have no NaN, so -1 stands for unlabeled there too.
-        labels = np.where(y < 0, np.nan, y).astype(np.float32) if y.dtype.kind in "iu" else _float32(y)
-        num_tasks = y.shape[1]
-    else:
-        if y.dtype.kind not in "iub":
-            raise DataError(f"{where}: y must hold whole numbers for a {task} task, not {y.dtype}")
-        labels = y.astype(np.int64)
-        num_tasks = 1 if task == "binary" else max(int(labels.max(initial=0)) + 1, 2)
+    task, labels = _labels(arrays, where)
     edge_index = arrays["edge_index"]
     if edge_index.dtype.kind not in "iu":
         raise DataError(f"{where}: edge_index must hold whole numbers, not {edge_index.dtype}")
     if edge_index.dtype not in (np.int32, np.int64):
         edge_index = edge_index.astype(np.int64)
-    undirected = _flag(arrays["undirected"], where) if "undirected" in arrays else True
+    undirected = _flag(arrays["undirected"], where) if (told := "undirected" in arrays) else undirected
     categories = arrays.get("categories")
     if categories is not None and categories.dtype.kind not in "iu":
         raise DataError(f"{where}: categories must hold whole numbers, not {categories.dtype}")
@@ -108,25 +106,51 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str) -> Gra
         name=name,
         edge_index=torch.from_numpy(np.require(edge_index, requirements=["C", "W"])),
         undirected=undirected,
-        num_nodes=len(y),
+        num_nodes=len(labels),
         x=_floats(arrays, "x", where),
         categories=None if categories is None else torch.from_numpy(categories.astype(np.int64)),
         edge_attr=_floats(arrays, "edge_attr", where),
         y=torch.from_numpy(labels),
-        splits=_splits(arrays, len(y), where),
+        splits=_splits(arrays, len(labels), where),
         task=task,
-        num_tasks=num_tasks,
+        num_tasks=_num_tasks(task, labels),
     )
     try:
         validate(graph)
     except DataError as error:
         raise DataError(f"{where}: {str(error).removeprefix(f'{name}: ')}") from error
+    if undirected or not told:
+        kept = one_direction(graph)
+        if kept is not None:
+            edge_attr = None if graph.edge_attr is None else graph.edge_attr[kept]
+            return replace(graph, edge_index=graph.edge_index[:, kept], edge_attr=edge_attr, undirected=True)
     if undirected and (twice := edges_in_both_directions(graph.edge_index, graph.num_nodes)):
         raise DataError(
             f"{where}: {twice:,} edges are listed in both directions though undirected is true; "
             "list each edge once, or add undirected = false"
         )
     return graph
+
+
+def one_direction(graph: Graph) -> Tensor | None:
+    """One of the two directions of every edge, if the edges are those of an undirected graph listed in both.
+
+    Returns:
+        [E / 2] ascending positions of the edges from a smaller to a larger node; None if an edge lacks its inverse or
+        differs from it in its features, is listed twice, or is a self-loop.
+    """
+    source, target = graph.edge_index.long()
+    # Cheap, and most lists of single edges end here.
+    if not graph.num_edges or 2 * int((source < target).sum()) != graph.num_edges:
+        return None
+    keys, order = torch.sort(source * graph.num_nodes + target)
+    inverse_keys, inverse = torch.sort(target * graph.num_nodes + source)
+    if not torch.equal(keys, inverse_keys) or bool((keys[1:] == keys[:-1]).any()):
+        return None
+    # Edges order[k] and inverse[k] join the same nodes in opposite directions.
+    if graph.edge_attr is not None and not torch.equal(graph.edge_attr[order], graph.edge_attr[inverse]):
+        return None
+    return torch.nonzero(source < target).squeeze(1)
 
 
 def edges_in_both_directions(edge_index: Tensor, num_nodes: int) -> int:
@@ -152,20 +176,49 @@ def undirected_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
     return torch.stack([keys // num_nodes, keys % num_nodes]).to(edge_index.dtype)
 
 
-def _task(arrays: Mapping[str, Array], where: str) -> Task:
+def _labels(arrays: Mapping[str, Array], where: str) -> tuple[Task, Array]:
+    """The task, and the labels as ``Graph.y`` holds them."""
     y = arrays["y"]
     if y.ndim not in (1, 2) or not len(y) or (y.ndim == 2 and not y.shape[1]):
         raise DataError(f"{where}: y must be [N] or [N, T] and not empty, not {list(y.shape)}")
     if y.dtype.kind not in "iufb":
         raise DataError(f"{where}: y must hold numbers, not {y.dtype}")
+    if y.dtype.kind in "iu" and y.ndim == 2 and y.shape[1] == 1 and y.max() > 1:
+        y = y[:, 0]  # [N, 1] classes, as OGB has them
+    task = _task(arrays, y, where)
+    if task == "regression":
+        return task, _float32(y.reshape(len(y), -1))
+    if task == "multilabel":
+        # Whole-number labels have no NaN, so -1 stands for unlabeled there too.
+        return task, np.where(y < 0, np.nan, y).astype(np.float32) if y.dtype.kind in "iu" else _float32(y)
+    if y.dtype.kind == "f" and not _is_whole(y):
+        raise DataError(f"{where}: y must hold whole numbers for a {task} task, or NaN for unlabeled")
+    return task, np.nan_to_num(y, nan=-1).astype(np.int64)
+
+
+def _is_whole(y: Array) -> bool:
+    return bool((np.isnan(y) | (y == np.floor(y))).all())
+
+
+def _num_tasks(task: Task, labels: Array) -> int:
+    """Outputs per node: one for each label, number to predict or class, one alone for a binary task."""
+    if labels.ndim == 2:
+        return int(labels.shape[1])
+    return 1 if task == "binary" else max(int(labels.max(initial=0)) + 1, 2)
+
+
+def _task(arrays: Mapping[str, Array], y: Array, where: str) -> Task:
     if "task" not in arrays:
+        # Zeros and ones may be stored as floats, for the binary cross entropy; other floats are numbers to predict.
+        if y.dtype.kind == "f" and not np.isin(y[~np.isnan(y)], (-1, 0, 1) if y.ndim == 1 else (0, 1)).all():
+            return "regression"
         if y.ndim == 2:
             return "multilabel"
-        return "binary" if y.max() <= 1 else "multiclass"
+        return "binary" if np.nanmax(y) <= 1 else "multiclass"
     task = str(arrays["task"])
     if task not in get_args(Task):
         raise DataError(f"{where}: task is {task!r}, expected one of {', '.join(get_args(Task))}")
-    if (task == "multilabel") != (y.ndim == 2):
+    if task != "regression" and (task == "multilabel") != (y.ndim == 2):
         raise DataError(f"{where}: a {task} task does not go with y of shape {list(y.shape)}")
     return cast("Task", task)
 
@@ -201,12 +254,18 @@ def _splits(arrays: Mapping[str, Array], num_nodes: int, where: str) -> tuple[Sp
         if mask.dtype.kind not in "biu" or (mask.dtype.kind != "b" and not np.isin(mask, (0, 1)).all()):
             raise DataError(f"{where}: {key} must be bool, not {mask.dtype} of other values")
         mask = np.atleast_2d(mask).astype(bool)
+        if mask.ndim == 2 and mask.shape[1] != num_nodes:
+            mask = mask.T  # [N, num_splits], as PyTorch Geometric stores several splits
         if mask.ndim != 2 or mask.shape[1] != num_nodes:
             raise DataError(
-                f"{where}: {key} must be [N] or [num_splits, N] with N = {num_nodes:,}, not {list(mask.shape)}"
+                f"{where}: {key} must be [N], [num_splits, N] or [N, num_splits] with N = {num_nodes:,}, "
+                f"not {list(arrays[key].shape)}"
             )
         masks.append(mask)
-    if len({len(mask) for mask in masks}) > 1:
-        counts = ", ".join(f"{key} {len(mask)}" for key, mask in zip(MASKS, masks, strict=True))
-        raise DataError(f"{where}: the masks hold different numbers of splits: {counts}")
+    # A split of its own for each train and valid mask may share one test mask, as in Wiki-CS.
+    counts = {key: len(mask) for key, mask in zip(MASKS, masks, strict=True)}
+    if set(counts.values()) - {1, num_splits := max(counts.values())}:
+        listed = ", ".join(f"{key} {count}" for key, count in counts.items())
+        raise DataError(f"{where}: the masks hold different numbers of splits: {listed}")
+    masks = [np.broadcast_to(mask, (num_splits, num_nodes)) for mask in masks]
     return tuple(Split(*(torch.from_numpy(np.flatnonzero(row)) for row in rows)) for rows in zip(*masks, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from zoo.errors import DataError
 from zoo.ops.csr import CSR
 from zoo.spec.shape import MAX_EDGE_FEATURES, MAX_WIDTH, GraphShape
 
-Task = Literal["multilabel", "multiclass", "binary"]
+Task = Literal["multilabel", "multiclass", "binary", "regression"]
 
 # Checks walk over the edges in slices of this many, so that they need little memory on any graph.
 EDGE_CHUNK = 1 << 22
@@ -51,10 +51,10 @@ class Graph:
         categories: [N] int64, one category per node in 0 .. K - 1 (the species of a protein), or None.
         edge_attr: [E, D] float32 edge features, possibly mapped from a file, or None.
         y: [N] int64 classes with -1 for unlabeled (multiclass, binary), or [N, T] float32 zeros and ones with NaN for
-            unlabeled (multilabel).
+            unlabeled (multilabel), or [N, T] float32 numbers with NaN for unlabeled (regression).
         splits: at least one.
         task: what a label means.
-        num_tasks: outputs per node: T labels, the number of classes, or 1 for a binary task.
+        num_tasks: outputs per node: T labels or numbers, the number of classes, or 1 for a binary task.
         num_categories: the last this many columns of ``x`` are a one-hot code of ``categories``; 0 for none.
         self_loops: True if every node also has one edge from itself to itself; ``edge_index`` then stores none.
     """
@@ -93,6 +93,28 @@ class Graph:
             num_edge_features=0 if self.edge_attr is None else self.edge_attr.shape[1],
             num_tasks=self.num_tasks,
         )
+
+    @classmethod
+    def from_pyg(
+        cls, data: Any, *, name: str = "data", task: Task | None = None, undirected: bool | None = None
+    ) -> Graph:
+        """A graph from a PyG ``Data`` object, see :func:`zoo.data.pyg.graph_from_pyg`."""
+        from zoo.data.pyg import graph_from_pyg
+
+        return graph_from_pyg(data, name=name, task=task, undirected=undirected)
+
+    def to_pyg(self) -> Any:
+        """A PyG ``Data`` object of the graph, see :func:`zoo.data.pyg.graph_to_pyg`."""
+        from zoo.data.pyg import graph_to_pyg
+
+        return graph_to_pyg(self)
+
+    def __repr__(self) -> str:
+        tensors = {"x": self.x, "edge_attr": self.edge_attr}
+        columns = "".join(f", {name}=[{len(t):,}, {t.shape[1]}]" for name, t in tensors.items() if t is not None)
+        edges = f"{self.num_edges:,} {'undirected' if self.undirected else 'directed'} edges"
+        rest = f"task={self.task}, num_tasks={self.num_tasks}, num_splits={len(self.splits)}"
+        return f"Graph({self.name}: {self.num_nodes:,} nodes, {edges}{columns}, {rest})"
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph with every tensor on another device."""
@@ -253,12 +275,15 @@ def _node_faults(graph: Graph) -> Iterator[str]:
 
 def _label_faults(graph: Graph) -> Iterator[str]:
     y, n = graph.y, graph.num_nodes
-    if graph.task == "multilabel":
+    if graph.task in ("multilabel", "regression"):
         if y.shape != (n, graph.num_tasks) or y.dtype != torch.float32:
             expected = f"float32 [N, T] = [{n:,}, {graph.num_tasks}]"
-            yield f"y must be {expected} for a multilabel task, not {y.dtype} {list(y.shape)}"
+            yield f"y must be {expected} for a {graph.task} task, not {y.dtype} {list(y.shape)}"
         elif y.shape[1] > MAX_WIDTH:
             yield f"y has {y.shape[1]:,} columns, more than {MAX_WIDTH:,}"
+        elif graph.task == "regression":
+            if bad := int(torch.isinf(y).sum()):
+                yield f"y holds {bad:,} numbers that are infinite in float32"
         elif bad := int(((y != 0) & (y != 1) & ~torch.isnan(y)).sum()):
             yield f"y holds {bad:,} labels other than 0, 1 and NaN (unlabeled)"
         return
