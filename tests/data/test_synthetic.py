@@ -18,7 +18,7 @@ from zoo.data.synthetic import (
     write_synthetic_proteins,
 )
 from zoo.errors import DataError
-from zoo.workflows.baseline import logistic_regression
+from zoo.workflows.baseline import linear_baseline
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def neighbour_mean(graph: Graph, x: torch.Tensor, strong_only: bool) -> torch.Te
 def test_labels_need_several_messages_over_the_right_edges(proteins: Graph) -> None:
     """The labels of train nodes, spread over edges, tell those of a species without any."""
     split = proteins.splits[0]
-    alone = logistic_regression(build_features(proteins, ["edge_sum"]), split, "rocauc")["test"]
+    alone = linear_baseline(build_features(proteins, ["edge_sum"]), split, "rocauc")["test"]
     scores = {}
     for strong_only in (False, True):
         h = torch.zeros_like(proteins.y)

@@ -124,7 +124,7 @@ FAULTY = {
         "data.node_features: a feature is named twice in degree, degree",
     ),
     "unknown_metric": (changed(GOOD, eval__metric="roc"), "eval.metric: expected one of rocauc"),
-    "unknown_loss": (changed(GOOD, train__loss="mse"), "train.loss: expected one of"),
+    "unknown_loss": (changed(GOOD, train__loss="hinge"), "train.loss: expected one of"),
     "unknown_family": (changed(GOOD, model={"type": "rev_gnn"}), "model.type: expected one of rev"),
     "unknown_conv": (changed(GOOD, model__conv={"type": "gene"}), "model.conv.type: expected one of gen"),
     "family_missing": (without("model.type"), "model: missing key 'type'"),

@@ -12,6 +12,12 @@ import numpy as np
 from zoo.spec.recipe import Recipe, parse_recipe
 
 NUM_NODES = 90
+LOSS_AND_METRIC = {
+    "multiclass": ("cross_entropy", "accuracy"),
+    "binary": ("bce_with_logits", "rocauc"),
+    "multilabel": ("bce_with_logits", "rocauc"),
+    "regression": ("mse", "mae"),
+}
 
 
 def write_graph(path: Path, *, task: str = "multiclass", **replaced: Any) -> Path:
@@ -27,6 +33,7 @@ def write_graph(path: Path, *, task: str = "multiclass", **replaced: Any) -> Pat
         "multiclass": group.astype(np.int64),
         "binary": (group == 0).astype(np.int64),
         "multilabel": np.stack([group == 0, group != 1], 1).astype(np.float32),
+        "regression": (3.0 * group - 1 + 0.1 * rng.randn(NUM_NODES)).astype(np.float32),
     }
     order = rng.permutation(NUM_NODES)
     masks = {}
@@ -47,7 +54,7 @@ def write_graph(path: Path, *, task: str = "multiclass", **replaced: Any) -> Pat
 
 def recipe_data(graph: Path, *, task: str = "multiclass") -> dict[str, Any]:
     """The recipe as JSON data: 3 layers, 2 random parts, 4 epochs."""
-    multiclass = task == "multiclass"
+    loss, metric = LOSS_AND_METRIC[task]
     return {
         "schema_version": 2,
         "name": "small",
@@ -62,13 +69,13 @@ def recipe_data(graph: Path, *, task: str = "multiclass") -> dict[str, Any]:
         },
         "train": {
             "num_epochs": 4,
-            "loss": "cross_entropy" if multiclass else "bce_with_logits",
+            "loss": loss,
             "optimizer": {"type": "adam", "lr": 0.01},
             "partition": {"type": "random", "num_parts": 2},
             "max_grad_norm": 1.0,
         },
         "eval": {
-            "metric": "accuracy" if multiclass else "rocauc",
+            "metric": metric,
             "num_views": 2,
             "partition": {"type": "random", "num_parts": 2},
         },

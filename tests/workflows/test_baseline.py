@@ -5,7 +5,7 @@ from tests.data.conftest import small_graph
 from zoo.data.graph import Graph, Split
 from zoo.errors import DataError
 from zoo.workflows import baseline
-from zoo.workflows.baseline import logistic_regression
+from zoo.workflows.baseline import linear_baseline
 
 NAN = float("nan")
 
@@ -34,7 +34,7 @@ def separable(task: str, num_nodes: int = 400) -> Graph:
 )
 def test_it_learns_what_the_features_tell(task: str, metric: str) -> None:
     graph = separable(task)
-    scores = logistic_regression(graph, graph.splits[0], metric)
+    scores = linear_baseline(graph, graph.splits[0], metric)
     assert scores.keys() == {"valid", "test"}
     assert min(scores.values()) > 0.85
 
@@ -42,18 +42,18 @@ def test_it_learns_what_the_features_tell(task: str, metric: str) -> None:
 def test_unlabelled_nodes_are_left_out() -> None:
     graph = separable("multilabel")
     graph.y[graph.splits[0].train[:100]] = NAN
-    assert logistic_regression(graph, graph.splits[0], "rocauc")["test"] > 0.9
+    assert linear_baseline(graph, graph.splits[0], "rocauc")["test"] > 0.9
 
 
 def test_labels_without_contrast_are_no_obstacle() -> None:
     graph, split = separable("multilabel"), separable("multilabel").splits[0]
     graph.y[split.train, 0] = 1
-    assert 0.7 < logistic_regression(graph, split, "rocauc")["test"] < 0.9
+    assert 0.7 < linear_baseline(graph, split, "rocauc")["test"] < 0.9
     graph = separable("multiclass")
     split = graph.splits[0]
     # Without examples of class 2 a third of the nodes is lost, the others are not.
     graph.y[split.train] = torch.where(graph.y[split.train] == 2, -1, graph.y[split.train])
-    assert 0.5 < logistic_regression(graph, split, "accuracy")["test"] < 0.75
+    assert 0.5 < linear_baseline(graph, split, "accuracy")["test"] < 0.75
 
 
 def test_many_train_nodes_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,13 +62,13 @@ def test_many_train_nodes_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(baseline, "MAX_TRAIN_NODES", 60)
     monkeypatch.setattr(baseline, "_logits", lambda x, *rest: (sizes.append(len(x)), fit(x, *rest))[1])
     graph = separable("multiclass")
-    assert logistic_regression(graph, graph.splits[0], "accuracy")["test"] > 0.8
+    assert linear_baseline(graph, graph.splits[0], "accuracy")["test"] > 0.8
     assert sizes == [50]
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
     graph = separable("multiclass")
     with pytest.raises(DataError, match="does not fit a multiclass task"):
-        logistic_regression(graph, graph.splits[0], "rocauc")
+        linear_baseline(graph, graph.splits[0], "rocauc")
     with pytest.raises(DataError, match="needs node features"):
-        logistic_regression(small_graph(x=None), graph.splits[0], "accuracy")
+        linear_baseline(small_graph(x=None), graph.splits[0], "accuracy")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zoo.spec.recipe import Recipe, read_recipe
-from zoo.spec.results import Measured
+from zoo.spec.results import Measured, baseline_in_words
 from zoo.spec.shipped import recipe_path
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def echo_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | No
     head = ["split", "metric", "value", "protocol"]
     rows = [[figure.split, figure.metric, f"{figure.value:.4f}", figure.protocol] for figure in figures]
     if baseline is not None:
-        head.insert(3, "logistic regression")
+        head.insert(3, baseline_in_words(figures[0].metric))
         for row in rows:
             row.insert(3, f"{baseline[row[0]]:.4f}" if row[0] in baseline else "-")
     echo_table(head, rows, right=range(2, len(head) - 1))

@@ -18,7 +18,17 @@ from zoo.hub.config import CURVES_FILE, BundleConfig
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import card_path, list_recipes, recipe_path
 
-_METRICS = {"rocauc": "roc_auc", "accuracy": "accuracy", "micro_f1": "f1"}
+_METRICS = {
+    "rocauc": "roc_auc",
+    "average_precision": "average_precision",
+    "accuracy": "accuracy",
+    "micro_f1": "f1",
+    "macro_f1": "f1",
+    "mcc": "matthews_correlation",
+    "mae": "mae",
+    "rmse": "rmse",
+    "r2": "r_squared",
+}
 _TASK = ("graph-ml", "Node property prediction")
 _MARK = re.compile(r"\n<!-- rendered by revgnn-zoo ([0-9a-f]{64}) -->\n$")
 

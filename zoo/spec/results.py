@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from zoo.spec.base import Spec
-from zoo.spec.train import MetricName
+from zoo.spec.train import LOWER_IS_BETTER, REGRESSION_METRICS, MetricName
 
 
 class Measured(Spec):
@@ -15,7 +15,7 @@ class Measured(Spec):
 
     split: Literal["train", "valid", "test"]
     metric: MetricName
-    value: float = Field(ge=0, le=1)
+    value: float
     num_views: int = Field(ge=1)
     num_parts: int = Field(ge=1)
 
@@ -57,7 +57,7 @@ class RunResults(Spec):
         data_sha256: of everything that the run read of its graph.
         data_is_synthetic: whether the graph stands in for the data set that the recipe names.
         environment: versions, device and threads.
-        baseline: score of a logistic regression by split, if one was fitted.
+        baseline: score of a logistic regression (ridge regression of numbers) by split, if one was fitted.
         teacher: results of the teacher, under self-distillation.
     """
 
@@ -88,6 +88,16 @@ class EpochRecord(Spec):
 
     epoch: int = Field(ge=1)
     train_loss: float
+
+
+def metric_in_words(metric: str) -> str:
+    """The name of a metric, and that the lowest value is the best where it is."""
+    return f"{metric} (lower is better)" if metric in LOWER_IS_BETTER else metric
+
+
+def baseline_in_words(metric: str) -> str:
+    """The model of the node features alone that stands beside figures of a metric."""
+    return "ridge regression" if metric in REGRESSION_METRICS else "logistic regression"
 
 
 def protocol_in_words(num_views: int | None, num_parts: int | None) -> str:

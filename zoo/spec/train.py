@@ -13,8 +13,12 @@ LearningRate = Annotated[float, Field(gt=0, le=1e3)]
 WeightDecay = Annotated[float, Field(ge=0, le=1e3)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
-MetricName = Literal["rocauc", "accuracy", "micro_f1"]
-Loss = Literal["bce_with_logits", "cross_entropy", "log_cross_entropy"]
+MetricName = Literal["rocauc", "average_precision", "accuracy", "micro_f1", "macro_f1", "mcc", "mae", "rmse", "r2"]
+Loss = Literal["bce_with_logits", "cross_entropy", "log_cross_entropy", "mse", "mae", "huber"]
+
+# Errors: the lowest is the best.
+LOWER_IS_BETTER = frozenset[str]({"mae", "rmse"})
+REGRESSION_METRICS = frozenset[str]({"mae", "rmse", "r2"})
 
 
 class FullPartition(Spec):
@@ -118,7 +122,10 @@ class TrainSpec(Spec):
     """One training run: one optimizer step per part of a fresh partition each epoch."""
 
     num_epochs: int = Field(ge=1, le=1_000_000)
-    loss: Loss = Field(description="log_cross_entropy: mean of log(eps + cross entropy) - log(eps), eps = 1 - ln 2")
+    loss: Loss = Field(
+        description="of classes: cross_entropy, or log_cross_entropy, the mean of log(eps + cross entropy) - log(eps), "
+        "eps = 1 - ln 2; of zeros and ones: bce_with_logits; of numbers: mse, mae or huber"
+    )
     label_reuse: LabelReuseSpec | None = Field(default=None, description="labels as node features; left out: none")
     distillation: DistillationSpec | None = Field(default=None, description="learn from a first run; left out: none")
     optimizer: Optimizer
@@ -134,7 +141,7 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _classes(self) -> Self:
         for key, value in (("label_reuse", self.label_reuse), ("distillation", self.distillation)):
-            if value is not None and self.loss == "bce_with_logits":
+            if value is not None and self.loss not in ("cross_entropy", "log_cross_entropy"):
                 raise ValueError(
                     f"{key} goes with a loss of classes, 'cross_entropy' or 'log_cross_entropy', not with {self.loss!r}"
                 )
@@ -146,11 +153,16 @@ class EvalSpec(Spec):
 
     metric: MetricName
     select: Literal["metric", "loss"] = Field(
-        default="metric", description="the best epoch: that of the highest metric or of the lowest loss"
+        default="metric", description="the best epoch: that of the best metric or of the lowest loss"
     )
     every: int = Field(default=1, ge=1, description="epochs between two evaluations")
     num_views: int = Field(default=1, ge=1, le=1000)
     partition: Partition = FullPartition(type="full")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """True if the best epoch is that of the lowest value."""
+        return self.select == "loss" or self.metric in LOWER_IS_BETTER
 
 
 class TestSpec(Spec):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from zoo.data.graph import Graph, Split
@@ -22,8 +22,10 @@ MAX_ITERS = 200
 Array = np.ndarray[Any, Any]
 
 
-def logistic_regression(graph: Graph, split: Split, metric: str) -> dict[str, float]:
+def linear_baseline(graph: Graph, split: Split, metric: str) -> dict[str, float]:
     """Fit a logistic regression to the standardized node features, one per label of a multilabel task.
+
+    Numbers are predicted by a ridge regression.
 
     Args:
         graph: with node features. At most 20,000 train nodes are used, evenly spread over their ids.
@@ -52,7 +54,10 @@ def logistic_regression(graph: Graph, split: Split, metric: str) -> dict[str, fl
     train_x = features(train)
     held_out = {"valid": split.valid.cpu(), "test": split.test.cpu()}
     held_out_x = features(torch.cat(list(held_out.values())))
-    if graph.task == "multilabel":
+    if graph.task == "regression":
+        columns = [_numbers(train_x, labels[train, task].numpy(), held_out_x) for task in range(graph.num_tasks)]
+        logits = np.stack(columns, axis=1)
+    elif graph.task == "multilabel":
         columns = [_logits(train_x, labels[train, task].numpy(), held_out_x, 1) for task in range(graph.num_tasks)]
         logits = np.concatenate(columns, axis=1)
     else:
@@ -62,6 +67,15 @@ def logistic_regression(graph: Graph, split: Split, metric: str) -> dict[str, fl
         name: evaluate(metric, labels[nodes], torch.from_numpy(part))
         for (name, nodes), part in zip(held_out.items(), parts, strict=True)
     }
+
+
+def _numbers(train_x: Array, y: Array, x: Array) -> Array:
+    """[m] predictions for [m, F] features of one number, learned from [n] labels, NaN for unlabeled."""
+    known = ~np.isnan(y)
+    if not known.any():
+        return np.zeros(len(x))
+    predictions: Array = Ridge().fit(train_x[known], y[known]).predict(x)
+    return predictions
 
 
 def _logits(train_x: Array, y: Array, x: Array, num_outputs: int) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -38,6 +39,18 @@ def binary_loss(logits: Tensor, y: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits.squeeze(1), y.float())
 
 
+def regression_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
+    """A mean loss of numbers, over those that are known.
+
+    Args:
+        loss: of [m] predictions and [m] numbers.
+        logits: [n, T] predictions.
+        y: [n, T], NaN for unknown; at least one is known.
+    """
+    known = ~torch.isnan(y)
+    return loss(logits[known], y[known])
+
+
 def log_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Mean of log(eps + ce) - log(eps), where ce is the cross entropy of a node and eps = 1 - ln 2.
 
@@ -59,6 +72,9 @@ LOSSES: Mapping[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = MappingPr
         ("binary", "bce_with_logits"): binary_loss,
         ("multiclass", "cross_entropy"): functional.cross_entropy,
         ("multiclass", "log_cross_entropy"): log_cross_entropy,
+        ("regression", "mse"): partial(regression_loss, functional.mse_loss),
+        ("regression", "mae"): partial(regression_loss, functional.l1_loss),
+        ("regression", "huber"): partial(regression_loss, functional.huber_loss),
     }
 )
 
@@ -154,14 +170,14 @@ class Objective:
         self, spec: TrainSpec, graph: Graph, split: Split, device: torch.device, teacher: Tensor | None = None
     ) -> None:
         y = graph.y.cpu()
-        labelled = ~torch.isnan(y).all(1) if graph.task == "multilabel" else y >= 0
+        labeled = ~torch.isnan(y).all(1) if y.is_floating_point() else y >= 0
         is_train = torch.zeros(graph.num_nodes, dtype=torch.bool)
         is_train[split.train.cpu()] = True
         self.spec, self.device, self.y = spec, device, graph.y.to(device)
-        self.is_train = (is_train & labelled).to(device)
+        self.is_train = (is_train & labeled).to(device)
         self.known = KnownLabels.of(spec, graph, split, device)
         self.loss = LOSSES[graph.task, spec.loss]
-        self._valid = split.valid.cpu()[labelled[split.valid.cpu()]]
+        self._valid = split.valid.cpu()[labeled[split.valid.cpu()]]
         self._teacher = None if teacher is None else teacher.to(device)
 
     def step_loss(self, model: nn.Module, part: Part) -> Tensor | None:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from zoo.errors import RunError
 from zoo.files import atomic_write
+from zoo.spec.results import metric_in_words
 from zoo.workflows.run_dir import RunDir
 
 _BLUE, _ORANGE, _GREY = "#2a6f97", "#e07a28", "#666666"
@@ -40,8 +41,9 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
     if evaluated:
         epochs, values = [r["epoch"] for r in evaluated], [r[metric] for r in evaluated]
         metrics.plot(epochs, values, color=_BLUE, linewidth=1.6, marker="." if len(epochs) < 30 else None)
-        by_loss = recipe.eval.select == "loss"
-        best = max(evaluated, key=lambda record: -record["valid_loss"] if by_loss else record[metric])
+        selector = "valid_loss" if recipe.eval.select == "loss" else metric
+        sign = -1 if recipe.eval.lower_is_better else 1
+        best = max(evaluated, key=lambda record: sign * record[selector])
         metrics.plot(best["epoch"], best[metric], "o", color=_ORANGE, markersize=7)
         metrics.annotate(
             f"best {best[metric]:.4f} (epoch {best['epoch']})",
@@ -51,7 +53,7 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
             ha="right",
             color=_ORANGE,
         )
-    metrics.set(xlabel="epoch", ylabel=f"valid {recipe.eval.metric}", title="validation")
+    metrics.set(xlabel="epoch", ylabel=f"valid {metric_in_words(recipe.eval.metric)}", title="validation")
     for axes in (losses, metrics):
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from zoo.hub.config import CONFIG_FILE
 from zoo.spec.recipe import Recipe, ReportedResult
 from zoo.spec.results import Measured
+from zoo.spec.train import LOWER_IS_BETTER
 
 # Another device or library may round a sum otherwise and so turn a few predictions over.
 _ROUNDING = 5e-4
@@ -71,7 +72,10 @@ def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num
     protocol = (figure.split, figure.metric, figure.num_views, figure.num_parts)
     for record in recorded:
         if (record.split, record.metric, record.num_views, record.num_parts) == protocol:
-            tolerance = max(_ROUNDING, _NUM_FLIPS / max(num_nodes, 1))
+            flips = _NUM_FLIPS / max(num_nodes, 1)
+            # An error has the unit of the labels, of which only a share can be said to be small.
+            is_error = figure.metric in LOWER_IS_BETTER
+            tolerance = _ROUNDING * abs(record.value) if is_error else max(_ROUNDING, flips)
             return Comparison(figure, record.value, tolerance, CONFIG_FILE)
     reported = [
         other

@@ -30,7 +30,7 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, RunResults
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
-from zoo.workflows.baseline import logistic_regression
+from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.evaluate import (
     Protocol,
     eval_protocol,
@@ -69,7 +69,7 @@ def train(
         out: the run directory; new or empty, or with the same recipe.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         resume: continue an unfinished run; a run that is not there yet is started.
-        baseline: also fit a logistic regression to the node features and report it beside the results.
+        baseline: also fit a logistic or ridge regression to the node features and report it beside the results.
         num_threads: of the CPU.
         capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
         edge_precision: of the edge features on a GPU; "fp16" halves their memory.
@@ -99,7 +99,7 @@ def train(
             graph, split = recipe_graph(recipe)
             if graph_digest(graph, split) != results.data_sha256:
                 raise RunError(f"{out}: the data changed since the run; a baseline on them would not compare")
-            scores = logistic_regression(graph, split, recipe.eval.metric)
+            scores = linear_baseline(graph, split, recipe.eval.metric)
             results = results.model_copy(update={"baseline": scores})
             run.write_results(results)
         return results
@@ -196,7 +196,7 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
                 record |= {"valid_loss": valid_loss}
                 record |= {f"eval_{name}": value for name, value in take_solve_metrics(model).items()}
                 value = record[selector]
-                if best is None or (value < best.value if recipe.eval.select == "loss" else value > best.value):
+                if best is None or (value < best.value if recipe.eval.lower_is_better else value > best.value):
                     best = BestEpoch(epoch=cursor.epoch, value=value, shape=shape)
                     run.write_best(best, model.state_dict())
                 figures |= {name: f"{record[name]:.4f}" for name in (metric, selector)} | {"best": f"{best.value:.4f}"}
@@ -212,7 +212,7 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
         state.save()
 
     results = _finish(state, task, pause_if_asked, quiet=quiet)
-    scores = logistic_regression(graph, split, recipe.eval.metric) if baseline else None
+    scores = linear_baseline(graph, split, recipe.eval.metric) if baseline else None
     results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
     run.write_results(results)
     plot(run)

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
+from zoo.spec.results import metric_in_words
 from zoo.workflows.compare.results import CompareResults
 from zoo.workflows.compare.table import caption
 
@@ -45,7 +46,7 @@ def picture(results: CompareResults) -> Figure:
     _panel(memory, results, "memory of a training step, MiB", [m.peak_bytes / 2**20 for m in results.models])
     _panel(parameters, results, "parameters", [float(m.num_parameters) for m in results.models])
     _panel(time, results, "seconds per epoch", [m.epoch_s for m in results.models])
-    memory.set_ylabel(f"test {results.metric}", fontsize=9)
+    memory.set_ylabel(f"test {metric_in_words(results.metric)}", fontsize=9)
     for name, height, _ in reference_lines(results):
         beside = {"xycoords": ("axes fraction", "data"), "xytext": (3, 2), "textcoords": "offset points"}
         memory.annotate(name, (0, height), color=_GREY, fontsize=7, **beside)

@@ -19,9 +19,9 @@ from zoo.errors import DataError, RunError
 from zoo.files import atomic_write, make_folder, write_json
 from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe
-from zoo.spec.results import RunResults
+from zoo.spec.results import RunResults, baseline_in_words
 from zoo.workflows import session
-from zoo.workflows.baseline import logistic_regression
+from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.compare.cache import Cache
 from zoo.workflows.compare.entries import (
     Entry,
@@ -277,7 +277,7 @@ def _row(entry: Entry, runs: tuple[RunScores, ...], cost: StepCost) -> CompareEn
 
 
 def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) -> BaselineEntry | None:
-    """Logistic regression on the node features of each split; None where it is not defined."""
+    """A linear model of the node features on each split; None where it is not defined."""
     rows = []
     for index in splits:
         split, metric = graph.splits[index], recipe.eval.metric
@@ -286,14 +286,14 @@ def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) ->
         if scores is None:
             # It takes longer than an evaluation on wide features, so it is cached by a digest of all that it reads.
             try:
-                scores = logistic_regression(graph, split, metric)
+                scores = linear_baseline(graph, split, metric)
             except DataError:
                 return None
             job.cache.put(key, scores)
         job.stop_if_asked("all runs are finished")
         rows.append(RunScores(split=index, valid=scores["valid"], test=scores["test"]))
     valid, test = Mean.of([row.valid for row in rows]), Mean.of([row.test for row in rows])
-    return BaselineEntry(runs=tuple(rows), valid=valid, test=test)
+    return BaselineEntry(name=baseline_in_words(recipe.eval.metric), runs=tuple(rows), valid=valid, test=test)
 
 
 def _notes(entries: Sequence[Entry], cache: Cache) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoo.spec.results import metric_in_words
 from zoo.workflows.compare.results import CompareEntry, CompareResults, Mean
 
 HEAD = ("model", "layers", "channels", "parameters", "runs", "valid", "test", "memory", "s/epoch", "training")
@@ -28,8 +29,8 @@ def caption(results: CompareResults) -> list[str]:
     stand_in = " (synthetic, in its place)" if data.is_synthetic else ""
     spreads = " with the sample standard deviation" if counts[-1] > 1 else ""
     lines = [
-        f"{results.metric} on {data.name}{stand_in}, {data.num_nodes:,} nodes, {data.num_edges:,} edges; "
-        f"{results.protocol}",
+        f"{metric_in_words(results.metric)} on {data.name}{stand_in}, {data.num_nodes:,} nodes, "
+        f"{data.num_edges:,} edges; {results.protocol}",
         f"mean{spreads} over {' or '.join(map(str, counts))} run{'' if counts == [1] else 's'} "
         f"({_count(len(results.splits), 'split')} x {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'})",
         "memory: the most that a training step needs beyond parameters, gradients, optimizer state and graph; "
