@@ -13,7 +13,7 @@ import torch
 from numba import float32, float64, int64, njit, void
 from torch import Tensor
 
-from zoo.ops import vectors
+from zoo.ops import vector_math, vectors
 from zoo.ops.tensors import address
 
 Kernel = Callable[..., None]
@@ -48,7 +48,8 @@ def compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Kern
 @cache
 def _stamp() -> int:
     """A checksum of shared code, for the names of kernels: on disk, Numba renews a kernel when its own file changes."""
-    return zlib.crc32("".join(inspect.getsource(module) for module in (sys.modules[__name__], vectors)).encode())
+    modules = (sys.modules[__name__], vectors, vector_math)
+    return zlib.crc32("".join(inspect.getsource(module) for module in modules).encode())
 
 
 def addresses(*tensors: Tensor) -> tuple[int, ...]:

@@ -99,14 +99,18 @@ class WorkItems(NamedTuple):
 
 
 def _make_work_items(csr: CSR) -> WorkItems:
-    segments = cut_rows(csr, MAX_SEGMENT_EDGES)
+    start, end, row, further, limit = cut_rows(csr, MAX_SEGMENT_EDGES)
+    # Without empty segments, results of graphs without long rows are those of the rows and need no copy.
+    num_used = int(further[-1])
+    num_segments = csr.num_nodes + num_used
+    segments = Segments(start[:num_segments], end[:num_segments], row[:num_used], further, limit)
     own = csr.col.dtype == torch.int32
     return WorkItems(segments, _merge_steps(segments), _items(segments), None if own else csr.col.to(torch.int32))
 
 
 def _merge_steps(segments: Segments) -> list[tuple[Tensor, Tensor]]:
     num_rows = segments.further.numel() - 1
-    row = segments.row[segments.row < num_rows]
+    row = segments.row
     nth = torch.arange(row.numel()) - segments.further[row]
     steps = []
     for n in range(int(nth.max()) + 1 if row.numel() else 0):

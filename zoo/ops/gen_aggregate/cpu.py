@@ -27,13 +27,13 @@ from zoo.ops.gen_aggregate.reference import Messages
 from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, kind_of
 from zoo.ops.tensors import address, unit_stride
 from zoo.ops.threads import run_tasks
+from zoo.ops.vector_math import exp, log
 from zoo.ops.vectors import (
     LANES,
     accumulate,
     add_item,
     add_scaled,
     either,
-    exp,
     is_nan,
     item,
     lane,
@@ -165,10 +165,13 @@ def _total(parts: Tensor) -> Tensor:
 def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See ``chunked``."""
     layout = _Layout(messages)
-    out, total, peak = layout.empty(), layout.empty(), layout.empty()
+    out, logsum = layout.empty(), layout.empty()
+    # Each work item has a row of its own for the peaks of the row at hand.
+    peaks = torch.empty(len(layout.work.items), layout.C, dtype=out.dtype)
     kernel = _softmax_forward(layout.D, layout.embedded, layout.kind)
-    layout.run(kernel, *addresses(out, total, peak), layout.eps, float(temperature))
-    logsum = total.log_().add_(peak)
+    rest, scalars = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature))
+    tasks = zip(layout.work.items, peaks, strict=True)
+    run_tasks([partial(kernel, *layout.segments(*work), *rest, address(peak), *scalars) for work, peak in tasks])
     for rows, segments in layout.work.merge_steps:
         both = torch.logaddexp(logsum[rows], logsum[segments])
         out[rows] = out[rows] * (logsum[rows] - both).exp() + out[segments] * (logsum[segments] - both).exp()
@@ -323,33 +326,33 @@ def _max_backward(D: int, kind: str) -> Kernel:
 
 @cache
 def _softmax_forward(D: int, embedded: bool, kind: str) -> Kernel:
-    """The softmax-weighted mean of the messages of each segment, and the sum of exp(score - peak) and the peak."""
+    """The softmax-weighted mean of the messages of each segment, and the log of the sum of exponentials."""
     scalar = float32 if kind == "f32" else float64
 
     @compiled(2, kind)
     def kernel(  # type: ignore[no-untyped-def]
-        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, total, peak, eps, temperature
+        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, lse, peak, eps, temperature
     ):
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
         xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
-        outs, totals, peaks = pointer(out, kind), pointer(total, kind), pointer(peak, kind)
+        outs, totals, peaks = pointer(out, kind), pointer(lse, kind), pointer(peak, kind)
         tile = scratch(TILE, kind)
-        zero, one, lowest = splat(scalar(0)), splat(scalar(1)), splat(scalar(-math.inf))
+        zero, lowest = splat(scalar(0)), splat(scalar(-math.inf))
         epsilon, factor = splat(scalar(eps)), splat(scalar(temperature))
         for k in range(first, stop):
             row = k * C
             edge, edge_end = item(starts, k), item(ends, k)
-            filled = edge < edge_end
             for c in range(0, C, 8):
                 store(outs, row + c, zero)
-                # The log of the sum over no edges only has to be finite.
-                store(totals, row + c, zero if filled else one)
-                store(peaks, row + c, lowest if filled else zero)
+                store(totals, row + c, zero)
+                store(peaks, c, lowest)
+            if edge == edge_end:
+                continue
             while edge < edge_end:
                 block_end = min(edge_end, edge + BLOCK)
                 _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
                 for c in range(0, C, 8):
-                    rows, old = load_rows(weights, c, C, D), load(peaks, row + c)
+                    rows, old = load_rows(weights, c, C, D), load(peaks, c)
                     _preactivations(
                         tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
                     )
@@ -368,12 +371,14 @@ def _softmax_forward(D: int, embedded: bool, kind: str) -> Kernel:
                         share = exp(value * factor - top)
                         denominator = denominator + share
                         numerator = numerator + share * value
-                    store(peaks, row + c, top)
+                    store(peaks, c, top)
                     store(totals, row + c, load(totals, row + c) * shrink + denominator)
                     store(outs, row + c, load(outs, row + c) * shrink + numerator)
                 edge = block_end
             for c in range(0, C, 8):
-                store(outs, row + c, load(outs, row + c) / load(totals, row + c))
+                total = load(totals, row + c)
+                store(outs, row + c, load(outs, row + c) / total)
+                store(totals, row + c, load(peaks, c) + log(total))
 
     return kernel
 
