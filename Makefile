@@ -2,6 +2,7 @@
 # make test         lint, type check, import contracts and the whole test suite
 # make bench        measure memory and time of training steps on the CPU; writes benchmarks/results
 # make bench-gpu    the same on a GPU, meant to take under ten minutes; SET="--set KEY=VALUE" changes recipes
+# make results      train what the table of results lacks, in pieces; writes results/
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint schema bench bench-gpu clean
+.PHONY: quickstart test lint schema bench bench-gpu results clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +67,10 @@ bench-gpu: $(VENV)/.user
 	$(STEPS) depth --device cuda $(SET) || failed=1; \
 	$(STEPS) edges --device cuda $(SET) || failed=1; \
 	exit $$failed
+
+# Trains what results/plan.json asks for and results/runs.jsonl lacks; may be stopped and continued at any time.
+results: $(VENV)/.user
+	$(BIN)/python -m benchmarks.results renew
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
