@@ -23,10 +23,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from zoo.errors import ZooError
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import input_shape
-from zoo.spec.shipped import recipe_path
+from zoo.spec.shipped import card_path, recipe_path
 from zoo.workflows import session
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import recipe_graph
@@ -254,15 +255,35 @@ def _row(runs: list[Run]) -> dict[str, Any]:
 
 
 def write_table() -> None:
-    """Write results.csv and, if there are runs for it, the picture of depth."""
+    """Write results.csv, what cards say of it and, if there are runs for it, the picture of depth."""
     table = rows()
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
+    for row in table:
+        if row["purpose"] == "model":
+            write_measured(card_path(row["model"]), row)
     depth = [run for run in read_runs() if run["purpose"] == "depth" or is_base_of_depth(run)]
     if depth:
         draw(depth)
+
+
+def write_measured(card: Path, row: dict[str, Any]) -> None:
+    """State in a model card what was measured here, in place of what it stated before."""
+    runs = f"{_count(row['splits'], 'split')} and {_count(row['seeds'], 'seed')}"
+    spread = f" ± {row['test_std']}, mean and standard deviation over {runs}" if row["test_std"] else f" on {runs}"
+    text = (
+        f"Measured here: test {row['metric']} {row['test_mean']}{spread}; valid {row['valid_mean']}. The line of\n"
+        f"`{row['model']}` in `results/results.csv` says how.\n"
+    )
+    before, after = card.read_text(encoding="utf-8").split("\n## Use\n")
+    before = before.partition("\nMeasured here: ")[0].rstrip("\n")
+    card.write_text(f"{before}\n\n{text}\n## Use\n{after}", encoding="utf-8")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def commit() -> str:
@@ -323,6 +344,13 @@ def main() -> None:
     commands.add_parser("memory")
     commands.add_parser("table")
     arguments = parser.parse_args()
+    try:
+        _run(arguments)
+    except ZooError as error:
+        raise SystemExit(str(error)) from error
+
+
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "collect":
         collect(arguments.recipe, arguments.folders, arguments.purpose, arguments.commit)
     elif arguments.command == "renew":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -45,6 +46,14 @@ def written_numbers(data: Any) -> set[str]:
     return rounded | {json.dumps(data), f"{data:g}", f"{data / 1e6:.1f}", f"{data / 1e6:.2f}"}
 
 
+def measured_numbers(name: str) -> set[str]:
+    """The figures of a recipe in the table of results."""
+    path = shipped_dir("recipes").parent / "results" / "results.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == name]
+    return {row[key] for row in rows for key in ("test_mean", "test_std", "valid_mean")}
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipe_has_a_card_that_tells_all_and_no_number_without_record(name: str) -> None:
     recipe, text = read_recipe(recipe_path(name)), card_path(name).read_text(encoding="utf-8")
@@ -69,7 +78,7 @@ def test_recipe_has_a_card_that_tells_all_and_no_number_without_record(name: str
         shape = known_shape(recipe)
         assert shape is not None
         assert model.num_parameters(shape) == recipe.source.num_parameters
-    known = written_numbers(recipe.to_json())
+    known = written_numbers(recipe.to_json()) | measured_numbers(name)
     prose = re.sub(r"\b\d{4}\.\d{5}\b", "", NOT_PROSE.sub(" ", text))
     assert [number for number in re.findall(r"\d+\.\d+", prose) if number not in known] == []
 
@@ -78,8 +87,8 @@ def test_every_card_belongs_to_a_recipe() -> None:
     assert {path.stem for path in shipped_dir("model_cards").glob("*.md")} == set(list_recipes())
 
 
-def test_shipped_bundle_has_its_card() -> None:
-    folder = shipped_dir("bundles") / "quickstart"
+@pytest.mark.parametrize("folder", sorted(shipped_dir("bundles").iterdir()), ids=lambda folder: folder.name)
+def test_shipped_bundle_has_its_card(folder: Path) -> None:
     assert check_card(folder) == folder / "README.md"
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert is_generated(text)

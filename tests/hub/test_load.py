@@ -17,10 +17,12 @@ import zoo
 from tests.hub.bundles import REPO, content, outputs, with_weights
 from tests.hub.server import TestHub
 from zoo.cli import main
+from zoo.data.download import data_root
 from zoo.errors import BundleError, NotFoundError, ZooError
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 from zoo.spec.results import Measured
-from zoo.spec.shipped import recipe_path
+from zoo.spec.shipped import recipe_path, shipped_dir
+from zoo.workflows.evaluate import evaluate
 from zoo.workflows.published import compare_with_published
 
 UseHub = Callable[..., None]
@@ -130,7 +132,10 @@ def test_weights_carry_one_metadata_key_and_equal_weights_give_equal_bytes(run: 
     assert load_file(paths[0]).keys() == zoo.load(tmp_path / "one").state_dict().keys()
 
 
-# The model that comes with the package.
+# The models that come with the package.
+
+
+SHIPPED = sorted(path.name for path in shipped_dir("bundles").iterdir())
 
 
 def test_shipped_model_loads_and_evaluates_without_a_network(
@@ -141,7 +146,6 @@ def test_shipped_model_loads_and_evaluates_without_a_network(
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     model = zoo.load("quickstart")
-    assert model.zoo_info.recipe.to_json() == zoo.read_recipe(recipe_path("quickstart")).to_json()
     size = sum(path.stat().st_size for path in model.zoo_info.folder.iterdir())
     assert size < 1_000_000
     assert main(["eval", "quickstart", "--json", "-q"]) == 0
@@ -150,6 +154,28 @@ def test_shipped_model_loads_and_evaluates_without_a_network(
     figures = {figure["split"]: figure for figure in json.loads(told.out)}
     assert figures["test"]["published"] > 0.9
     assert abs(figures["test"]["value"] - figures["test"]["published"]) <= figures["test"]["tolerance"]
+
+
+def test_shipped_models_are_small_together() -> None:
+    folder = shipped_dir("bundles")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 12_000_000
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_model_is_that_of_the_recipe_of_its_name(name: str) -> None:
+    model = zoo.load(name)
+    assert model.zoo_info.recipe.to_json() == zoo.read_recipe(recipe_path(name)).to_json()
+
+
+@pytest.mark.filterwarnings("ignore:a forward solve stopped")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_model_repeats_its_figures_where_its_data_are_at_hand(name: str) -> None:
+    dataset = zoo.read_recipe(recipe_path(name)).data.dataset
+    if dataset != "digits" and not (data_root() / f"{dataset}.npz").is_file():
+        pytest.skip(f"{dataset} is not at hand; ZOO_DATA names the folder of all data")
+    for compared in evaluate(name, device="cpu", quiet=True):
+        assert compared.origin == "config.json"
+        assert compared.is_within, compared
 
 
 # Evaluation beside the published figures.
