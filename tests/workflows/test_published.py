@@ -2,16 +2,16 @@
 
 import pytest
 
-from zoo.cli.common import say_compared
+from zoo.cli.common import echo_compared
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shipped import list_recipes, recipe_path
-from zoo.workflows.published import Comparison, beside_published
+from zoo.workflows.published import Comparison, compare_with_published
 
 
 def compare(recipe: Recipe, num_views: int, num_parts: int) -> Comparison:
     figure = Measured(split="test", metric=recipe.eval.metric, value=0.5, num_views=num_views, num_parts=num_parts)
-    (comparison,) = beside_published([figure], [], recipe, {"test": 1000})
+    (comparison,) = compare_with_published([figure], [], recipe, {"test": 1000})
     return comparison
 
 
@@ -34,7 +34,7 @@ def test_a_figure_of_unstated_parts_is_named_and_not_compared(capsys: pytest.Cap
     comparison = compare(recipe, 1, 5)
     assert comparison.published is None
     assert comparison.is_within
-    say_compared([comparison])
+    echo_compared([comparison])
     assert recipe.source is not None
     (figure,) = recipe.source.reported
     expected = f"published under another protocol: test rocauc {figure.mean:.4f}, single view ({figure.source})"
