@@ -46,6 +46,7 @@ def test_list_names_every_recipe_with_its_reported_figure(zoo_command: Command) 
     assert set(list_recipes()) <= set(rows)
     for part in ("ogbn-proteins", "1001 x 80", "20,031,384", "test rocauc 87.74 (10 views of 3 parts)"):
         assert part in rows["rev_deep"]
+    assert "test accuracy 95.32" in rows["quickstart"]
 
 
 def test_list_as_json(zoo_command: Command) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from zoo.cli.common import common_options, echo, echo_json, echo_table, example, json_option
+from zoo.hub.config import read_config
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import known_shape
-from zoo.spec.shipped import list_recipes, recipe_path
+from zoo.spec.shipped import list_recipes, recipe_path, shipped_dir
 
 
 @click.command("list", epilog=example("revgnn-zoo list", "revgnn-zoo list --remote --author org"))
@@ -35,8 +36,10 @@ def command(*, remote: bool, cached: bool, author: str | None, as_json: bool, qu
     for row in rows:
         parameters = "-" if row["num_parameters"] is None else f"{row['num_parameters']:,}"
         size = f"{row['num_layers']} x {row['hidden_channels']}"
-        cells.append([row["name"], row["dataset"], size, parameters, row["reported"][0] if row["reported"] else "-"])
-    echo_table(["name", "data set", "layers x channels", "parameters", "reported"], cells, right=(2, 3))
+        reported = row["reported"][0] if row["reported"] else "-"
+        cells.append([row["name"], row["dataset"], size, parameters, row["trained"] or "-", reported])
+    head = ["name", "data set", "layers x channels", "parameters", "weights in the package", "reported"]
+    echo_table(head, cells, right=(2, 3))
 
 
 def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> None:
@@ -93,5 +96,14 @@ def _row(recipe: Recipe) -> dict[str, Any]:
         "num_layers": recipe.model.num_layers,
         "hidden_channels": recipe.model.hidden_channels,
         "num_parameters": None if shape is None else recipe.model.num_parameters(shape),
+        "trained": _trained(recipe.name),
         "reported": [f"{r.split} {r.metric} {100 * r.mean:.2f} ({r.protocol})" for r in reported],
     }
+
+
+def _trained(name: str) -> str | None:
+    """What the weights that come with the package reach on the test nodes; None: there are none."""
+    folder = shipped_dir("bundles") / name
+    if not folder.is_dir():
+        return None
+    return next(f"test {r.metric} {100 * r.value:.2f}" for r in read_config(folder).results if r.split == "test")
