@@ -104,7 +104,22 @@ CASES = {
     "hopeless_command": Case("frobnicate", "No such command 'frobnicate'", 2),
     "unknown_option": Case("train small.json --epochs 5", "No such option", 2),
     "missing_argument": Case("train", "Missing argument 'RECIPE'", 2),
-    "resume_without_out": Case("train small.json --resume", "--resume needs --out", 2, GOOD),
+    "resume_without_out": Case("train small.json --resume", "--resume needs the directory of a run", 2, GOOD),
+    "train_of_a_run": Case("train it", "it is a run, not a recipe; to continue it, add --resume", 2, copy_of("run")),
+    "resume_of_no_run": Case("train --resume it", "it: not a run directory", 1, lambda f: (f / "it").mkdir()),
+    "longer_without_a_state": Case(
+        "train --resume it --set train.num_epochs=9 -q",
+        "train.num_epochs cannot be raised: its saved states are gone; start again in another --out",
+        1,
+        copy_of("run", lambda f: [path.unlink() for path in f.glob("state-*")] and None),
+    ),
+    "resume_with_another_seed": Case(
+        "train --resume it --set train.seed=4 -q", "holds another run (train.seed: 0 there, 4 here)", 1, copy_of("run")
+    ),
+    "new_over_a_file": Case("new small.json --from small_rev", "small.json: already there", 1, GOOD),
+    "new_of_no_name": Case("new My.json --from small_rev", "name: expected 1 to 64 lower-case letters", 1),
+    "new_of_no_json": Case("new my --from small_rev", "my: the name of a recipe file ends in .json", 1),
+    "new_from_nothing": Case("new my.json --from smal_rev", "did you mean 'small_rev'?", 3),
     "unknown_split": Case("eval it --split val", "Invalid value for '--split'", 2),
     "no_views": Case("eval it --views 0", "Invalid value for '--views'", 2),
     "parts_as_text": Case("eval it --parts three", "Invalid value for '--parts'", 2),

@@ -1,7 +1,9 @@
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from zoo.cli import COMMANDS
 from zoo.cli.common import chosen_recipe
 from zoo.spec.recipe import parse_recipe, read_recipe
 from zoo.spec.shipped import list_recipes, recipe_path
+from zoo.workflows import train as train_module
 
 Command = Callable[..., Result]
 
@@ -95,6 +98,65 @@ def test_check_says_ok_or_every_fault(tmp_path: Path, zoo_command: Command) -> N
     assert all(line.startswith("Error: ") for line in result.err)
     assert f"Error: {bad}: model.num_layer: unknown key; did you mean 'num_layers'?" in result.err
     assert any("rev_dep: no shipped recipe of that name; did you mean 'rev_deep'?" in line for line in result.err)
+
+
+def test_new_copies_a_recipe_under_a_name_of_its_own(tmp_path: Path, zoo_command: Command) -> None:
+    result = zoo_command("new", "mine/my.json", "--from", "small_rev", "--set", "model.num_layers=3")
+    assert result.code == 0, result.err
+    mine, theirs = read_recipe(tmp_path / "mine/my.json"), read_recipe(recipe_path("small_rev"))
+    assert (mine.name, mine.model.num_layers, mine.source) == ("my", 3, None)
+    assert mine.train == theirs.train
+    # What the source leaves to defaults, the copy leaves to them too.
+    assert "seed" not in json.loads((tmp_path / "mine/my.json").read_text())["train"]
+
+
+def test_a_run_is_continued_from_its_directory_alone(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
+    small = finished / "small.json"
+    assert zoo_command("train", small, "--set", "train.num_epochs=6", "--out", "six", "-q").code == 0
+    assert zoo_command("train", small, "--set", "train.num_epochs=2", "--out", "run", "-q").code == 0
+    again = zoo_command("train", "--resume", "run")
+    assert (again.code, again.err) == (0, ["run: already done"])
+    # Extended, a finished run ends as one that was longer from the beginning.
+    longer = zoo_command("train", "--resume", "run", "--set", "train.num_epochs=6", "-q")
+    assert longer.code == 0, longer.err
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "six")]
+    assert results[0]["results"] == results[1]["results"]
+    assert (results[0]["best_epoch"], results[0]["num_epochs"]) == (results[1]["best_epoch"], 6)
+
+
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        ({"train__schedule": {"type": "cosine"}}, "its learning rate follows a cosine"),
+        ({"train__distillation": {"alpha": 0.5, "temperature": 1.0}}, "it learns from a teacher"),
+    ],
+)
+def test_a_run_whose_epochs_depend_on_their_number_is_not_extended(
+    places: dict[str, object], reason: str, tmp_path: Path, zoo_command: Command
+) -> None:
+    recipe = write_recipe(tmp_path, **places)
+    assert zoo_command("train", recipe, "--set", "train.num_epochs=2", "--out", "run", "-q").code == 0
+    result = zoo_command("train", "--resume", "run", "--set", "train.num_epochs=3", "-q")
+    assert result.code == 1
+    assert reason in result.err[0]
+
+
+def test_a_stopped_run_prints_the_command_that_continues(
+    finished: Path, zoo_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    step = train_module.training_step
+    with monkeypatch.context() as context:
+        context.setattr(train_module, "training_step", stop)
+        options = ("--set", "train.num_epochs=2", "--out", "my run", "--threads", 1, "-q")
+        stopped = zoo_command("train", finished / "small.json", *options)
+    assert stopped.code == 143
+    assert stopped.err[0].startswith("Stopped: SIGTERM at epoch 1, part 1/2; saved: my run/state-1.safetensors; ")
+    assert stopped.err[1:] == ["revgnn-zoo train --resume 'my run' --threads 1 --quiet"]
+    assert zoo_command(*shlex.split(stopped.err[1])[1:]).code == 0
 
 
 def test_train_prints_a_table_and_the_baseline_beside_it(tmp_path: Path, zoo_command: Command) -> None:

@@ -95,7 +95,7 @@ def test_a_run_stopped_in_either_phase_ends_like_one_that_was_not(
         return autocast(*arguments)
 
     monkeypatch.setattr(module.session, "autocast", counted)
-    with pytest.raises(StoppedError, match="continue with --resume"):
+    with pytest.raises(StoppedError, match=r"at epoch .*; saved: "):
         run(recipe, tmp_path / "run")
     in_teacher = RunDir(tmp_path / "run/teacher").results() is None
     assert in_teacher == (stop_at <= 28)

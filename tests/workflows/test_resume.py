@@ -76,7 +76,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(
         return autocast(*arguments)
 
     monkeypatch.setattr(module.session, "autocast", counted)
-    with pytest.raises(StoppedError, match=r"SIGTERM at epoch .*; continue with --resume") as error:
+    with pytest.raises(StoppedError, match=r"SIGTERM at epoch .*; saved: .*state-\d+.safetensors") as error:
         run(recipe, tmp_path / "run")
     assert error.value.exit_code == 143
     monkeypatch.undo()

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "list": "zoo.cli.list_recipes",
         "info": "zoo.cli.info",
         "check": "zoo.cli.check",
+        "new": "zoo.cli.new",
         "train": "zoo.cli.train",
         "eval": "zoo.cli.evaluate",
         "plot": "zoo.cli.plot",

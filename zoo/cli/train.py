@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from zoo.cli.common import (
     capture_option,
@@ -20,15 +22,18 @@ from zoo.cli.common import (
     edge_precision_option,
     example,
     json_option,
+    printable,
     set_option,
 )
 
 if TYPE_CHECKING:
+    from zoo.spec.recipe import Recipe
     from zoo.workflows.graphs import EdgePrecision
 
 EXAMPLE = example(
     "revgnn-zoo train quickstart",
-    "revgnn-zoo train my.json --set train.num_epochs=5 --device cuda --out runs/mine --resume",
+    "revgnn-zoo train my.json --set train.num_epochs=5 --device cuda --out runs/mine",
+    "revgnn-zoo train --resume runs/mine --set train.num_epochs=50   # five epochs become fifty",
 )
 
 
@@ -36,7 +41,7 @@ EXAMPLE = example(
 @click.argument("recipe", metavar="RECIPE")
 @set_option
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: runs/NAME-TIME]")
-@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped; start it if it is not there.")
+@click.option("--resume", is_flag=True, help="Continue a run: RECIPE is its directory, or --out names it.")
 @click.option("--baseline", is_flag=True, help="Also fit a logistic regression to the node features.")
 @capture_option
 @edge_precision_option
@@ -59,25 +64,33 @@ def command(
 ) -> None:
     """Train a recipe and evaluate its best weights.
 
-    RECIPE is a shipped name or a file. Ctrl-C or SIGTERM saves the state and stops; --resume continues.
+    RECIPE is a shipped name or a file. Ctrl-C or SIGTERM saves the state, prints the command that continues, and stops.
+    With --resume, RECIPE may be the directory of a run, which holds its recipe with every --set that it was given. A
+    larger train.num_epochs makes a run longer, also one that is finished.
     """
-    if resume and out is None:
-        raise click.UsageError("--resume needs --out, the directory of the run to continue")
-    spec = chosen_recipe(recipe, assignments)
-    out = out or _fresh_folder(spec.name)
+    if out is None and (resume or (Path(recipe) / "recipe.json").is_file()):
+        spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)
+    else:
+        spec = chosen_recipe(recipe, assignments)
+        out = out or _fresh_folder(spec.name)
+    from zoo.workflows.session import StoppedError
     from zoo.workflows.train import train
 
-    results = train(
-        spec,
-        out,
-        device=device,
-        resume=resume,
-        baseline=baseline,
-        num_threads=threads,
-        capture=capture,
-        edge_precision=edge_precision,
-        quiet=quiet,
-    )
+    try:
+        results = train(
+            spec,
+            out,
+            device=device,
+            resume=resume,
+            baseline=baseline,
+            num_threads=threads,
+            capture=capture,
+            edge_precision=edge_precision,
+            quiet=quiet,
+        )
+    except StoppedError as error:
+        click.echo(f"Stopped: {printable(str(error))}; continue with:\n{_continue_command(out)}", err=True)
+        raise click.exceptions.Exit(error.exit_code) from error
     if as_json:
         echo_json({"run": str(out), **results.to_json()})
         return
@@ -89,6 +102,29 @@ def command(
     echo()
     echo(f"best epoch {results.best_epoch} of {results.num_epochs}, {results.num_parameters:,} parameters")
     echo(f"run: {out}")
+
+
+def _recipe_of_run(folder: Path, assignments: tuple[str, ...], *, resume: bool) -> Recipe:
+    """The recipe of a run that is to be continued."""
+    if not resume:
+        raise click.UsageError(f"{folder} is a run, not a recipe; to continue it, add --resume")
+    if not folder.is_dir():
+        raise click.UsageError("--resume needs the directory of a run, either in place of RECIPE or as --out")
+    from zoo.workflows.run_dir import RunDir
+
+    return RunDir(folder).recipe(assignments)
+
+
+def _continue_command(out: Path) -> str:
+    """The command that continues a stopped run, with the options of this one that are not kept in the run."""
+    context = click.get_current_context()
+    words = ["revgnn-zoo", "train", "--resume", str(out)]
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name not in ("recipe", "assignments", "out", "resume"):
+            value = context.params[option.name or ""]
+            words += [option.opts[-1]] if value is True else [option.opts[-1], str(value)]
+    return shlex.join(words)
 
 
 def _fresh_folder(name: str) -> Path:

@@ -28,7 +28,7 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
     run = RunDir(folder)
     results, best = run.results(), run.best()
     if results is None or best is None:
-        raise RunError(f"{folder}: the run is not finished; continue it with: revgnn-zoo train ... --resume")
+        raise RunError(f"{folder}: the run is not finished; continue it with: revgnn-zoo train --resume {folder}")
     contents = Contents(
         recipe=without_claims(run.recipe()) if results.data_is_synthetic else run.recipe(),
         shape=best.epoch.shape,

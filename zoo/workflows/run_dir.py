@@ -9,7 +9,8 @@
     teacher/                   under self-distillation: the run directory of the teacher
 
 Tensors and the JSON tree that goes with them stand in one file under one digest, so that no crash can tear them apart;
-every file is replaced as a whole. A run directory belongs to one recipe for ever and to one process at a time.
+every file is replaced as a whole. A run directory belongs to one recipe for ever, of which only
+the number of epochs may be raised, and to one process at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,14 +125,14 @@ class RunDir:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
-    def recipe(self) -> Recipe:
-        """The recipe of the run.
+    def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe of the run, perhaps with ``key.key=value`` overrides.
 
         Raises:
-            RecipeError: if the file was damaged.
+            RecipeError: if the file was damaged, or an override is at fault.
         """
         path = self.path / "recipe.json"
-        return parse_recipe(read_json_object(path, error=RecipeError), where=str(path))
+        return parse_recipe(read_json_object(path, error=RecipeError), where=str(path), overrides=overrides)
 
     def results(self) -> RunResults | None:
         """The results of a finished run; None if it is not finished.
@@ -265,7 +266,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
     Args:
         path: the folder; its parents are created.
         recipe: whose run it is.
-        resume: whether an unfinished run may be continued.
+        resume: whether an unfinished run may be continued, and any run for more epochs.
 
     Raises:
         RunError: if the folder holds something else, is in use, or cannot be written.
@@ -295,10 +296,40 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
         write_json(path / "recipe.json", recipe.to_json(), RunError)
         return RunDir(path)
     run = RunDir(path)
+    held = run.recipe()
+    if resume and _is_longer(held, recipe):
+        _extend(run, recipe)
     check_same_recipe(path, run.recipe(), recipe)
     if run.results() is None and not resume:
         raise RunError(f"{path}: holds an unfinished run of this recipe; continue it with --resume")
     return run
+
+
+def _is_longer(held: Recipe, recipe: Recipe) -> bool:
+    """True if a recipe is the one that is held, but for more epochs."""
+    num_epochs = recipe.train.num_epochs
+    longer = held.model_copy(update={"train": held.train.model_copy(update={"num_epochs": num_epochs})})
+    return num_epochs > held.train.num_epochs and recipe_digest(longer) == recipe_digest(recipe)
+
+
+def _extend(run: RunDir, recipe: Recipe) -> None:
+    """Give a run, finished or not, more epochs.
+
+    Raises:
+        RunError: if the epochs that are done would have been others in a longer run, or no state is left.
+    """
+    reason = ""
+    if recipe.train.schedule.type == "cosine":
+        reason = "its learning rate follows a cosine that ends with the last epoch"
+    elif recipe.train.distillation is not None:
+        reason = "it learns from a teacher that was trained for as many epochs"
+    elif run.results() is not None and not run.states():
+        reason = "its saved states are gone"
+    if reason:
+        raise RunError(f"{run.path}: train.num_epochs cannot be raised: {reason}; start again in another --out")
+    # The results go first: a crash in between leaves an unfinished run, never results of another recipe.
+    (run.path / "results.json").unlink(missing_ok=True)
+    write_json(run.path / "recipe.json", recipe.to_json(), RunError)
 
 
 def _is_unused(path: Path) -> bool:

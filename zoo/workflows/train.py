@@ -68,7 +68,7 @@ def train(
         recipe: what to train, on what, and how.
         out: the run directory; new or empty, or with the same recipe.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
-        resume: continue an unfinished run; a run that is not there yet is started.
+        resume: continue an unfinished run, or one that has fewer epochs than the recipe; start one that is not there.
         baseline: also fit a logistic or ridge regression to the node features and report it beside the results.
         num_threads: of the CPU.
         capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
@@ -159,7 +159,7 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
         if stop:
             path = state.save()
             place = f"epoch {cursor.epoch}, part {cursor.part}/{num_parts}"
-            raise StoppedError(f"{stop.name} at {place}; continue with --resume (saved: {path})", stop.signum)
+            raise StoppedError(f"{stop.name} at {place}; saved: {path}", stop.signum)
 
     board = Board(run.tensorboard_path, cursor.epoch)
     done = (cursor.epoch - 1) * num_parts + cursor.part

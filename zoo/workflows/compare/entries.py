@@ -99,7 +99,7 @@ def _folder_entry(folder: Path) -> Entry:
             check_same_recipe(run.folder, run.recipe, _run_of(runs[0].recipe, run.split, run.seed))
             if run.results() is None:
                 raise RunError(
-                    f"{run.folder}: the run is not finished; continue it with: revgnn-zoo train ... --resume"
+                    f"{run.folder}: the run is not finished; continue it with: revgnn-zoo train --resume {run.folder}"
                 )
         return Entry(runs[0].recipe.name, "runs", runs[0].recipe, tuple(runs))
     recipe = read_config(folder).recipe

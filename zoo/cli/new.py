@@ -1,0 +1,32 @@
+"""``revgnn-zoo new``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, echo, example, set_option
+from zoo.spec.shipped import recipe_path
+
+EXAMPLE = example(
+    "revgnn-zoo new my.json --from small_rev --set model.num_layers=64",
+    "revgnn-zoo train my.json",
+)
+
+
+@click.command("new", epilog=EXAMPLE)
+@click.argument("out", metavar="FILE.json", type=click.Path(path_type=Path))
+@click.option("--from", "source", metavar="RECIPE", required=True, help="The recipe to copy: a shipped name or a file.")
+@set_option
+@common_options
+def command(*, out: Path, source: str, assignments: tuple[str, ...], quiet: bool) -> None:
+    """Copy a recipe under a name of your own, to be edited.
+
+    The name of the file becomes the name of the recipe. A file that is there already is never overwritten.
+    """
+    from zoo.workflows.new import new_recipe
+
+    recipe = new_recipe(recipe_path(source), out, assignments)
+    if not quiet:
+        echo(f"{out}: {recipe.name}, a copy of {source}; train it with: revgnn-zoo train {out}")
