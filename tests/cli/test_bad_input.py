@@ -199,7 +199,7 @@ CASES = {
     # Runs and bundles.
     "eval_of_nothing": Case("eval ./nothing", "nothing: no such folder", 5),
     "eval_of_no_model": Case(
-        "eval nothing", "nothing: no model of that name is shipped and there is no such folder; shipped: quickstart", 3
+        "eval nothing", "nothing: no model of that name is shipped and there is no such folder; shipped: ", 3
     ),
     "eval_of_an_empty_folder": Case("eval it", "not a bundle: it has no config.json", 5, lambda f: (f / "it").mkdir()),
     "eval_of_cut_weights": Case(
