@@ -20,6 +20,7 @@ _PUBLIC = {
     "read_recipe": "zoo.spec.recipe",
     "list_recipes": "zoo.spec.shipped",
     "load_graph": "zoo.data.datasets",
+    "save_graph": "zoo.data.arrays",
     "directed_edges": "zoo.data.graph",
     "Graph": "zoo.data.graph",
     "GraphShape": "zoo.spec.shape",
@@ -37,9 +38,11 @@ __all__ = [
     "load",
     "load_graph",
     "read_recipe",
+    "save_graph",
 ]
 
 if TYPE_CHECKING:
+    from zoo.data.arrays import save_graph
     from zoo.data.datasets import load_graph
     from zoo.data.graph import Graph, directed_edges
     from zoo.errors import ZooError

@@ -3,6 +3,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import torch
 
 import zoo.data.pyg
 from tests.pyg import NUM_NODES, EdgeIndex, HeteroData, ToSparseTensor, ToUndirected, some_data
-from zoo.data.graph import Graph, directed_edges
+from zoo.data.arrays import save_graph
+from zoo.data.datasets import load_graph
+from zoo.data.graph import Graph, directed_edges, with_self_loops
 from zoo.data.pyg import graph_from_pyg, graph_to_pyg
 from zoo.errors import DataError, ZooWarning
 
@@ -203,6 +207,19 @@ def test_a_graph_comes_back(num_splits: int, y: torch.Tensor) -> None:
         assert torch.equal(getattr(again, name), getattr(graph, name))
     for one, other in zip(again.splits, graph.splits, strict=True):
         assert torch.equal(one.test, other.test)
+
+
+def test_a_graph_is_saved_and_loaded(tmp_path: Path) -> None:
+    for data in (some_data(num_splits=2), some_data(x=None, edge_attr=None, y=torch.linspace(0, 1, NUM_NODES))):
+        graph = graph_from_pyg(data, name="own", undirected=None if data.num_edge_features else False)
+        again = load_graph("file", path=save_graph(graph, tmp_path / "own.npz"))
+        assert repr(again) == repr(graph)
+        assert messages(again) == messages(graph)
+        assert torch.equal(again.y, graph.y)
+        for one, other in zip(again.splits, graph.splits, strict=True):
+            assert torch.equal(one.valid, other.valid)
+    with pytest.raises(DataError, match=r"only a graph without data\.self_loops"):
+        save_graph(with_self_loops(replace(graph, edge_attr=None)), tmp_path / "loops.npz")
 
 
 def test_self_loops_and_directed_edges_come_back() -> None:

@@ -74,7 +74,7 @@ def test_malformed_json_is_refused_with_its_place(case: str, tmp_path: Path) -> 
 
 FAULTY = {
     "unknown_key": (changed(GOOD, model__num_layer=3), "model.num_layer: unknown key; did you mean 'num_layers'?"),
-    "missing_key": (without("train.loss"), "train.loss: missing"),
+    "missing_key": (without("train.num_epochs"), "train.num_epochs: missing"),
     "text_for_a_number": (
         changed(GOOD, model__hidden_channels="80"),
         'model.hidden_channels: expected an integer, got "80"',

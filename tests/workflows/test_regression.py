@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 import zoo
 from tests.workflows.small import NUM_NODES, small_recipe, write_graph
@@ -145,3 +146,6 @@ def test_an_error_may_differ_by_a_share_of_itself(tmp_path: Path) -> None:
 def test_results_of_any_size_are_written(tmp_path: Path) -> None:
     figure = Measured(split="test", metric="r2", value=-3.5, num_views=1, num_parts=1)
     assert json.loads(figure.model_dump_json())["value"] == -3.5
+    for metric, value in (("mae", -1.0), ("r2", 1.5), ("mcc", -2.0), ("accuracy", 1.5)):
+        with pytest.raises(ValidationError, match="must be from"):
+            Measured.model_validate({**figure.model_dump(), "metric": metric, "value": value})

@@ -272,18 +272,12 @@ MISFITS = {
     "eval_parts": ({"eval__partition__num_parts": 91}, "eval.partition.num_parts: 91 parts of 90 nodes"),
     "test_parts": ({"test__partition__num_parts": 91}, "test.partition.num_parts: 91 parts of 90 nodes"),
     "parts": ({"train__partition__num_parts": 91}, "train.partition.num_parts: 91 parts of 90 nodes"),
-    "edges": ({"model__conv__edge_encoder": "per_layer", "data__path": "plain"}, "has no edge features"),
 }
 
 
 @pytest.mark.parametrize("case", MISFITS)
 def test_a_recipe_that_does_not_fit_its_data_is_refused(case: str, tmp_path: Path) -> None:
     places, expected = MISFITS[case]
-    if places.get("data__path") == "plain":
-        arrays = dict(np.load(write_graph(tmp_path / "full.npz")))
-        del arrays["edge_attr"]
-        np.savez(tmp_path / "plain.npz", **arrays)
-        places = {**places, "data__path": str(tmp_path / "plain.npz")}
     with pytest.raises(RecipeError) as error:
         run(small_recipe(tmp_path, **places), tmp_path / "run")
     assert expected in str(error.value)

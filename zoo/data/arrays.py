@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zoo.data.graph import Graph, Split, Task, validate
 from zoo.errors import DataError
+from zoo.files import write_errors
 
 MASKS = ("train_mask", "valid_mask", "test_mask")
 REQUIRED = ("edge_index", "y", *MASKS)
@@ -130,6 +131,37 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, und
             "list each edge once, or add undirected = false"
         )
     return graph
+
+
+def save_graph(graph: Graph, path: str | Path) -> Path:
+    """Write a graph as a .npz file, which ``load_graph("file", path=path)`` reads.
+
+    Args:
+        graph: as loaded, without the self-loops of a recipe.
+        path: of the file; its stem is the name of the graph when it is read.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: if it cannot be written, or the graph has self-loops that it does not store.
+    """
+    path = Path(path)
+    if graph.self_loops or path.suffix != ".npz":
+        raise DataError(f"{path}: only a graph without data.self_loops can be saved, under a name that ends in .npz")
+    tensors = {"edge_index": graph.edge_index, "x": graph.x, "edge_attr": graph.edge_attr, "y": graph.y}
+    tensors["categories"] = graph.categories
+    arrays = {key: tensor.cpu().numpy() for key, tensor in tensors.items() if tensor is not None}
+    for key, name in zip(MASKS, ("train", "valid", "test"), strict=True):
+        arrays[key] = np.zeros((len(graph.splits), graph.num_nodes), bool)
+        for row, split in zip(arrays[key], graph.splits, strict=True):
+            row[getattr(split, name).cpu()] = True
+    arrays |= {"undirected": np.array(graph.undirected), "task": np.array(graph.task)}
+    part = path.with_name(f".{path.stem}.part.npz")
+    with write_errors(path, DataError):
+        np.savez(part, **arrays)  # type: ignore[arg-type]
+        part.replace(path)
+    return path
 
 
 def one_direction(graph: Graph) -> Tensor | None:

@@ -31,6 +31,11 @@ METRIC_TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+def metrics_of(task: str) -> list[str]:
+    """The metrics that can score a task, the usual one first."""
+    return [name for name, tasks in METRIC_TASKS.items() if task in tasks]
+
+
 def check_metric(task: str, metric: str) -> None:
     """Refuse a metric that does not fit the task, before anything is trained.
 
@@ -44,8 +49,7 @@ def check_metric(task: str, metric: str) -> None:
     if metric not in METRIC_TASKS:
         raise DataError(f"unknown metric {metric!r}; there are {', '.join(METRIC_TASKS)}")
     if task not in METRIC_TASKS[metric]:
-        fitting = ", ".join(name for name, tasks in METRIC_TASKS.items() if task in tasks)
-        raise DataError(f"the metric {metric!r} does not fit a {task} task; use {fitting}")
+        raise DataError(f"the metric {metric!r} does not fit a {task} task; use {', '.join(metrics_of(task))}")
 
 
 def rocauc(y_true: Tensor, logits: Tensor) -> float:

@@ -140,7 +140,7 @@ def _described(recipe: Recipe) -> dict[str, Any]:
 
 def _metadata(config: BundleConfig, repo_id: str) -> str:
     recipe = config.recipe
-    dataset, metric = recipe.data.dataset, recipe.eval.metric
+    dataset, metric = recipe.data.dataset, recipe.metric
     is_synthetic = config.provenance.data_is_synthetic
     results = [
         EvalResult(
@@ -179,7 +179,7 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
     else:
         lines.append("Nothing was measured of them before they were published.")
     if has_curves:
-        lines += ["", f"![Training loss and validation {recipe.eval.metric} by epoch]({CURVES_FILE})"]
+        lines += ["", f"![Training loss and validation {recipe.metric} by epoch]({CURVES_FILE})"]
     facts = {
         "recipe": f"`{recipe.name}`, family `{recipe.model.type}`",
         "parameters": f"{recipe.model.num_parameters(config.shape):,}",

@@ -10,14 +10,21 @@ from typing import Any
 from zoo.errors import RecipeError
 from zoo.json_object import parse_json
 
+# What a recipe says of one data set and its labels, and what another one is asked for anew.
+_OF_THE_DATA = ("data.node_features", "data.split", "data.undirected", "train.loss", "eval.metric")
+
 
 def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of ``data`` with ``key.key=value`` assignments applied.
+
+    If ``data.dataset`` is assigned, node features, split, loss and metric of the former data set are left out first.
 
     Raises:
         RecipeError: if an assignment is malformed or passes through something that is not an object.
     """
     result: dict[str, Any] = json.loads(json.dumps(data))
+    if any(text.startswith("data.dataset=") for text in assignments):
+        _leave_out(result, _OF_THE_DATA)
     for assignment in assignments:
         place, equals, text = assignment.partition("=")
         keys = place.split(".")
@@ -34,6 +41,13 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
                 raise RecipeError(f"--set {assignment}: '{key}' is not an object")
         node[keys[-1]] = value
     return result
+
+
+def _leave_out(data: dict[str, Any], places: Sequence[str]) -> None:
+    for place in places:
+        key, _, last = place.partition(".")
+        if isinstance(data.get(key), dict):
+            data[key].pop(last, None)
 
 
 def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -95,6 +95,17 @@ class Recipe(Spec):
     eval: EvalSpec
     test: TestSpec = TestSpec()
 
+    @property
+    def metric(self) -> MetricName:
+        """The metric of every evaluation.
+
+        Raises:
+            RecipeError: if it is left out; then only the labels can tell it.
+        """
+        if self.eval.metric is None:
+            raise RecipeError(f"{self.name}: eval.metric: is left out, and known only with the data; add it")
+        return self.eval.metric
+
     @model_validator(mode="after")
     def _last_columns(self) -> Self:
         if self.train.label_reuse is not None and "species_one_hot" in self.data.node_features:
@@ -120,7 +131,7 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """Read and check a recipe file.
 
     Overridden in its data or its model, a recipe is no longer what its source speaks of: it has no source then, and its
-    summary says what was changed.
+    summary says what was changed. With another ``data.dataset``, keys that speak of the former one are left out.
 
     Args:
         path: the JSON file; its stem must be the recipe's name.

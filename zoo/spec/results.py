@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from zoo.spec.base import Spec
-from zoo.spec.train import LOWER_IS_BETTER, REGRESSION_METRICS, MetricName
+from zoo.spec.train import LOWER_IS_BETTER, METRIC_RANGES, REGRESSION_METRICS, MetricName
 
 
 class Measured(Spec):
@@ -18,6 +18,14 @@ class Measured(Spec):
     value: float
     num_views: int = Field(ge=1)
     num_parts: int = Field(ge=1)
+
+    @field_validator("value")
+    @classmethod
+    def _range(cls, value: float, info: ValidationInfo) -> float:
+        low, high = METRIC_RANGES.get(info.data.get("metric", ""), (0.0, 1.0))
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low:g} to {high:g}")
+        return value
 
     @property
     def protocol(self) -> str:

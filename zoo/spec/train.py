@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import inf
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +22,19 @@ Loss = Literal["bce_with_logits", "cross_entropy", "log_cross_entropy", "mse", "
 # Errors: the lowest is the best.
 LOWER_IS_BETTER = frozenset[str]({"mae", "rmse"})
 REGRESSION_METRICS = frozenset[str]({"mae", "rmse", "r2"})
+METRIC_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "rocauc": (0, 1),
+        "average_precision": (0, 1),
+        "accuracy": (0, 1),
+        "micro_f1": (0, 1),
+        "macro_f1": (0, 1),
+        "mcc": (-1, 1),
+        "mae": (0, inf),
+        "rmse": (0, inf),
+        "r2": (-inf, 1),
+    }
+)
 
 
 class FullPartition(Spec):
@@ -122,9 +138,11 @@ class TrainSpec(Spec):
     """One training run: one optimizer step per part of a fresh partition each epoch."""
 
     num_epochs: int = Field(ge=1, le=1_000_000)
-    loss: Loss = Field(
+    loss: Loss | None = Field(
+        default=None,
         description="of classes: cross_entropy, or log_cross_entropy, the mean of log(eps + cross entropy) - log(eps), "
-        "eps = 1 - ln 2; of zeros and ones: bce_with_logits; of numbers: mse, mae or huber"
+        "eps = 1 - ln 2; of zeros and ones: bce_with_logits; of numbers: mse, mae or huber; left out: the first that "
+        "fits the labels",
     )
     label_reuse: LabelReuseSpec | None = Field(default=None, description="labels as node features; left out: none")
     distillation: DistillationSpec | None = Field(default=None, description="learn from a first run; left out: none")
@@ -141,7 +159,7 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _classes(self) -> Self:
         for key, value in (("label_reuse", self.label_reuse), ("distillation", self.distillation)):
-            if value is not None and self.loss not in ("cross_entropy", "log_cross_entropy"):
+            if value is not None and self.loss not in (None, "cross_entropy", "log_cross_entropy"):
                 raise ValueError(
                     f"{key} goes with a loss of classes, 'cross_entropy' or 'log_cross_entropy', not with {self.loss!r}"
                 )
@@ -151,7 +169,7 @@ class TrainSpec(Spec):
 class EvalSpec(Spec):
     """Validation during training; selects the best state."""
 
-    metric: MetricName
+    metric: MetricName | None = Field(default=None, description="left out: the usual one of the labels")
     select: Literal["metric", "loss"] = Field(
         default="metric", description="the best epoch: that of the best metric or of the lowest loss"
     )

@@ -214,7 +214,7 @@ def evaluate(
             known=KnownLabels.of(recipe.train, graph, split, chosen),
             on_part=lambda: progress.step("evaluating", {}),
         )
-    figures = measure(graph, split, recipe.eval.metric, logits, protocol, splits)
+    figures = measure(graph, split, recipe.metric, logits, protocol, splits)
     sizes = {name: len(getattr(split, name)) for name in splits}
     if is_synthetic(recipe, graph):
         # The source reports figures on the real data, which cannot be compared with figures on synthetic ones.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +15,13 @@ from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.download import data_root
 from zoo.data.features import build_features
 from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
-from zoo.data.metrics import check_metric
+from zoo.data.metrics import check_metric, metrics_of
 from zoo.data.ogb import OGB
-from zoo.errors import DataError, RecipeError
+from zoo.errors import DataError, RecipeError, ZooWarning
+from zoo.spec.faults import parse_spec
+from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe
-from zoo.workflows.objective import LOSSES
+from zoo.workflows.objective import losses_of
 
 EdgePrecision = Literal["fp32", "fp16"]
 
@@ -25,11 +29,57 @@ EdgePrecision = Literal["fp32", "fp16"]
 _GPU_SHARE = 0.25
 
 
-def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
+def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe, Graph | None]:
+    """Write into a recipe what it leaves to its graph.
+
+    Loss and metric, where left out, are the usual ones of the labels. A graph of the user's own may lack what the
+    recipe reads: without node features the degree stands in, without edge features the model reads none. A warning
+    says so.
+
+    Args:
+        recipe: as read.
+        graph: as loaded; None: loaded here, but only if the recipe leaves something to it.
+
+    Returns:
+        The recipe, and the graph if it is loaded by now.
+
+    Raises:
+        DataError: if the data are missing or damaged.
+        RecipeError: if the recipe does not fit the labels.
+    """
+    known = DATASETS.get(recipe.data.dataset)
+    if graph is None and (known is None or known.task is None):
+        graph = _load(recipe)
+    task = graph.task if graph is not None else known.task if known is not None else None
+    changes: dict[str, Any] = {}
+    if recipe.train.loss is None and task is not None:
+        changes["train.loss"] = losses_of(task)[0]
+    if recipe.eval.metric is None and task is not None:
+        changes["eval.metric"] = metrics_of(task)[0]
+    if known is None and graph is not None:
+        if graph.x is None and recipe.data.node_features == ("node",):
+            changes["data.node_features"] = ["degree"]
+            warnings.warn(f"{graph.name}: has no node features; the model reads the degree", ZooWarning, stacklevel=3)
+        if graph.edge_attr is None and recipe.model.reads_edges:
+            changes["model.conv.edge_encoder"] = "none"
+            warnings.warn(f"{graph.name}: has no edge features; the model reads none", ZooWarning, stacklevel=3)
+    if not changes:
+        return recipe, graph
+    assignments = [f"{place}={json.dumps(value)}" for place, value in changes.items()]
+    return parse_spec(Recipe, override(recipe.to_json(), assignments), where=recipe.name), graph
+
+
+def _load(recipe: Recipe) -> Graph:
+    path = _data_path(recipe.data.path) if recipe.data.path else None
+    return load_graph(recipe.data.dataset, path=path, undirected=recipe.data.undirected)
+
+
+def recipe_graph(recipe: Recipe, graph: Graph | None = None) -> tuple[Graph, Split]:
     """Load the graph of a recipe and build its node features.
 
     Args:
         recipe: what does not fit its data set is refused before the data are loaded, where the data set is known.
+        graph: as loaded, if that was done already.
 
     Returns:
         The graph with node features, and the split that the recipe names.
@@ -41,8 +91,7 @@ def recipe_graph(recipe: Recipe) -> tuple[Graph, Split]:
     known = DATASETS.get(recipe.data.dataset)
     if known is not None and known.task is not None:
         _check_task(recipe, known.task)
-    path = _data_path(recipe.data.path) if recipe.data.path else None
-    graph = load_graph(recipe.data.dataset, path=path, undirected=recipe.data.undirected)
+    graph = _load(recipe) if graph is None else graph
     _check_task(recipe, graph.task)
     if recipe.data.split >= len(graph.splits):
         count = f"{len(graph.splits)} split{'' if len(graph.splits) == 1 else 's'}"
@@ -102,12 +151,12 @@ def graph_digest(graph: Graph, split: Split) -> str:
 
 
 def _check_task(recipe: Recipe, task: str) -> None:
-    losses = [loss for of_task, loss in LOSSES if of_task == task]
-    if recipe.train.loss not in losses:
-        expected = " or ".join(repr(loss) for loss in losses)
+    if recipe.train.loss not in (None, *losses_of(task)):
+        expected = " or ".join(repr(loss) for loss in losses_of(task))
         raise RecipeError(f"train.loss: {recipe.train.loss!r} does not fit a {task} task; expected {expected}")
     try:
-        check_metric(task, recipe.eval.metric)
+        if recipe.eval.metric is not None:
+            check_metric(task, recipe.eval.metric)
     except DataError as error:
         raise RecipeError(f"eval.metric: {error}") from error
 

@@ -79,6 +79,11 @@ LOSSES: Mapping[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = MappingPr
 )
 
 
+def losses_of(task: str) -> list[str]:
+    """The losses that fit a task, the usual one first."""
+    return [loss for of_task, loss in LOSSES if of_task == task]
+
+
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Divergence of a teacher's predictions from those of a model, both softened, times the squared temperature.
 
@@ -176,7 +181,7 @@ class Objective:
         self.spec, self.device, self.y = spec, device, graph.y.to(device)
         self.is_train = (is_train & labeled).to(device)
         self.known = KnownLabels.of(spec, graph, split, device)
-        self.loss = LOSSES[graph.task, spec.loss]
+        self.loss = LOSSES[graph.task, spec.loss or losses_of(graph.task)[0]]
         self._valid = split.valid.cpu()[labeled[split.valid.cpu()]]
         self._teacher = None if teacher is None else teacher.to(device)
 

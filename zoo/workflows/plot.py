@@ -32,7 +32,7 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
     if not records:
         raise RunError(f"{run.path}: no epoch is recorded yet; nothing to draw")
     recipe = run.recipe()
-    metric = f"valid_{recipe.eval.metric}"
+    metric = f"valid_{recipe.metric}"
     evaluated = [record for record in records if metric in record]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
@@ -53,7 +53,7 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
             ha="right",
             color=_ORANGE,
         )
-    metrics.set(xlabel="epoch", ylabel=f"valid {metric_in_words(recipe.eval.metric)}", title="validation")
+    metrics.set(xlabel="epoch", ylabel=f"valid {metric_in_words(recipe.metric)}", title="validation")
     for axes in (losses, metrics):
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

@@ -39,7 +39,7 @@ from zoo.workflows.evaluate import (
     predict,
     test_protocol,
 )
-from zoo.workflows.graphs import EdgePrecision, graph_digest, is_synthetic, place_graph, recipe_graph
+from zoo.workflows.graphs import EdgePrecision, complete_recipe, graph_digest, is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
@@ -54,6 +54,7 @@ def train(
     recipe: Recipe,
     out: Path,
     *,
+    graph: Graph | None = None,
     device: str | None = None,
     resume: bool = False,
     baseline: bool = False,
@@ -67,6 +68,7 @@ def train(
     Args:
         recipe: what to train, on what, and how.
         out: the run directory; new or empty, or with the same recipe.
+        graph: that the recipe speaks of, if it is loaded already.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         resume: continue an unfinished run, or one that has fewer epochs than the recipe; start one that is not there.
         baseline: also fit a logistic or ridge regression to the node features and report it beside the results.
@@ -85,6 +87,8 @@ def train(
     """
     options = _Options(session.start(device, num_threads), capture, edge_precision, resume, quiet)
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
+    # What follows from the labels is part of the run's recipe.
+    recipe, graph = complete_recipe(recipe, graph)
     with (
         open_run(out, recipe, resume=resume) as run,
         stop_requests() as stop,
@@ -92,14 +96,14 @@ def train(
     ):
         results = run.results()
         if results is None:
-            return _train(recipe, run, options, stop, baseline=baseline)
+            return _train(recipe, run, options, stop, graph, baseline=baseline)
         if not quiet:
             Progress(0, unit="step").line(f"{out}: already done")
         if baseline and results.baseline is None:
-            graph, split = recipe_graph(recipe)
+            graph, split = recipe_graph(recipe, graph)
             if graph_digest(graph, split) != results.data_sha256:
                 raise RunError(f"{out}: the data changed since the run; a baseline on them would not compare")
-            scores = linear_baseline(graph, split, recipe.eval.metric)
+            scores = linear_baseline(graph, split, recipe.metric)
             results = results.model_copy(update={"baseline": scores})
             run.write_results(results)
         return results
@@ -126,15 +130,17 @@ class _Options:
     quiet: bool
 
 
-def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *, baseline: bool) -> RunResults:
+def _train(
+    recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, graph: Graph | None, *, baseline: bool
+) -> RunResults:
     device, quiet = options.device, options.quiet
-    spec, metric = recipe.train, f"valid_{recipe.eval.metric}"
+    spec, metric = recipe.train, f"valid_{recipe.metric}"
     selector = "valid_loss" if recipe.eval.select == "loss" else metric
     # The teacher comes first, so that its graph and model are gone before those of the student take their place.
     teacher_results = None
     if spec.distillation is not None:
-        teacher_results = _train_teacher(recipe, run, options, stop)
-    graph, split = recipe_graph(recipe)
+        teacher_results = _train_teacher(recipe, run, options, stop, graph)
+    graph, split = recipe_graph(recipe, graph)
     data_digest = graph_digest(graph, split)
     if teacher_results is not None and teacher_results.data_sha256 != data_digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
@@ -212,7 +218,7 @@ def _train(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, *,
         state.save()
 
     results = _finish(state, task, pause_if_asked, quiet=quiet)
-    scores = linear_baseline(graph, split, recipe.eval.metric) if baseline else None
+    scores = linear_baseline(graph, split, recipe.metric) if baseline else None
     results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
     run.write_results(results)
     plot(run)
@@ -227,7 +233,9 @@ def _out_of_patience(recipe: Recipe, epoch: int, best: BestEpoch | None) -> bool
     return (epoch - 1) // every - best.epoch // every >= recipe.train.patience
 
 
-def _train_teacher(recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest) -> RunResults:
+def _train_teacher(
+    recipe: Recipe, run: RunDir, options: _Options, stop: StopRequest, graph: Graph | None
+) -> RunResults:
     """Train the recipe without its distillation in a run directory of its own, unless that is done already."""
     teacher = recipe.model_copy(update={"train": recipe.train.model_copy(update={"distillation": None})})
     with open_run(run.teacher_path, teacher, resume=options.resume) as teacher_run:
@@ -236,7 +244,7 @@ def _train_teacher(recipe: Recipe, run: RunDir, options: _Options, stop: StopReq
             return results
         if not options.quiet:
             Progress(0, unit="step").line(f"{teacher_run.path}: the teacher comes first")
-        return _train(teacher, teacher_run, options, stop, baseline=False)
+        return _train(teacher, teacher_run, options, stop, graph, baseline=False)
 
 
 def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:
@@ -271,7 +279,7 @@ def _measure(
     loss = objective.valid_loss(logits)
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss on the valid nodes is {loss}")
-    return measure(task.graph, task.split, task.recipe.eval.metric, logits, protocol), loss
+    return measure(task.graph, task.split, task.recipe.metric, logits, protocol), loss
 
 
 def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *, quiet: bool) -> RunResults:

@@ -13,7 +13,7 @@ from zoo.spec.base import Spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
-from zoo.workflows.graphs import EdgePrecision, recipe_graph
+from zoo.workflows.graphs import EdgePrecision, complete_recipe, recipe_graph
 from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.processes import serve
 from zoo.workflows.step_cost import NUM_STEPS, measure_training, random_graph
@@ -80,7 +80,11 @@ def work(request: TrainRequest | MeasureRequest) -> dict[str, Any]:
     device = session.start(request.device, num_threads)
     # Memory may run out before the first step, while the graph or the model is made.
     with session.oom_as_run_error(recipe.name, "lower model.num_layers or use a machine with more"):
-        graph, split = recipe_graph(recipe) if request.graph_size is None else random_graph(recipe, *request.graph_size)
+        if request.graph_size is None:
+            recipe, loaded = complete_recipe(recipe)
+            graph, split = recipe_graph(recipe, loaded)
+        else:
+            graph, split = random_graph(recipe, *request.graph_size)
         if request.folder is None:
             # As in training, so that the weights are those of the first epoch.
             session.seed_global(recipe.train.seed, "init")

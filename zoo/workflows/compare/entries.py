@@ -15,7 +15,7 @@ from zoo.spec.recipe import DataSpec, Recipe
 from zoo.spec.results import RunResults
 from zoo.spec.shape import input_shape
 from zoo.workflows.evaluate import test_protocol
-from zoo.workflows.graphs import graph_digest
+from zoo.workflows.graphs import complete_recipe, graph_digest
 from zoo.workflows.load import expected_state, is_run
 from zoo.workflows.run_dir import RunDir, check_same_recipe
 
@@ -79,7 +79,8 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
             figures of two cannot stand in one table.
     """
     entries = [
-        _folder_entry(model) if isinstance(model, Path) else Entry(model.name, "recipe", model, ()) for model in models
+        _folder_entry(model) if isinstance(model, Path) else Entry(model.name, "recipe", complete_recipe(model)[0], ())
+        for model in models
     ]
     recipes_first = sorted(entries, key=lambda entry: entry.kind != "recipe")
     path = recipes_first[0].recipe.data.path

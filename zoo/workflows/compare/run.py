@@ -135,12 +135,12 @@ def compare(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         environment=session.environment(where),
         data=data,
-        metric=recipe.eval.metric,
+        metric=recipe.metric,
         protocol=str(test_protocol(recipe)),
         splits=splits,
         models=rows,
         baseline=baseline,
-        reported=tuple(figure for figure in reported if figure.metric == recipe.eval.metric),
+        reported=tuple(figure for figure in reported if figure.metric == recipe.metric),
         notes=tuple(_notes(entries, job.cache)),
     )
     make_folder(out, RunError)
@@ -280,7 +280,7 @@ def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) ->
     """A linear model of the node features on each split; None where it is not defined."""
     rows = []
     for index in splits:
-        split, metric = graph.splits[index], recipe.eval.metric
+        split, metric = graph.splits[index], recipe.metric
         key = f"baseline {metric} {graph_digest(graph, split)}"
         scores = job.cache.get(key)
         if scores is None:
@@ -293,7 +293,7 @@ def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) ->
         job.stop_if_asked("all runs are finished")
         rows.append(RunScores(split=index, valid=scores["valid"], test=scores["test"]))
     valid, test = Mean.of([row.valid for row in rows]), Mean.of([row.test for row in rows])
-    return BaselineEntry(name=baseline_in_words(recipe.eval.metric), runs=tuple(rows), valid=valid, test=test)
+    return BaselineEntry(name=baseline_in_words(recipe.metric), runs=tuple(rows), valid=valid, test=test)
 
 
 def _notes(entries: Sequence[Entry], cache: Cache) -> list[str]:

@@ -1,0 +1,146 @@
+"""A graph of one's own under every family: what a recipe leaves out follows from the graph, and it trains at once."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from tests.pyg import NUM_NODES, some_data
+from tests.workflows.small import changed, recipe_data, small_recipe
+from zoo.data.graph import Graph
+from zoo.errors import RecipeError, ZooWarning
+from zoo.spec.recipe import Recipe, parse_recipe, read_recipe
+from zoo.spec.shipped import recipe_path
+from zoo.workflows.evaluate import evaluate
+from zoo.workflows.export import export
+from zoo.workflows.graphs import complete_recipe, recipe_graph
+from zoo.workflows.run_dir import RunDir
+from zoo.workflows.train import train
+
+FAMILIES = ("quickstart", "small_res", "small_wt_rev", "small_deq", "small_rev_deq", "small_rev_gat", "small_rev_gcn")
+NODES = torch.arange(NUM_NODES)
+LABELS = {
+    "binary": NODES % 2,
+    "multiclass": torch.where(NODES % 7 == 0, -1, NODES % 3),
+    "multilabel": torch.stack([NODES % 2, NODES % 3 == 0], 1).float(),
+    "regression": torch.where(NODES % 7 == 0, torch.nan, NODES / 10),
+}
+GRAPHS: dict[str, dict[str, Any]] = {
+    "features of nodes and edges": {},
+    "no x": {"x": None, "y": LABELS["binary"]},
+    "no edge_attr, [N, S]": {"edge_attr": None, "num_splits": 3, "y": LABELS["multilabel"]},
+    "nothing but edges": {"x": None, "edge_attr": None, "y": LABELS["regression"]},
+}
+
+
+def own_recipe(name: str, data: Any, folder: Path) -> Recipe:
+    """A shipped recipe on a PyG graph, short."""
+    path = zoo.save_graph(Graph.from_pyg(data), folder / "own.npz")
+    short = ["train.num_epochs=2", "model.hidden_channels=8", "eval.every=1"]
+    return read_recipe(recipe_path(name), ["data.dataset=file", f"data.path={path}", *short])
+
+
+@pytest.fixture(autouse=True)
+def _solves_may_stop_early() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the .* solve", ZooWarning)
+        yield
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_on_every_graph_at_once(family: str, graph: str, tmp_path: Path) -> None:
+    recipe = own_recipe(family, some_data(**GRAPHS[graph]), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZooWarning)
+        results = train(recipe, tmp_path / "run", device="cpu", quiet=True)
+    assert {figure.split for figure in results.results} == {"train", "valid", "test"}
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "metric"),
+    [
+        ("binary", "bce_with_logits", "rocauc"),
+        ("multilabel", "bce_with_logits", "rocauc"),
+        ("multiclass", "cross_entropy", "accuracy"),
+        ("regression", "mse", "mae"),
+    ],
+)
+def test_loss_and_metric_follow_from_the_labels(task: str, loss: str, metric: str, tmp_path: Path) -> None:
+    recipe, graph = complete_recipe(own_recipe("quickstart", some_data(y=LABELS[task]), tmp_path))
+    assert graph is not None
+    assert graph.task == task
+    assert (recipe.train.loss, recipe.eval.metric) == (loss, metric)
+    assert complete_recipe(recipe)[0] == recipe
+
+
+def test_what_follows_is_written_into_the_run_and_the_bundle(tmp_path: Path) -> None:
+    recipe = own_recipe("quickstart", some_data(x=None, edge_attr=None, y=LABELS["regression"]), tmp_path)
+    with pytest.warns(ZooWarning) as caught:
+        train(recipe, tmp_path / "run", device="cpu", quiet=True)
+    said = [str(warning.message) for warning in caught]
+    assert said == [
+        "own: has no node features; the model reads the degree",
+        "own: has no edge features; the model reads none",
+    ]
+    folder, config = export(tmp_path / "run")
+    for written in (RunDir(tmp_path / "run").recipe(), config.recipe):
+        assert (written.train.loss, written.eval.metric) == ("mse", "mae")
+        assert written.data.node_features == ("degree",)
+        assert not written.model.reads_edges
+    # What is written there asks nothing more of the data.
+    assert len(evaluate(folder, data_path=str(tmp_path / "own.npz"), device="cpu", quiet=True)) == 3
+
+
+def test_an_incomplete_recipe_resumes_its_run(tmp_path: Path) -> None:
+    data = changed(recipe_data(Path(small_recipe(tmp_path).data.path)), train__num_epochs=2)
+    del data["train"]["loss"], data["eval"]["metric"]
+    recipe = parse_recipe(data, where="small")
+    first = train(recipe, tmp_path / "run", device="cpu", quiet=True)
+    assert first.results == train(recipe, tmp_path / "run", device="cpu", quiet=True, resume=True).results
+    complete = small_recipe(tmp_path, train__num_epochs=2)
+    assert train(complete, tmp_path / "run", device="cpu", quiet=True).results == first.results
+
+
+def test_a_loaded_graph_may_be_given(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, train__num_epochs=2)
+    graph = zoo.load_graph("file", path=recipe.data.path)
+    expected = train(recipe, tmp_path / "loaded", device="cpu", quiet=True)
+    Path(recipe.data.path).unlink()
+    assert train(recipe, tmp_path / "given", graph=graph, device="cpu", quiet=True).results == expected.results
+
+
+def test_labels_of_known_data_need_no_loading() -> None:
+    recipe = read_recipe(recipe_path("small_rev"), ["data.dataset=ogbn-proteins", 'data.node_features=["edge_sum"]'])
+    assert recipe.train.loss is None
+    recipe, graph = complete_recipe(recipe)
+    assert graph is None
+    assert (recipe.train.loss, recipe.eval.metric) == ("bce_with_logits", "rocauc")
+
+
+def test_what_is_asked_for_is_not_replaced(tmp_path: Path) -> None:
+    recipe = own_recipe("quickstart", some_data(), tmp_path)
+    asked = read_recipe(
+        recipe_path("quickstart"),
+        ["train.loss=mse", "data.dataset=file", f"data.path={recipe.data.path}"],
+    )
+    with pytest.raises(RecipeError, match="'mse' does not fit a multiclass task"):
+        recipe_graph(*complete_recipe(asked))
+
+
+def test_label_reuse_asks_for_classes(tmp_path: Path) -> None:
+    data = changed(recipe_data(Path(small_recipe(tmp_path, task="binary").data.path), task="binary"))
+    data["train"]["label_reuse"] = {}
+    del data["train"]["loss"]
+    with pytest.raises(RecipeError, match="label_reuse goes with a loss of classes"):
+        complete_recipe(parse_recipe(data, where="small"))
+
+
+def test_a_recipe_without_a_metric_says_so_where_one_is_needed(tmp_path: Path) -> None:
+    recipe = own_recipe("quickstart", some_data(), tmp_path)
+    with pytest.raises(RecipeError, match=r"eval\.metric: is left out"):
+        _ = recipe.metric
