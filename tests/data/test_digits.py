@@ -4,7 +4,7 @@ import torch
 
 from zoo.data.datasets import load_graph
 from zoo.data.graph import Graph, validate
-from zoo.workflows.baseline import logistic_regression
+from zoo.workflows.baseline import linear_baseline
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,6 @@ def test_the_graph_is_the_same_every_time(digits: Graph) -> None:
     assert torch.equal(digits.splits[3].train, again.splits[3].train)
 
 
-def test_logistic_regression_scores_about_090(digits: Graph) -> None:
-    scores = [logistic_regression(digits, split, "accuracy")["test"] for split in digits.splits[:3]]
+def test_linear_baseline_scores_about_090(digits: Graph) -> None:
+    scores = [linear_baseline(digits, split, "accuracy")["test"] for split in digits.splits[:3]]
     assert np.mean(scores) == pytest.approx(0.90, abs=0.02)
