@@ -14,7 +14,7 @@ from benchmarks.suites import Case
 from zoo.errors import RunError
 from zoo.models.factory import build_model
 from zoo.spec.base import Spec
-from zoo.spec.conv import GenConvSpec, MaxAggr
+from zoo.spec.conv import GenConvSpec, PlainAggr
 from zoo.spec.model import RevSpec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import GraphShape, input_shape
@@ -43,7 +43,7 @@ def build(case: Case, recipe: Recipe, shape: GraphShape) -> nn.Module:
     session.seed_global(recipe.train.seed, "init")
     if not case.implementation.startswith("pyg"):
         return build_model(recipe.model, shape)
-    conv = GenConvSpec(type="gen", aggr=MaxAggr(type="max"), edge_encoder="per_layer")
+    conv = GenConvSpec(type="gen", aggr=PlainAggr(type="max"), edge_encoder="per_layer")
     dropout = recipe.model.dropout
     known = RevSpec(
         type="rev", num_layers=case.num_layers, hidden_channels=case.channels, dropout=dropout, conv=conv, num_groups=2

@@ -85,6 +85,28 @@ def test_a_stopped_run_ends_like_one_that_was_not(
     assert no_strays(tmp_path / "run")
 
 
+def test_an_unfinished_run_of_version_1_is_resumed(
+    reference: tuple[Path, tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = small_recipe(reference[0]), tmp_path / "run"
+    original = module.training_step
+
+    def stopped(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "training_step", stopped)
+    with pytest.raises(StoppedError):
+        run(recipe, out)
+    monkeypatch.undo()
+    held = json.loads((out / "recipe.json").read_text())
+    held["schema_version"] = 1
+    held["train"] |= {"capture": False, "edge_precision": "fp32"}
+    (out / "recipe.json").write_text(json.dumps(held))
+    run(recipe, out, resume=True)
+    assert outcome(out) == reference[1]
+
+
 def test_ctrl_c_saves_too_and_a_second_one_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(times: int) -> None:
         original = module.training_step

@@ -60,6 +60,7 @@ def convert_state_dict(official: Mapping[str, Tensor], spec: Model) -> dict[str,
     for name, tensor in official.items():
         new = _rename(name.removeprefix("module."), spec)
         if new.endswith((".attend_source", ".attend_target")) and tensor.dim() == 3:
+            # DGL keeps attention vectors as [1, H, C].
             tensor = tensor.squeeze(0)
         result[new] = tensor
     return result
@@ -76,6 +77,7 @@ def convert_block_name(name: str) -> str:
 
 
 def _rename(name: str, spec: Model) -> str:
+    # Their list of layers counts the first and the last attention layer of RevGAT, which stand apart in ours.
     offset = 1 if isinstance(spec, RevGATSpec) else 0
     match = _REVERSIBLE.match(name)
     if match:

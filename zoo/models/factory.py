@@ -24,7 +24,7 @@ from zoo.spec.solver import Backward, PhantomSpec, ReversibleSolver, Solver
 
 
 def build_model(spec: Model, shape: GraphShape) -> nn.Module:
-    """The model that ``spec`` describes, for graphs of ``shape``; in training mode, freshly initialised.
+    """The model that ``spec`` describes, for graphs of ``shape``; in training mode, freshly initialized.
 
     Initial weights come from torch's global random number generator. As in the authors' code the groups of a
     reversible layer start as copies of one block.
@@ -32,6 +32,7 @@ def build_model(spec: Model, shape: GraphShape) -> nn.Module:
     Raises:
         RecipeError: if spec and shape do not fit together, or the model would be absurdly large.
     """
+    # Counted by arithmetic first: a hostile or mistyped recipe must not fill the memory before it is refused.
     count = spec.num_parameters(shape)
     if count > MAX_PARAMETERS:
         raise RecipeError(f"the model would have {count:,} parameters; at most {MAX_PARAMETERS:,} are built")
@@ -62,6 +63,7 @@ def _res(spec: ResSpec, shape: GraphShape) -> GNN:
         conv = _conv(spec.conv, channels, channels, spec.norm)
         return ResidualLayer(channels, conv, norm=spec.norm, dropout=spec.dropout)
 
+    # With fewer distinct layers than steps the stack goes through them again and again.
     layers = [layer() for _ in range(spec.num_built_layers)]
     stack = ResidualStack(layers, num_steps=spec.num_layers, checkpoint=spec.checkpoint)
     # The stack ends with a norm of its own and draws a mask for every layer.
@@ -70,6 +72,7 @@ def _res(spec: ResSpec, shape: GraphShape) -> GNN:
 
 def _deq(spec: DeqSpec, shape: GraphShape) -> GNN:
     channels = spec.hidden_channels
+    # Always layer norm: batch statistics would change from one evaluation of a solve to the next.
     convs = [_conv(spec.conv, channels, channels, "layer") for _ in range(2)]
     layer = EquilibriumLayer(
         EquilibriumBlock(channels, convs, weight_norm=spec.weight_norm),
@@ -119,6 +122,7 @@ def _rev_gat(spec: RevGATSpec, shape: GraphShape) -> RevGAT:
     group = spec.hidden_channels // spec.num_groups
     options: dict[str, bool] = {"attend_target": spec.attend_target, "symmetric_norm": spec.symmetric_norm}
 
+    # Every group has all heads, each with its share of a head's channels.
     def layer() -> list[nn.Module]:
         conv = RevGATConv(group, spec.head_channels // spec.num_groups, num_heads=spec.num_heads, **options)
         return _copies(Block(group, conv, norm=spec.norm), spec.num_groups)

@@ -37,7 +37,7 @@ class GNN(nn.Module):
         hidden_channels: C.
         out_channels: T, outputs per node.
         stack: maps [N, C] to [N, C], called as ``stack(h, inputs)``.
-        norm: normalisation before the head; None: the stack ends with one.
+        norm: normalization before the head; None: the stack ends with one.
         dropout: probability, in the stack and before the head.
         shared_dropout: one mask for the whole stack; False: the stack draws its own.
 
@@ -58,12 +58,17 @@ class GNN(nn.Module):
         shared_dropout: bool = True,
     ) -> None:
         super().__init__()
+        self.widths = (in_channels, hidden_channels, out_channels)
         self.dropout, self.shared_dropout = dropout, shared_dropout
         self.node_encoder = NodeEncoder(in_channels, num_categories, hidden_channels)
         self.edge_encoder = nn.Linear(num_edge_features, hidden_channels) if num_edge_features else None
         self.stack = stack
         self.norm = nn.Identity() if norm is None else NORMS[norm](hidden_channels)
         self.head = nn.Linear(hidden_channels, out_channels)
+
+    def extra_repr(self) -> str:
+        """The widths of input, states and output, as a printed model shows them."""
+        return "{} -> {} -> {}".format(*self.widths)
 
     def forward(
         self, x: Tensor, edge_index: Tensor | CSR, edge_attr: Tensor | None = None, *, masks: DropoutMasks | None = None
@@ -86,6 +91,7 @@ class GNN(nn.Module):
         h = self.node_encoder(x)
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
+        # Drawn once for the whole stack: a mask per layer would make memory grow with depth.
         if masks is None:
             rates = (self.dropout if self.shared_dropout else 0.0, self.dropout)
             masks = DropoutMasks(*(shared_mask(h, rate, training=self.training) for rate in rates))
@@ -105,6 +111,7 @@ class GNN(nn.Module):
                     f"edge_attr: expected shape ({num_edges}, {encoder.in_features}), got {tuple(edge_attr.shape)}"
                 )
         csr, perm = as_csr(edge_index, x.size(0))
+        # The encoder is handed on as weights: each layer folds its own projection into them, and no [E, C] is stored.
         if encoder is None or edge_attr is None:
             return csr, None
         return csr, EdgeInput(edge_attr if perm is None else edge_attr[perm], encoder.weight, encoder.bias)

@@ -40,7 +40,7 @@ class RevGAT(nn.Module):
         first: attention layer from F to C channels.
         stack: reversible stack on C channels.
         last: attention layer from C to T channels, one head.
-        norm: normalisation before the last layer.
+        norm: normalization before the last layer.
         dropout: in the stack (one mask for all layers) and before the last layer.
         input_dropout: of the node features.
         edge_dropout: share of the edges that each layer ignores in a training pass.
@@ -61,11 +61,16 @@ class RevGAT(nn.Module):
         edge_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.widths = (first.linear.in_features, hidden_channels, out_channels)
         self.num_layers = num_layers
         self.dropout, self.input_dropout, self.edge_dropout = dropout, input_dropout, edge_dropout
         self.first, self.stack, self.last = first, stack, last
         self.norm = NORMS[norm](hidden_channels)
         self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def extra_repr(self) -> str:
+        """The widths of input, states and output, as a printed model shows them."""
+        return "{} -> {} -> {}".format(*self.widths)
 
     def forward(
         self,
@@ -90,6 +95,7 @@ class RevGAT(nn.Module):
             raise ValueError("this model reads no edge features: leave edge_attr out")
         csr, perm = as_csr(edge_index, x.size(0))
         masks = self._sample_masks(x, csr) if masks is None else masks
+        # Masks speak of the edges as they were given, layers read them in the order of the rows.
         kept = masks.kept if masks.kept is None or perm is None else masks.kept[:, perm]
 
         def inputs(layers: slice | int, mask: Tensor | None = None) -> BlockInputs:
@@ -106,6 +112,7 @@ class RevGAT(nn.Module):
         state = x.new_empty(x.size(0), self.last.linear.in_features)
         kept = None
         if self.training and self.edge_dropout:
+            # Of every layer exactly this many edges are left out, as in the authors' code, not each by a coin.
             num_dropped = int(csr.num_edges * self.edge_dropout)
             kept = torch.ones(self.num_layers, csr.num_edges, dtype=torch.bool, device=x.device)
             for row in kept:

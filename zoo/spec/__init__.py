@@ -1,1 +1,1 @@
-"""What a recipe says, as data. Nothing in this package imports torch."""
+"""Recipes as data. Nothing in this package imports torch."""

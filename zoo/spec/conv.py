@@ -22,22 +22,10 @@ class AggrSpec(Spec):
         return 0
 
 
-class MaxAggr(AggrSpec):
-    """Channel-wise maximum over the incoming messages."""
+class PlainAggr(AggrSpec):
+    """Channel-wise maximum, mean or sum of the incoming messages."""
 
-    type: Literal["max"]
-
-
-class MeanAggr(AggrSpec):
-    """Mean of the incoming messages."""
-
-    type: Literal["mean"]
-
-
-class SumAggr(AggrSpec):
-    """Sum of the incoming messages."""
-
-    type: Literal["sum"]
+    type: Literal["max", "mean", "sum"]
 
 
 class SoftmaxAggr(AggrSpec):
@@ -57,6 +45,7 @@ class SoftmaxAggr(AggrSpec):
     @property
     def num_parameters(self) -> int:
         """The temperature if it is learned, and the logit of the degree's exponent."""
+        # The layer keeps this logit as a parameter even where it is not learned.
         return int(self.learn_temperature) + int(self.scale_by_degree)
 
 
@@ -76,15 +65,17 @@ class PowermeanAggr(AggrSpec):
     @property
     def num_parameters(self) -> int:
         """The power if it is learned, and the logit of the degree's exponent."""
+        # As in SoftmaxAggr, the logit is a parameter even where it is not learned.
         return int(self.learn_power) + int(self.scale_by_degree)
 
 
-Aggr = Annotated[MaxAggr | MeanAggr | SumAggr | SoftmaxAggr | PowermeanAggr, Field(discriminator="type")]
+Aggr = Annotated[PlainAggr | SoftmaxAggr | PowermeanAggr, Field(discriminator="type")]
 
 
 class Linear(NamedTuple):
     """The sizes of a linear map."""
 
+    # Convolutions list their maps, because weight normalization adds a parameter for each output of each map.
     num_in: int
     num_out: int
     has_bias: bool = True
@@ -140,7 +131,7 @@ class GenConvSpec(ConvSpec):
     """GENConv (arXiv 2006.07739): messages relu(x_j + e_ij) + eps, joined by ``aggr``, then an MLP on x_i + m_i."""
 
     type: Literal["gen"]
-    aggr: Aggr = MaxAggr(type="max")
+    aggr: Aggr = PlainAggr(type="max")
     num_mlp_layers: int = Field(default=2, ge=1, le=16)
     edge_encoder: Literal["none", "shared", "per_layer"] = Field(
         default="none",
@@ -173,6 +164,7 @@ class GenConvSpec(ConvSpec):
     def layer_arguments(self, embedding_channels: int, norm: Norm) -> dict[str, Any]:
         """The keys of the spec, those of the aggregation flat beside them, and what the MLP and the projection need."""
         arguments = self.model_dump(exclude={"type", "aggr", "edge_encoder"})
+        # Layers know no specs: the keys of the aggregation become arguments of the layer itself.
         aggr = self.aggr.model_dump()
         width = embedding_channels if self.edge_encoder == "per_layer" else None
         return {**arguments, "aggr": aggr.pop("type"), **aggr, "embedding_channels": width, "norm": norm}
@@ -213,6 +205,7 @@ class GATConvSpec(ConvSpec):
 
     def num_other_parameters(self, channels: int) -> int:
         """Two attention vectors for each head, and the bias."""
+        # Heads are averaged before the bias is added, so it has C entries and not heads x C.
         return 2 * self.num_heads * channels + channels
 
 

@@ -52,6 +52,7 @@ def _place(cls: type[Spec], data: Any, detail: ErrorDetails) -> tuple[str, list[
 
 def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
     """One line about one fault: its place, what is wrong, what would be right."""
+    # pydantic speaks of Python types and of tags of unions; the reader of a recipe knows JSON and keys.
     kind, context = detail["type"], detail.get("ctx", {})
     place, siblings = _place(cls, data, detail)
     prefix = f"{place}: " if place else ""
@@ -62,6 +63,7 @@ def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
         return prefix + "missing"
     if kind in ("union_tag_invalid", "literal_error"):
         if kind == "union_tag_invalid":
+            # It is reported at the object, but the key at fault is its type.
             prefix = f"{place}.type: " if place else "type: "
         given = context.get("tag", detail["input"])
         choices = re.findall(r"'([^']*)'", context.get("expected_tags", context.get("expected", "")))
@@ -114,6 +116,7 @@ def _locate(cls: type[Spec], data: Any, loc: tuple[int | str, ...], *, ends_in_k
             break
         node = typing.cast("Any", node)[key] if isinstance(node, list | dict) else None
         known = _class_at(known, key, node) or known
+    # The spec class that holds the last key knows what else could stand there, for "did you mean".
     siblings = [field.alias or name for name, field in known.model_fields.items()]
     return ".".join(parts), siblings
 
@@ -128,6 +131,7 @@ def _class_at(cls: type[Spec], key: int | str, value: Any) -> type[Spec] | None:
         field = candidate.model_fields.get("type")
         if field is None or tag in typing.get_args(field.annotation):
             return candidate
+    # With a wrong or missing tag any class of the union will do: its keys only serve as suggestions.
     return candidates[0] if candidates else None
 
 

@@ -37,6 +37,7 @@ class _GnnSpec(Spec):
 
     def num_parameters(self, shape: GraphShape) -> int:
         """The number of parameters of the model for graphs of ``shape``."""
+        # The encoders and the head depend on the graph, the stack between them does not.
         channels, categories = self.hidden_channels, shape.num_node_categories
         ends = [Linear(shape.num_node_features, channels), Linear(channels, shape.num_tasks)]
         if categories:
@@ -89,6 +90,7 @@ class ResSpec(_LayeredSpec):
         The first step has no norm before it; the one that it would have stands before the head.
         """
         channels = self.hidden_channels
+        # Layers that share weights count once, however many steps are taken.
         return self.num_built_layers * (2 * channels + self.conv.num_parameters(channels, channels))
 
 
@@ -114,6 +116,7 @@ class RevSpec(_LayeredSpec):
 
     def num_stack_parameters(self) -> int:
         """A norm and a convolution for every group of every layer, and the last norm."""
+        # A group's convolution works on its own channels but reads edge embeddings of the whole width.
         block = 2 * self.group_channels + self.conv.num_parameters(self.group_channels, self.hidden_channels)
         return self.num_built_layers * self.num_groups * block + 2 * self.hidden_channels
 
@@ -167,6 +170,7 @@ class RevGATSpec(Spec):
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
+        # Groups cut the channels of every head, so that each group is an attention layer with all heads.
         if self.hidden_channels % (self.num_heads * self.num_groups):
             raise ValueError(
                 f"hidden_channels ({self.hidden_channels}) must be divisible by num_heads x num_groups "
@@ -176,7 +180,7 @@ class RevGATSpec(Spec):
 
     @property
     def reads_edges(self) -> bool:
-        """False: attention reads no edge features."""
+        """False: its attention looks at nodes alone."""
         return False
 
     @property
@@ -186,6 +190,7 @@ class RevGATSpec(Spec):
 
     def num_parameters(self, shape: GraphShape) -> int:
         """The number of parameters of the model for graphs of ``shape``."""
+        # The first layer, the reversible ones with a norm per group, the last one with a norm before and a bias after.
         width, group = self.hidden_channels, self.hidden_channels // self.num_groups
         count = self._num_layer_parameters(shape.num_node_features, width)
         count += (self.num_layers - 2) * self.num_groups * (2 * group + self._num_layer_parameters(group, group))

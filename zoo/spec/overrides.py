@@ -22,6 +22,7 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     Raises:
         RecipeError: if an assignment is malformed or passes through something that is not an object.
     """
+    # A round trip through JSON: a deep copy of plain dicts and lists, whatever mapping came in.
     result: dict[str, Any] = json.loads(json.dumps(data))
     if any(text.startswith("data.dataset=") for text in assignments):
         _leave_out(result, _OF_THE_DATA)
@@ -33,6 +34,7 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         try:
             value = parse_json(text)
         except ValueError:
+            # Not JSON, so it is a string: names need no quotes on a command line.
             value = text
         node = result
         for key in keys[:-1]:

@@ -49,7 +49,7 @@ class ReportedResult(Spec):
 
 
 class SourceSpec(Spec):
-    """Where the model comes from."""
+    """The origin of the model."""
 
     paper: str
     code: str = ""
@@ -108,12 +108,14 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _last_columns(self) -> Self:
+        # Both are a one-hot code that the model splits off by position: there can only be one of them.
         if self.train.label_reuse is not None and "species_one_hot" in self.data.node_features:
             raise ValueError("train.label_reuse and the node feature 'species_one_hot' both want the last columns of x")
         return self
 
     @model_validator(mode="after")
     def _size(self) -> Self:
+        # The smallest graph gives a lower bound, so that a hopeless recipe is refused before its data are there.
         count = self.model.num_parameters(GraphShape(num_node_features=1, num_tasks=1))
         if count > MAX_PARAMETERS:
             raise ValueError(
@@ -163,11 +165,13 @@ def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str
     Raises:
         RecipeError: with every fault, one a line, each with its place.
     """
+    # Upgraded first, because overrides speak of the keys of the present version.
     data = upgrade_recipe(data, where=where)
     recipe = parse_spec(Recipe, override(data, overrides), where=where)
     changes = changes_in_words(_spelled_out(data), recipe.to_json()) if overrides else []
     if not changes:
         return recipe
+    # A changed model is not the published one: without its source no published figure will stand beside it.
     summary = f"{recipe.name}, changed: {', '.join(changes)}"
     if len(summary) > _MAX_SUMMARY:
         summary = summary[: _MAX_SUMMARY - 3] + "..."

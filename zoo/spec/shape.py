@@ -19,7 +19,7 @@ MAX_EDGE_FEATURES = 65_536
 
 
 class GraphShape(Spec):
-    """What a model must know of a graph: the sizes of its inputs and outputs.
+    """The sizes of a graph that decide the sizes of a model.
 
     Attributes:
         num_node_features: columns of x.
@@ -116,6 +116,7 @@ def known_shape(recipe: Recipe) -> GraphShape | None:
         return None
     names = recipe.data.node_features
     columns = feature_columns(widths)
+    # A model that reads no edges is built as for a graph without edge features, so that parts need not gather them.
     graph = GraphShape(
         num_node_features=sum(columns[name] for name in names),
         num_node_categories=widths.categories if "species_one_hot" in names else 0,
@@ -133,12 +134,14 @@ def check_features(dataset: DatasetName, names: Sequence[NodeFeature]) -> None:
     """
     if len(set(names)) < len(names):
         raise ValueError(f"a feature is named twice in {', '.join(names)}")
+    # Of a file nothing is known yet; missing columns are noticed when it is loaded.
     widths = DATASET_WIDTHS.get(dataset)
     columns = {} if widths is None else feature_columns(widths)
     for name in names:
         if columns.get(name) == 0:
             others = ", ".join(repr(other) for other, width in columns.items() if width and other not in names)
             raise ValueError(f"{name!r} has no columns in {dataset}; use {others}")
+    # The category goes through an encoder of its own; the linear encoder beside it would be left without columns.
     if list(names) == ["species_one_hot"]:
         raise ValueError("'species_one_hot' needs another feature beside it, such as 'degree'")
 

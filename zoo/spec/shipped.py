@@ -13,6 +13,8 @@ _PACKAGE = Path(zoo.__file__).parent
 
 def shipped_dir(kind: str) -> Path:
     """The folder of ``recipes``, ``model_cards`` or ``bundles`` that came with this installation."""
+    # In a checkout the folders stand beside the package; in an installation the wheel put them inside. The check for
+    # pyproject.toml keeps an unrelated folder "recipes" in site-packages from being taken for ours.
     beside = _PACKAGE.parent / kind
     return beside if beside.is_dir() and (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE / "shipped" / kind
 

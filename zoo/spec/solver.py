@@ -67,6 +67,7 @@ class ImplicitSolver(FixedPointSpec):
     @model_validator(mode="before")
     @classmethod
     def _fill_backward(cls, data: Any) -> Any:
+        # Filled in before the checks, so that the backward solve is checked and spelled out like a written one.
         method = _method(data)
         return data if method is None else {"backward": {"type": method}, **data}
 

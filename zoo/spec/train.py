@@ -1,4 +1,4 @@
-"""How a model is trained and evaluated: partitions, optimizers, schedules, precision."""
+"""Training and evaluation of a model: partitions, optimizers, schedules, precision."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ Partition = Annotated[FullPartition | RandomPartition, Field(discriminator="type
 
 
 class AdamSpec(Spec):
-    """Adam (arXiv 1412.6980)."""
+    """Adam (arXiv 1412.6980) or RMSprop."""
 
-    type: Literal["adam"]
+    type: Literal["adam", "rmsprop"]
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 0.0
 
@@ -78,32 +78,14 @@ class SGDSpec(Spec):
     weight_decay: WeightDecay = 0.0
 
 
-class RMSpropSpec(Spec):
-    """RMSprop."""
-
-    type: Literal["rmsprop"]
-    lr: LearningRate = 1e-3
-    weight_decay: WeightDecay = 0.0
+Optimizer = Annotated[AdamSpec | AdamWSpec | SGDSpec, Field(discriminator="type")]
 
 
-Optimizer = Annotated[AdamSpec | AdamWSpec | SGDSpec | RMSpropSpec, Field(discriminator="type")]
+class Schedule(Spec):
+    """The learning rate rises linearly over ``num_warmup_epochs``; then it stays, or falls to zero along a cosine."""
 
-
-class ConstantSchedule(Spec):
-    """The learning rate rises linearly over ``num_warmup_epochs`` and then stays."""
-
-    type: Literal["constant"]
+    type: Literal["constant", "cosine"]
     num_warmup_epochs: int = Field(default=0, ge=0)
-
-
-class CosineSchedule(Spec):
-    """The learning rate rises linearly over ``num_warmup_epochs`` and then falls to zero along a cosine."""
-
-    type: Literal["cosine"]
-    num_warmup_epochs: int = Field(default=0, ge=0)
-
-
-Schedule = Annotated[ConstantSchedule | CosineSchedule, Field(discriminator="type")]
 
 
 class LabelReuseSpec(Spec):
@@ -147,7 +129,7 @@ class TrainSpec(Spec):
     label_reuse: LabelReuseSpec | None = Field(default=None, description="labels as node features; left out: none")
     distillation: DistillationSpec | None = Field(default=None, description="learn from a first run; left out: none")
     optimizer: Optimizer
-    schedule: Schedule = ConstantSchedule(type="constant")
+    schedule: Schedule = Schedule(type="constant")
     partition: Partition = FullPartition(type="full")
     seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
