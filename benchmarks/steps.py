@@ -16,7 +16,6 @@ import datetime
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +55,17 @@ def run_suite(
     cases = {case.label: case for case in suite.cases(base)}
     rows: dict[str, dict[str, Any]] = {}
     with Progress(len(cases), unit="case", quiet=quiet) as progress, stop_requests() as stop:
-
-        def add(task: Task, figures: dict[str, Any], warnings: Sequence[str] = ()) -> None:
-            for warning in warnings:
-                progress.line(f"Warning: {task.label}: {warning}")
-            rows[task.label] = {**cases[task.label].model_dump(mode="json"), **figures}
-            progress.step(task.label, {})
-
-        def fail(task: Task, error: RunError) -> None:
-            reason = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else str(error)
-            add(task, {"failed": reason.removeprefix(f"{task.label}: ")})
-
         requests = {
             label: CaseRequest(case=case, device=str(where), num_threads=num_threads) for label, case in cases.items()
         }
-        finished = run_tasks(
-            [Task(label, request, "benchmarks.worker") for label, request in requests.items()],
-            num_jobs=1,
-            stop=stop,
-            on_start=lambda task: progress.stage(task.label),
-            on_done=add,
-            on_error=fail,
-        )
-    if not finished:
+        tasks = [Task(label, request, module="benchmarks.worker") for label, request in requests.items()]
+        for task, figures in run_tasks(tasks, num_jobs=1, stop=stop, progress=progress):
+            if isinstance(figures, RunError):
+                reason = OUT_OF_MEMORY if isinstance(figures, OutOfMemoryError) else str(figures)
+                figures = {"failed": reason.removeprefix(f"{task.label}: ")}
+            rows[task.label] = {**cases[task.label].model_dump(mode="json"), **figures}
+            progress.step(task.label, {})
+    if stop:
         raise StoppedError(f"{stop.name}: {len(rows)} of {len(cases)} cases are measured", stop.signum)
     stem = file_stem(name, base, where.type)
     result = {

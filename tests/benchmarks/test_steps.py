@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,9 @@ def test_a_suite_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.Mon
 def ends(monkeypatch: pytest.MonkeyPatch, answers: dict[str, dict[str, Any] | RunError]) -> None:
     """Put ends of tasks, by implementation, in place of processes."""
 
-    def run_tasks(tasks: list[Task], *, on_done: Callable[..., None], on_error: Callable[..., None], **_: Any) -> bool:
+    def run_tasks(tasks: list[Task], **_: Any) -> Iterator[tuple[Task, dict[str, Any] | RunError]]:
         for task in tasks:
-            answer = answers[task.request.case.implementation]  # type: ignore[attr-defined]
-            on_error(task, answer) if isinstance(answer, RunError) else on_done(task, answer)
-        return True
+            yield task, answers[task.request.case.implementation]  # type: ignore[attr-defined]
 
     monkeypatch.setattr(steps, "run_tasks", run_tasks)
 

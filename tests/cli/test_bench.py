@@ -7,6 +7,7 @@ import pytest
 from tests.cli.conftest import ROOT, Result
 from zoo.errors import OutOfMemoryError
 from zoo.workflows import bench as bench_module
+from zoo.workflows.processes import Task
 
 Command = Callable[..., Result]
 
@@ -41,10 +42,8 @@ def test_depths_of_a_recipe_on_a_random_graph_fit_eighty_columns(
 def test_a_depth_that_does_not_fit_is_a_row(
     finished: Path, zoo_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_tasks(tasks: list, *, on_error: Callable[..., None], **_: object) -> bool:  # type: ignore[type-arg]
-        for task in tasks:
-            on_error(task, OutOfMemoryError("no"))
-        return True
+    def run_tasks(tasks: list[Task], **_: object) -> list[tuple[Task, OutOfMemoryError]]:
+        return [(task, OutOfMemoryError("no")) for task in tasks]
 
     monkeypatch.setattr(bench_module, "run_tasks", run_tasks)
     result = zoo_command("bench", finished / "small.json", "-q", "--device", "cpu")

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ Command = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_this_process(tasks: list[Any], *, on_done: Callable[..., None], **options: Any) -> bool:
+    def in_this_process(tasks: list[Any], *, progress: Any, **options: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         for task in tasks:
-            on_done(task, work(task.request), ("look here",))
-        return True
+            progress.warning(task.model, "look here")
+            yield task, work(task.request)
 
     monkeypatch.setattr(compare_module, "run_tasks", in_this_process)
 

@@ -1,6 +1,6 @@
 """The command that measures what fits a machine; tasks run in this process but where processes are the point."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from zoo.spec.shipped import recipe_path
 from zoo.workflows import bench as bench_module
 from zoo.workflows.bench import bench
 from zoo.workflows.processes import Task
+from zoo.workflows.step_cost import StepCost, measure_training
 from zoo.workflows.worker import work
 
 
@@ -20,13 +21,11 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, errors: dict[int, RunError]
     """Work here; tasks of some depths fail instead."""
     requests = []
 
-    def run_tasks(tasks: list[Task], *, on_done: Callable[..., None], on_error: Callable[..., None], **_: Any) -> bool:
+    def run_tasks(tasks: list[Task], **_: Any) -> Iterator[tuple[Task, dict[str, Any] | RunError]]:
         for task in tasks:
             request: Any = task.request
             requests.append(request)
-            error = errors.get(request.recipe.model.num_layers)
-            on_done(task, work(request), ()) if error is None else on_error(task, error)
-        return True
+            yield task, errors.get(request.recipe.model.num_layers) or work(request)
 
     monkeypatch.setattr(bench_module, "run_tasks", run_tasks)
     return requests
@@ -64,9 +63,9 @@ def test_a_random_graph_is_as_large_as_the_data_set_unless_other_sizes_are_given
 ) -> None:
     sizes: list[Any] = []
 
-    def run_tasks(tasks: list[Task], **_: Any) -> bool:
+    def run_tasks(tasks: list[Task], **_: Any) -> list[tuple[Task, dict[str, Any]]]:
         sizes.extend(task.request.graph_size for task in tasks)  # type: ignore[attr-defined]
-        return True
+        return []
 
     monkeypatch.setattr(bench_module, "run_tasks", run_tasks)
     recipe = read_recipe(recipe_path("rev_deep"))
@@ -74,3 +73,16 @@ def test_a_random_graph_is_as_large_as_the_data_set_unless_other_sizes_are_given
         bench([recipe], random_graph=True, device="cpu", quiet=True, **options)
     bench([recipe], device="cpu", quiet=True)
     assert sizes == [(132_534, 79_122_504), (100, 400), (132_534, 800), None]
+
+
+def test_options_of_the_device_reach_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def measure(*_: Any, **options: Any) -> StepCost:
+        seen.append(options)
+        return measure_training(*_, **{**options, "capture": False, "edge_precision": "fp32"})
+
+    monkeypatch.setattr("zoo.workflows.worker.measure_training", measure)
+    in_this_process(monkeypatch, {})
+    bench([small_recipe(tmp_path)], num_steps=1, capture=True, edge_precision="fp16", device="cpu", quiet=True)
+    assert seen == [{"num_steps": 1, "capture": True, "edge_precision": "fp16"}]

@@ -9,7 +9,7 @@ import math
 import shutil
 import signal
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from zoo.workflows.compare.run import compare
 from zoo.workflows.compare.table import HEAD, caption, markdown, rows
 from zoo.workflows.export import export
 from zoo.workflows.processes import Task, run_tasks
+from zoo.workflows.progress import Progress
 from zoo.workflows.session import StopRequest
 from zoo.workflows.train import train
 from zoo.workflows.worker import MeasureRequest, TrainRequest, work
@@ -59,13 +60,9 @@ def tiny_res(**places: Any) -> Recipe:
     return tiny(name="tiny_res", model__type="res", **places)
 
 
-def in_this_process(
-    tasks: list[Task], *, num_jobs: int, stop: Any, on_start: Callable[..., None], on_done: Callable[..., None]
-) -> bool:
+def in_this_process(tasks: list[Task], **_: Any) -> Iterator[tuple[Task, dict[str, Any]]]:
     for task in tasks:
-        on_start(task)
-        on_done(task, work(task.request), ())  # type: ignore[arg-type]
-    return True
+        yield task, work(task.request)  # type: ignore[arg-type]
 
 
 def write_splits(folder: Path, num_splits: int) -> None:
@@ -143,7 +140,7 @@ def test_finished_runs_are_not_trained_again(
     shutil.copytree(out, tmp_path / "out")
     before, started = modified(tmp_path / "out"), []
 
-    def noted(tasks: list[Task], **options: Any) -> bool:
+    def noted(tasks: list[Task], **options: Any) -> Iterator[tuple[Task, dict[str, Any]]]:
         started.extend(task.label for task in tasks)
         return in_this_process(tasks, **options)
 
@@ -160,7 +157,7 @@ def test_finished_runs_are_not_trained_again(
 def test_all_splits_are_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[str] = []
 
-    def noted(tasks: list[Task], **options: Any) -> bool:
+    def noted(tasks: list[Task], **options: Any) -> Iterator[tuple[Task, dict[str, Any]]]:
         labels.extend(task.label for task in tasks)
         raise RunError("enough")
 
@@ -184,14 +181,16 @@ def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, mo
             return super().__bool__()
 
     started: list[str] = []
-    done = run_tasks(
-        [Task("first", request), Task("second", request)],
-        num_jobs=1,
-        stop=Stop(),
-        on_start=lambda task: started.append(task.label),
-        on_done=lambda *result: pytest.fail("it cannot have finished"),
-    )
-    assert (done, started) == (False, ["first"])
+
+    class Stages(Progress):
+        """Notes which tasks begin."""
+
+        def stage(self, label: str) -> None:
+            started.append(label)
+
+    stop, progress = Stop(), Stages(2, unit="run", quiet=True)
+    ended = list(run_tasks([Task("first", request), Task("second", request)], num_jobs=1, stop=stop, progress=progress))
+    assert (ended, started, stop.name) == ([], ["first"], "SIGINT")
     num_done = len((folder / "metrics.jsonl").read_text().splitlines())
     assert num_done >= 1
     last = max(int(path.stem.partition("-")[2]) for path in folder.glob("state-*.safetensors"))
@@ -202,14 +201,11 @@ def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, mo
 def test_a_failing_process_is_named_with_its_last_line(tmp_path: Path) -> None:
     absent = tiny(data={"dataset": "file", "path": str(tmp_path / "absent.npz")})
     request = TrainRequest(recipe=absent, folder=str(tmp_path / "run"), device="cpu", num_threads=1)
-    with pytest.raises(RunError, match=r"^tiny, split 0: data\.path: no such file or folder: "):
-        run_tasks(
-            [Task("tiny, split 0", request)],
-            num_jobs=2,
-            stop=StopRequest(),
-            on_start=lambda task: None,
-            on_done=lambda *result: pytest.fail("it cannot have finished"),
-        )
+    task, progress = Task("tiny, split 0", request), Progress(1, unit="run", quiet=True)
+    ((ended, error),) = run_tasks([task], num_jobs=2, stop=StopRequest(), progress=progress)
+    assert ended is task
+    assert isinstance(error, RunError)
+    assert str(error).startswith("tiny, split 0: data.path: no such file or folder: ")
 
 
 def test_memory_is_that_of_activations(tmp_path: Path) -> None:

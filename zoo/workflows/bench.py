@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from zoo.errors import OutOfMemoryError, RunError
 from zoo.spec.base import Spec
@@ -71,8 +70,6 @@ def bench(
         # A user's own data set has no size before it is read, so it is looked up only where a number is missing.
         graph_size = (num_nodes, num_edges) if num_nodes and num_edges else data_set_size(recipes[0])
         graph_size = (num_nodes or graph_size[0], num_edges or graph_size[1])
-    # Labels are keys: run_tasks hands a task back with its answer.
-    labels = {f"{recipe.name}, {recipe.model.num_layers} layers": recipe for recipe in recipes}
     request = MeasureRequest(
         recipe=recipes[0],
         graph_size=graph_size,
@@ -82,28 +79,23 @@ def bench(
         device=str(where),
         num_threads=num_threads,
     )
-    tasks = [Task(label, request.model_copy(update={"recipe": recipe})) for label, recipe in labels.items()]
+    tasks = [
+        Task(f"{recipe.name}, {recipe.model.num_layers} layers", request.model_copy(update={"recipe": recipe}))
+        for recipe in recipes
+    ]
     rows: list[BenchRow] = []
     with Progress(len(tasks), unit="depth", quiet=quiet) as progress, stop_requests() as stop:
-
-        def add(task: Task, cost: StepCost | None) -> None:
-            rows.append(BenchRow(num_layers=labels[task.label].model.num_layers, cost=cost))
+        # One at a time, so they end in the order of the recipes.
+        ended = run_tasks(tasks, num_jobs=1, stop=stop, progress=progress)
+        for recipe, (task, result) in zip(recipes, ended, strict=False):
+            cost = None
+            if not isinstance(result, RunError):
+                cost = parse_spec(StepCost, result, where=task.label, error=RunError)
+            elif not isinstance(result, OutOfMemoryError):
+                # Memory is what the user wants to know; any other fault would come again at every depth.
+                raise result
+            rows.append(BenchRow(num_layers=recipe.model.num_layers, cost=cost))
             progress.step(task.label, {})
-
-        def on_done(task: Task, result: dict[str, Any], warnings: Sequence[str]) -> None:
-            for warning in warnings:
-                progress.line(f"Warning: {task.label}: {warning}")
-            add(task, parse_spec(StepCost, result, where=task.label, error=RunError))
-
-        def on_error(task: Task, error: RunError) -> None:
-            # Running out of memory is what the user wants to know; any other fault would come again at every depth.
-            if not isinstance(error, OutOfMemoryError):
-                raise error
-            add(task, None)
-
-        def on_start(task: Task) -> None:
-            progress.stage(task.label)
-
-        if not run_tasks(tasks, num_jobs=1, stop=stop, on_start=on_start, on_done=on_done, on_error=on_error):
+        if stop:
             raise StoppedError(f"{stop.name}: {len(rows)} of {len(tasks)} depths are measured", stop.signum)
     return BenchResults(recipe=recipes[0].name, environment=session.environment(where), rows=tuple(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,11 +220,6 @@ def evaluate(
         # The source reports figures on the real data, which cannot be compared with figures on synthetic ones.
         recipe = recipe.model_copy(update={"source": None})
     return compare_with_published(figures, loaded.results, recipe, sizes)
-
-
-def figures_by_split(figures: list[Measured]) -> Mapping[str, float]:
-    """The values by split."""
-    return {figure.split: figure.value for figure in figures}
 
 
 def _check_shape(graph: Graph, loaded: LoadedModel) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from typing_extensions import Self
 
 from zoo.errors import OutOfMemoryError, RunError, ZooError
 from zoo.spec.base import Spec
+from zoo.workflows.progress import Progress
 from zoo.workflows.session import StopRequest
 
 _POLL_S = 0.05
@@ -33,11 +34,13 @@ class Task:
     Attributes:
         label: names the task; begins its error.
         request: what the worker reads.
+        model: begins its warnings, each of which is shown once for a model; empty: the label.
         module: the worker, run as ``python -m MODULE``; it calls :func:`serve`.
     """
 
     label: str
     request: Spec
+    model: str = ""
     module: str = "zoo.workflows.worker"
 
 
@@ -84,39 +87,29 @@ def serve(work: Callable[[str], dict[str, Any]]) -> int:
 
 
 def run_tasks(
-    tasks: Iterable[Task],
-    *,
-    num_jobs: int,
-    stop: StopRequest,
-    on_start: Callable[[Task], None],
-    on_done: Callable[[Task, dict[str, Any], tuple[str, ...]], None],
-    on_error: Callable[[Task, RunError], None] | None = None,
-) -> bool:
+    tasks: Iterable[Task], *, num_jobs: int, stop: StopRequest, progress: Progress
+) -> Iterator[tuple[Task, dict[str, Any] | RunError]]:
     """Run tasks in order, some at a time.
 
     When a stop is asked for, the signal is passed on to the processes that run, which save their state; no further
-    task is started.
+    task is started. The caller looks at ``stop`` afterwards. A caller that leaves the loop early stops the tasks that
+    still run.
 
     Args:
         tasks: what to do.
         num_jobs: how many at a time.
-        stop: whether a signal came.
-        on_start: called with a task that begins.
-        on_done: called with a finished task, its result and its warnings.
-        on_error: called with a task that failed; None: the first failure ends all.
+        stop: set by a signal.
+        progress: shows which task begins, and the warnings.
 
-    Returns:
-        Whether all tasks ran; else a stop was asked for.
-
-    Raises:
-        RunError: if a task fails; the others that run are stopped and have saved their state.
+    Yields:
+        A task that ended, and its result or why it failed; none of those that failed after a stop.
     """
     waiting, running = deque(tasks), list[_Process]()
     passed_on = False
     try:
         while running or (waiting and not stop):
             while waiting and len(running) < num_jobs and not stop:
-                on_start(waiting[0])
+                progress.stage(waiting[0].label)
                 running.append(_Process.start(waiting.popleft()))
             if stop and not passed_on:
                 passed_on = True
@@ -124,16 +117,14 @@ def run_tasks(
                     process.popen.send_signal(stop.signum)
             for process in [process for process in running if process.popen.poll() is not None]:
                 running.remove(process)
-                with process.out, process.err:
-                    answer, error = process.answer(), process.error()
+                answer, error = process.end()
+                for warning in answer.warnings:
+                    progress.warning(process.task.model or process.task.label, warning)
                 if error is None:
-                    on_done(process.task, answer.result or {}, answer.warnings)
-                elif not stop and on_error is not None:
-                    on_error(process.task, error)
+                    yield process.task, answer.result or {}
                 elif not stop:
-                    raise error
+                    yield process.task, error
             time.sleep(_POLL_S)
-        return not waiting and not stop
     except BaseException as error:
         for process in running:
             # A second Ctrl-C does not wait for a state to be saved; the one before is whole.
@@ -165,25 +156,27 @@ class _Process:
             popen = subprocess.Popen(command, stdin=request, stdout=out, stderr=err, start_new_session=True)
         return cls(task, popen, out, err)
 
-    def answer(self) -> Answer:
-        """The answer; an empty one if the process ended before it could give one."""
-        self.out.seek(0)
+    def end(self) -> tuple[Answer, RunError | None]:
+        """The answer, empty if the process ended before it could give one; and why the task failed, if it did."""
+        with self.out, self.err:
+            self.out.seek(0)
+            self.err.seek(0)
+            output, errors = self.out.read(), self.err.read().decode(errors="replace")
         try:
-            return Answer.model_validate_json(self.out.read())
+            answer = Answer.model_validate_json(output)
         except ValidationError:
-            return Answer()
+            answer = Answer()
+        return answer, self._error(answer, errors)
 
-    def error(self) -> RunError | None:
-        """Why the task failed; None if it did not."""
-        code, answer = self.popen.returncode, self.answer()
+    def _error(self, answer: Answer, errors: str) -> RunError | None:
+        code, label = self.popen.returncode, self.task.label
         if code == 0 and answer.result is not None:
             return None
         if code == -signal.SIGKILL:
             # The way in which Linux ends a process when the machine is out of memory.
-            return OutOfMemoryError(f"{self.task.label}: stopped by SIGKILL, out of memory?")
+            return OutOfMemoryError(f"{label}: stopped by SIGKILL, out of memory?")
         if code < 0:
-            return RunError(f"{self.task.label}: stopped by {signal.Signals(-code).name}")
-        self.err.seek(0)
-        lines = [line for line in self.err.read().decode(errors="replace").splitlines() if line.strip()]
-        reason = answer.error or (lines or [f"exit code {code}"])[-1]
-        return (OutOfMemoryError if answer.is_out_of_memory else RunError)(f"{self.task.label}: {reason}")
+            return RunError(f"{label}: stopped by {signal.Signals(-code).name}")
+        lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {code}"]
+        kind = OutOfMemoryError if answer.is_out_of_memory else RunError
+        return kind(f"{label}: {answer.error or lines[-1]}")

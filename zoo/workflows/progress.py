@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ class Progress:
     def __init__(self, total: int, *, unit: str, quiet: bool = False, done: int = 0) -> None:
         self._bar: tqdm[Any] | None = None
         self._quiet = quiet
+        self._warned: set[tuple[str, str]] = set()
         if not quiet and _has_room_for_a_bar():
             self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
 
@@ -73,6 +75,13 @@ class Progress:
             tqdm.write(text, file=sys.stderr) if self._bar else print(text, file=sys.stderr, flush=True)
         except OSError:
             self._quiet = True
+
+    def warning(self, label: str, text: str) -> None:
+        """A warning, shown once for each label whatever its numbers are: they differ from run to run."""
+        key = re.sub(r"\d+", "0", text)
+        if (label, key) not in self._warned:
+            self._warned.add((label, key))
+            self.line(f"Warning: {label}: {text}")
 
     def figures(self, label: str, figures: Mapping[str, str]) -> None:
         """The figures of an evaluation: on the bar or, where there is none, as a line."""

@@ -91,9 +91,17 @@ def work(request: TrainRequest | MeasureRequest) -> dict[str, Any]:
             model = build_model(recipe.model, input_shape(recipe, graph.shape))
         else:
             model = load_for_evaluation(Path(request.folder)).model
-        return measure_training(model, recipe, graph, split, device, num_steps=request.num_steps).model_dump(
-            mode="json"
+        cost = measure_training(
+            model,
+            recipe,
+            graph,
+            split,
+            device,
+            num_steps=request.num_steps,
+            capture=request.capture,
+            edge_precision=request.edge_precision,
         )
+    return cost.model_dump(mode="json")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from zoo.data.graph import Graph
 from zoo.errors import RecipeError, RunError
@@ -35,17 +35,12 @@ class Run:
         return self.recipe.data.split
 
     @property
-    def seed(self) -> int:
-        """The number that all its randomness derives from."""
-        return self.recipe.train.seed
-
-    @property
     def label(self) -> str:
-        """A name among the runs of its entry."""
-        return f"split {self.split}, seed {self.seed}"
+        """A name among all runs of a comparison."""
+        return f"{self.recipe.name}, split {self.split}, seed {self.recipe.train.seed}"
 
     def results(self) -> RunResults | None:
-        """The results of a finished run, else None."""
+        """The results of a finished run; None if it is not finished, or the folder is that of a bundle."""
         return RunDir(self.folder).results() if (self.folder / "recipe.json").is_file() else None
 
 
@@ -54,16 +49,19 @@ class Entry:
     """A row of the table.
 
     Attributes:
-        name: its name there.
-        kind: a recipe that is trained, finished runs, or a bundle.
         recipe: of all its runs, but for split and seed.
-        runs: one model for each split and seed.
+        runs: one model for each split and seed; a bundle has one.
+        is_trained_here: True for a recipe, False for finished runs and bundles.
     """
 
-    name: str
-    kind: Literal["recipe", "runs", "bundle"]
     recipe: Recipe
     runs: tuple[Run, ...]
+    is_trained_here: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in the table."""
+        return self.recipe.name
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -79,14 +77,15 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
             figures of two cannot stand in one table.
     """
     entries = [
-        _folder_entry(model) if isinstance(model, Path) else Entry(model.name, "recipe", complete_recipe(model)[0], ())
+        _folder_entry(model)
+        if isinstance(model, Path)
+        else Entry(complete_recipe(model)[0], (), is_trained_here=True)
         for model in models
     ]
-    recipes_first = sorted(entries, key=lambda entry: entry.kind != "recipe")
-    path = recipes_first[0].recipe.data.path
+    path = next((entry for entry in entries if entry.is_trained_here), entries[0]).recipe.data.path
     if path:
         # Where the file lay when a model was trained counts for nothing; the data are known by their digest.
-        entries = [entry if entry.kind == "recipe" else _with_path(entry, path) for entry in entries]
+        entries = [entry if entry.is_trained_here else _with_path(entry, path) for entry in entries]
     _check_names(entries)
     _check_alike(entries)
     return entries
@@ -94,17 +93,16 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
 
 def _folder_entry(folder: Path) -> Entry:
     members = sorted(path for path in folder.iterdir() if _RUN_NAME.match(path.name)) if folder.is_dir() else []
-    if is_run(folder) or members:
-        runs = [Run(RunDir(path).recipe(), path) for path in members or [folder]]
-        for run in runs:
-            check_same_recipe(run.folder, run.recipe, _run_of(runs[0].recipe, run.split, run.seed))
-            if run.results() is None:
-                raise RunError(
-                    f"{run.folder}: the run is not finished; continue it with: revgnn-zoo train --resume {run.folder}"
-                )
-        return Entry(runs[0].recipe.name, "runs", runs[0].recipe, tuple(runs))
-    recipe = read_config(folder).recipe
-    return Entry(recipe.name, "bundle", recipe, (Run(recipe, folder),))
+    if not (is_run(folder) or members):
+        recipe = read_config(folder).recipe
+        return Entry(recipe, (Run(recipe, folder),))
+    runs = tuple(Run(RunDir(path).recipe(), path) for path in members or [folder])
+    for run in runs:
+        check_same_recipe(run.folder, run.recipe, _run_of(runs[0].recipe, run.split, run.recipe.train.seed))
+        if run.results() is None:
+            command = f"revgnn-zoo train --resume {run.folder}"
+            raise RunError(f"{run.folder}: the run is not finished; continue it with: {command}")
+    return Entry(runs[0].recipe, runs)
 
 
 def _with_path(entry: Entry, path: str) -> Entry:
@@ -180,16 +178,15 @@ def with_runs(entry: Entry, out: Path, splits: Sequence[int], num_seeds: int) ->
     Raises:
         RunError: if one of the folders holds the run of another recipe.
     """
-    if entry.kind != "recipe":
+    if not entry.is_trained_here:
         return entry
     first_seed = entry.recipe.train.seed
     runs = []
-    for seed in range(first_seed, first_seed + num_seeds):
-        for split in splits:
-            run = Run(_run_of(entry.recipe, split, seed), out / entry.name / f"split-{split}-seed-{seed}")
-            if (run.folder / "recipe.json").is_file():
-                check_same_recipe(run.folder, RunDir(run.folder).recipe(), run.recipe)
-            runs.append(run)
+    for seed, split in itertools.product(range(first_seed, first_seed + num_seeds), splits):
+        run = Run(_run_of(entry.recipe, split, seed), out / entry.name / f"split-{split}-seed-{seed}")
+        if (run.folder / "recipe.json").is_file():
+            check_same_recipe(run.folder, RunDir(run.folder).recipe(), run.recipe)
+        runs.append(run)
     return replace(entry, runs=tuple(runs))
 
 
@@ -206,7 +203,7 @@ def check_data(entry: Entry, graph: Graph) -> None:
         raise RecipeError(f"{entry.name}: does not fit {graph.name}: {error}") from error
     digests: dict[int, str] = {}
     for run in entry.runs:
-        results = None if entry.kind == "bundle" else run.results()
+        results = run.results()
         if results is None:
             continue
         if run.split not in digests and run.split < len(graph.splits):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from zoo.data.datasets import DATASETS
 from zoo.data.graph import Graph
 from zoo.errors import DataError, RunError
 from zoo.files import atomic_write, make_folder, write_json
+from zoo.json_object import read_json_object
 from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe
-from zoo.spec.results import RunResults, baseline_in_words
+from zoo.spec.results import Measured, RunResults, baseline_in_words
 from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
-from zoo.workflows.compare.cache import Cache
 from zoo.workflows.compare.entries import (
     Entry,
     Run,
@@ -42,7 +41,7 @@ from zoo.workflows.compare.results import (
     RunScores,
 )
 from zoo.workflows.compare.table import markdown
-from zoo.workflows.evaluate import evaluate, figures_by_split, test_protocol
+from zoo.workflows.evaluate import evaluate, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
 from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
@@ -56,18 +55,29 @@ _SPLITS = ("valid", "test")
 
 @dataclass(frozen=True)
 class _Job:
-    """The options, the cache and the stop request that all steps of one comparison share."""
+    """What all steps of one comparison share: options, progress, the stop request and the cache.
+
+    Attributes:
+        measured: costs of steps and scores of baselines by a digest of what they depend on, as in ``cache``.
+        cache: a JSON file, so that an interrupted comparison need not repeat measurements.
+    """
 
     device: torch.device
     num_threads: int | None
     num_jobs: int
     quiet: bool
-    cache: Cache
+    progress: Progress
     stop: StopRequest
-    # Warnings, with their numbers masked.
-    shown: set[str] = field(default_factory=set)
+    measured: dict[str, Any]
+    cache: Path
 
-    def stop_if_asked(self, progress: str) -> None:
+    def keep(self, key: str, value: Any) -> None:
+        # The whole file each time: it is small, and a process may be killed after any measurement.
+        self.measured[key] = value
+        make_folder(self.cache.parent, RunError)
+        write_json(self.cache, self.measured, RunError)
+
+    def stop_if_asked(self, progress: str = "all runs are finished") -> None:
         if self.stop:
             message = f"{self.stop.name}: {progress}; the same command continues where it was"
             raise StoppedError(message, self.stop.signum)
@@ -115,11 +125,16 @@ def compare(
     for entry in entries[1:]:
         # Each sees the graph in its own way; they are looked at one by one, since one alone may fill the memory.
         check_data(entry, recipe_graph(entry.recipe)[0])
+    cache = out / "measured.json"
+    measured = _read_cache(cache)
+    runs = [run for entry in entries if entry.is_trained_here for run in entry.runs]
+    done = sum(run.results() is not None for run in runs)
     with stop_requests() as stop:
-        job = _Job(where, num_threads, num_jobs, quiet, Cache(out / "measured.json"), stop)
-        _train(entries, job)
-        costs = _measure(entries, job)
-        rows = tuple(_row(entry, _scores(entry, job), costs[entry.name]) for entry in entries)
+        with Progress(len(runs) + len(entries), unit="task", quiet=quiet, done=done) as progress:
+            job = _Job(where, num_threads, num_jobs, quiet, progress, stop, measured, cache)
+            _train(runs, job)
+            costs = _measure(entries, job)
+        rows = tuple(_row(entry, cost, job) for entry, cost in zip(entries, costs, strict=True))
         baseline = _baseline(entries[0].recipe, graph, splits, job)
     recipe = entries[0].recipe
     synthetic, known = is_synthetic(recipe, graph), DATASETS.get(recipe.data.dataset)
@@ -141,7 +156,7 @@ def compare(
         models=rows,
         baseline=baseline,
         reported=tuple(figure for figure in reported if figure.metric == recipe.metric),
-        notes=tuple(_notes(entries, job.cache)),
+        notes=tuple(_notes(entries, measured.get("num_jobs", 1))),
     )
     make_folder(out, RunError)
     write_json(out / "compare.json", results.model_dump(mode="json", exclude_none=True), RunError)
@@ -150,75 +165,60 @@ def compare(
     return results
 
 
-def _train(entries: Sequence[Entry], job: _Job) -> None:
-    """Train the runs of recipes that are not finished."""
-    runs = {f"{e.name}, {run.label}": (e, run) for e in entries if e.kind == "recipe" for run in e.runs}
-    missing = {label: (entry, run) for label, (entry, run) in runs.items() if run.results() is None}
+def _read_cache(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path, error=RunError, max_bytes=1 << 26) if path.exists() else {}
+    except RunError as error:
+        raise RunError(f"{error}; remove the file") from error
+
+
+def _train(runs: Sequence[Run], job: _Job) -> None:
+    """Train the runs that are not finished."""
+    missing = {run.label: run for run in runs if run.results() is None}
+    num_finished = len(runs) - len(missing)
     if job.num_jobs > 1 and len(missing) > 1:
-        job.cache.put("num_jobs", job.num_jobs)
-    with Progress(len(runs), unit="run", quiet=job.quiet, done=len(runs) - len(missing)) as progress:
-        if runs and not missing:
-            progress.line("all runs are there already")
-
-        def on_result(label: str, answer: dict[str, Any]) -> None:
-            results = parse_spec(RunResults, answer, where=label, error=RunError)
-            test = _of_test_protocol(results, missing[label][1].recipe)["test"]
-            shown = {"test": f"{test:.4f}", "train_s": f"{results.train_s:.1f}"}
-            progress.step(label, shown)
-            progress.figures(label, shown)
-
-        _run(missing, TrainRequest, job, job.num_jobs, progress, on_result)
-    num_finished = sum(run.results() is not None for _, run in runs.values()) if job.stop else 0
+        job.keep("num_jobs", job.num_jobs)
+    if runs and not missing:
+        job.progress.line("all runs are there already")
+    for label, answer in _answers(TrainRequest, missing, job, job.num_jobs):
+        results = parse_spec(RunResults, answer, where=label, error=RunError)
+        test = _test_figures(results.results, missing[label].recipe)["test"]
+        shown = {"test": f"{test:.4f}", "train_s": f"{results.train_s:.1f}"}
+        job.progress.step(label, shown)
+        job.progress.figures(label, shown)
+        num_finished += 1
     job.stop_if_asked(f"{num_finished} of {len(runs)} runs are finished")
 
 
-def _measure(entries: Sequence[Entry], job: _Job) -> dict[str, StepCost]:
-    """Measure a training step of each entry, by name, one after the other whatever ran at the same time before.
+def _measure(entries: Sequence[Entry], job: _Job) -> list[StepCost]:
+    """Measure a training step of each entry, one after the other whatever ran at the same time before.
 
     The weights are those at the end of training: some models take longer the further they are.
     """
     keys = {f"{entry.name}, a training step": _cost_key(entry, job) for entry in entries}
-    first = {label: (entry, entry.runs[0]) for label, entry in zip(keys, entries, strict=True)}
-    missing = {label: run for label, run in first.items() if job.cache.get(keys[label]) is None}
-    with Progress(len(missing), unit="measurement", quiet=job.quiet) as progress:
-
-        def on_result(label: str, answer: dict[str, Any]) -> None:
-            job.cache.put(keys[label], answer)
-            progress.step(label, {})
-
-        _run(missing, MeasureRequest, job, 1, progress, on_result)
-    job.stop_if_asked("all runs are finished")
-    costs = [parse_spec(StepCost, job.cache.get(key), where=label, error=RunError) for label, key in keys.items()]
-    return {entry.name: cost for entry, cost in zip(entries, costs, strict=True)}
+    runs = {label: entry.runs[0] for label, entry in zip(keys, entries, strict=True)}
+    missing = {label: run for label, run in runs.items() if keys[label] not in job.measured}
+    for label in runs.keys() - missing.keys():
+        job.progress.step(label, {})
+    for label, answer in _answers(MeasureRequest, missing, job, 1):
+        job.keep(keys[label], answer)
+        job.progress.step(label, {})
+    job.stop_if_asked()
+    return [parse_spec(StepCost, job.measured[key], where=label, error=RunError) for label, key in keys.items()]
 
 
-def _run(
-    runs: Mapping[str, tuple[Entry, Run]],
-    request: type[TrainRequest | MeasureRequest],
-    job: _Job,
-    num_jobs: int,
-    progress: Progress,
-    on_result: Callable[[str, dict[str, Any]], None],
-) -> None:
-    """Train or measure runs in processes of their own, and show each warning of a model once, in whatever numbers."""
-
-    def on_done(task: Task, answer: dict[str, Any], warnings: Sequence[str]) -> None:
-        for line in (f"Warning: {runs[task.label][0].name}: {warning}" for warning in warnings):
-            # Residuals and the like differ from run to run, and the same warning ten times hides the others.
-            key = re.sub(r"\d+", "0", line)
-            if key not in job.shown:
-                job.shown.add(key)
-                progress.line(line)
-        on_result(task.label, answer)
-
-    common: dict[str, Any] = {"device": str(job.device), "num_threads": job.num_threads}
-    run_tasks(
-        [Task(label, request(recipe=run.recipe, folder=str(run.folder), **common)) for label, (_, run) in runs.items()],
-        num_jobs=num_jobs,
-        stop=job.stop,
-        on_start=lambda task: progress.stage(task.label),
-        on_done=on_done,
-    )
+def _answers(
+    request: type[TrainRequest | MeasureRequest], runs: Mapping[str, Run], job: _Job, num_jobs: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train or measure runs in processes of their own; the labels and the answers of those that ended."""
+    tasks = []
+    for label, run in runs.items():
+        todo = request(recipe=run.recipe, folder=str(run.folder), device=str(job.device), num_threads=job.num_threads)
+        tasks.append(Task(label, todo, model=run.recipe.name))
+    for task, result in run_tasks(tasks, num_jobs=num_jobs, stop=job.stop, progress=job.progress):
+        if isinstance(result, RunError):
+            raise result
+        yield task.label, result
 
 
 def _cost_key(entry: Entry, job: _Job) -> str:
@@ -229,36 +229,36 @@ def _cost_key(entry: Entry, job: _Job) -> str:
     return "cost " + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _scores(entry: Entry, job: _Job) -> tuple[RunScores, ...]:
-    """The scores of each run of an entry; a bundle is evaluated here."""
-    rows = []
-    for run in entry.runs:
-        results = None if entry.kind == "bundle" else run.results()
-        row: dict[str, Any] = {"split": run.split, "seed": run.seed}
-        if results is None:
-            path, device = run.recipe.data.path or None, str(job.device)
-            compared = evaluate(
-                run.folder, splits=_SPLITS, data_path=path, device=device, num_threads=job.num_threads, quiet=job.quiet
-            )
-            row |= figures_by_split([item.figure for item in compared])
-        else:
-            # A teacher is trained for the sake of its student.
-            train_s = results.train_s + (0.0 if results.teacher is None else results.teacher.train_s)
-            row |= {"num_epochs": results.num_epochs, "best_epoch": results.best_epoch, "train_s": train_s}
-            row |= _of_test_protocol(results, run.recipe)
-        rows.append(RunScores.model_validate(row))
-        job.stop_if_asked("all runs are finished")
-    return tuple(rows)
+def _scores(run: Run, job: _Job) -> RunScores:
+    """The scores of a run; a bundle is evaluated here."""
+    results, training = run.results(), dict[str, Any]()
+    if results is None:
+        compared = evaluate(
+            run.folder,
+            splits=_SPLITS,
+            data_path=run.recipe.data.path or None,
+            device=str(job.device),
+            num_threads=job.num_threads,
+            quiet=job.quiet,
+        )
+        figures = [item.figure for item in compared]
+    else:
+        figures = list(results.results)
+        # A teacher is trained for the sake of its student.
+        train_s = results.train_s + (0.0 if results.teacher is None else results.teacher.train_s)
+        training = {"num_epochs": results.num_epochs, "best_epoch": results.best_epoch, "train_s": train_s}
+    job.stop_if_asked()
+    return RunScores(split=run.split, seed=run.recipe.train.seed, **training, **_test_figures(figures, run.recipe))
 
 
-def _of_test_protocol(results: RunResults, recipe: Recipe) -> Mapping[str, float]:
-    """The figures of a run that were measured as its recipe's test says, by split."""
+def _test_figures(figures: Sequence[Measured], recipe: Recipe) -> dict[str, Any]:
+    """The figures on valid and test nodes that were measured as the recipe's test says, by split."""
     protocol = str(test_protocol(recipe))
-    figures = [figure for figure in results.results if figure.protocol == protocol and figure.split in _SPLITS]
-    return figures_by_split(figures)
+    return {f.split: f.value for f in figures if f.protocol == protocol and f.split in _SPLITS}
 
 
-def _row(entry: Entry, runs: tuple[RunScores, ...], cost: StepCost) -> CompareEntry:
+def _row(entry: Entry, cost: StepCost, job: _Job) -> CompareEntry:
+    runs = tuple(_scores(run, job) for run in entry.runs)
     times = [run.train_s for run in runs if run.train_s is not None]
     return CompareEntry(
         name=entry.name,
@@ -278,30 +278,29 @@ def _row(entry: Entry, runs: tuple[RunScores, ...], cost: StepCost) -> CompareEn
 
 def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) -> BaselineEntry | None:
     """A linear model of the node features on each split; None where it is not defined."""
-    rows = []
+    rows, metric = [], recipe.metric
     for index in splits:
-        split, metric = graph.splits[index], recipe.metric
+        split = graph.splits[index]
         key = f"baseline {metric} {graph_digest(graph, split)}"
-        scores = job.cache.get(key)
-        if scores is None:
+        if key not in job.measured:
             # It takes longer than an evaluation on wide features, so it is cached by a digest of all that it reads.
             try:
-                scores = linear_baseline(graph, split, metric)
+                job.keep(key, linear_baseline(graph, split, metric))
             except DataError:
                 return None
-            job.cache.put(key, scores)
-        job.stop_if_asked("all runs are finished")
+        job.stop_if_asked()
+        scores = job.measured[key]
         rows.append(RunScores(split=index, valid=scores["valid"], test=scores["test"]))
     valid, test = Mean.of([row.valid for row in rows]), Mean.of([row.test for row in rows])
     return BaselineEntry(name=baseline_in_words(recipe.metric), runs=tuple(rows), valid=valid, test=test)
 
 
-def _notes(entries: Sequence[Entry], cache: Cache) -> list[str]:
+def _notes(entries: Sequence[Entry], num_jobs: int) -> list[str]:
     """The circumstances under which figures of the table do not compare."""
     notes = data_differences(entries)
-    if cache.get("num_jobs"):
-        notes.append(f"up to {cache.get('num_jobs')} runs were trained at the same time: training times do not compare")
-    trained = [run.results() for entry in entries if entry.kind != "bundle" for run in entry.runs]
+    if num_jobs > 1:
+        notes.append(f"up to {num_jobs} runs were trained at the same time: training times do not compare")
+    trained = [run.results() for entry in entries for run in entry.runs]
     machines = sorted({results.environment.machine for results in trained if results is not None})
     if len(machines) > 1:
         notes.append(f"trained on {', '.join(machines)}: training times do not compare")
