@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from zoo.data.synthetic import synthetic_graph
 from zoo.ops.csr import CSR, csr_from_edge_index
 from zoo.ops.dispatch import backend_for, use_backend
 from zoo.ops.edges import EdgeInput
-from zoo.ops.gen_aggregate import AGGREGATIONS, gen_aggregate
+from zoo.ops.gen_aggregate import AGGREGATIONS, Aggr, gen_aggregate
 from zoo.workflows.session import environment, is_out_of_memory
 
 SCATTER = {"max": "amax", "mean": "mean", "sum": "sum"}
@@ -58,6 +59,7 @@ def random_inputs(num_nodes: int, num_edges: int, C: int, device: torch.device) 
     """Edges and their features as in ogbn-proteins, everything else from a normal distribution."""
     edge_index, edge_attr = directed_edges(synthetic_graph(num_nodes, num_edges // 2))
     csr, order = csr_from_edge_index(edge_index, num_nodes)
+    assert edge_attr is not None
     edge_attr = edge_attr[order]
     D, generator = edge_attr.shape[1], torch.Generator().manual_seed(0)
     x, weight, bias, grad = (
@@ -69,7 +71,7 @@ def random_inputs(num_nodes: int, num_edges: int, C: int, device: torch.device) 
     return Inputs(csr.to(device), target.to(device), x, edge_attr.to(device), weight, bias, grad)
 
 
-def contenders(inputs: Inputs, aggr: str) -> dict[str, Callable[[], Tensor]]:
+def contenders(inputs: Inputs, aggr: Aggr) -> dict[str, Callable[[], Tensor]]:
     """Name and forward pass of each."""
     csr, target, x, edge_attr, weight, bias, _ = inputs
     num_nodes, C = x.shape
@@ -113,7 +115,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> tuple[float
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
+def measure(inputs: Inputs, aggr: Aggr, repeats: int) -> list[dict[str, object]]:
     """One row per direction and contender; each has its times and its ratio to the first contender."""
     runs = contenders(inputs, aggr)
     fastest = next(iter(runs))
@@ -125,7 +127,7 @@ def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
     def train(forward: Callable[[], Tensor]) -> None:
         for leaf in (inputs.x, inputs.weight, inputs.bias):
             leaf.grad = None
-        forward().backward(inputs.grad)
+        torch.autograd.backward(forward(), inputs.grad)
 
     rows: list[dict[str, object]] = []
     for direction, step in (("forward", infer), ("forward and backward", train)):
@@ -135,7 +137,7 @@ def measure(inputs: Inputs, aggr: str, repeats: int) -> list[dict[str, object]]:
                 if name not in times:
                     continue
                 try:
-                    spent = seconds(lambda step=step, forward=forward: step(forward), inputs.x.device)
+                    spent = seconds(partial(step, forward), inputs.x.device)
                 except (MemoryError, RuntimeError) as error:
                     if name == fastest or not is_out_of_memory(error):
                         raise

@@ -43,7 +43,7 @@ def plot(result: dict[str, Any]) -> bytes:
     make, rows = _PLOTS[result["suite"]], result["cases"]
     # Times and memory were once measured by two suites.
     figures = [key for key in ("median_step_s", "peak_bytes") if any(key in row for row in rows)]
-    num_panels = {_epochs: 2, _peers: len(figures)}.get(make, 1)
+    num_panels = 2 if make is _epochs else len(figures) if make is _peers else 1
     height = 1.6 + 0.55 * len(rows) if make is _epochs else 4.0
     figure = Figure(figsize=(7.6 if num_panels == 1 else 10.0, height), layout="constrained")
     panels = figure.subplots(1, num_panels, squeeze=False, sharey=num_panels > 1)[0]

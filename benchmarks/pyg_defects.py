@@ -33,7 +33,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """[N, C] to [N, C]."""
-        return self.conv(self.dropout(self.norm(x).relu()), edge_index)
+        out: Tensor = self.conv(self.dropout(self.norm(x).relu()), edge_index)
+        return out
 
 
 class Stack(nn.Module):
@@ -46,7 +47,7 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """[N, C] to [N, C]."""
-        h = self.encoder(x)
+        h: Tensor = self.encoder(x)
         for layer in self.layers:
             h = layer(h, edge_index)
         return h
@@ -55,7 +56,7 @@ class Stack(nn.Module):
         """A copy under plain autograd."""
         twin = copy.deepcopy(self)
         for layer in twin.layers:
-            layer.disable = True
+            layer.disable = True  # type: ignore[assignment]
         return twin
 
 

@@ -220,7 +220,8 @@ def rows() -> list[dict[str, Any]]:
     """The table: a row for all runs of one model."""
     groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in read_runs():
-        groups[(run["recipe"], *model_sets(run))].append(run)
+        key = (run["recipe"], *model_sets(run))
+        groups[key].append(run)
     return [_row(runs) for _, runs in sorted(groups.items())]
 
 
@@ -308,9 +309,11 @@ def draw(runs: list[Run]) -> None:
         by_label[LABELS[model.type, tied]].append((model.num_layers, run["test"]))
     for label, found in by_label.items():
         scores.plot(*zip(*sorted(found), strict=True), marker="o", color=COLORS[label], label=label)
-    model, line = PUBLISHED
+    published, line = PUBLISHED
     scores.axhline(line, color="#666666", linestyle=":", linewidth=1)
-    scores.annotate(model, (0.02, line), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points")
+    scores.annotate(
+        published, (0.02, line), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points"
+    )
     scores.set(ylabel="test ROC-AUC", title="minesweeper, split 0")
     if MEMORY.exists():
         rows = json.loads(MEMORY.read_text(encoding="utf-8"))["rows"]

@@ -23,7 +23,7 @@ from zoo.workflows.evaluate import Protocol, predict
 from zoo.workflows.graphs import place_graph
 from zoo.workflows.memory import measure_steps, release_eagerly
 from zoo.workflows.processes import serve
-from zoo.workflows.step_cost import StepCost, measure_training, num_bytes, random_graph
+from zoo.workflows.step_cost import StepCost, graph_bytes, measure_training, num_bytes, random_graph
 
 
 class CaseRequest(Spec):
@@ -86,7 +86,7 @@ def measure(case: Case, device: torch.device) -> StepCost:
         median_step_s=statistics.median(seconds) / case.num_parts,
         partition_s=0.0,
         epoch_s=statistics.median(seconds),
-        graph_bytes=num_bytes(t for t in (graph.x, graph.edge_index, graph.edge_attr, graph.y) if t.is_cuda),
+        graph_bytes=graph_bytes(graph),
         part_bytes=0,
         state_bytes=num_bytes(model.parameters()),
         peak_bytes=peak_bytes,

@@ -125,7 +125,6 @@ def measure_training(
     partition_s = statistics.median(_partition_s(graph, recipe, epoch, device) for epoch in range(_NUM_PARTITIONS))
     optimizer_state = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     gradients = [p for p in model.parameters() if p.requires_grad]
-    whole = [t for t in (graph.x, graph.edge_index, graph.edge_attr, graph.y) if t is not None and t.is_cuda]
     num_parts, median_step_s = num_parts_of(spec.partition), statistics.median(step_s)
     return StepCost(
         num_nodes=graph.num_nodes,
@@ -136,7 +135,7 @@ def measure_training(
         median_step_s=median_step_s,
         partition_s=partition_s,
         epoch_s=partition_s + num_parts * median_step_s,
-        graph_bytes=num_bytes(whole),
+        graph_bytes=graph_bytes(graph),
         part_bytes=num_bytes(t for t in (part.nodes, part.x, part.edge_attr, *part.csr) if t is not None),
         state_bytes=num_bytes([*model.parameters(), *gradients, *optimizer_state]),
         peak_bytes=peak_bytes,
@@ -201,6 +200,12 @@ def data_set_size(recipe: Recipe) -> tuple[int, int]:
 def num_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of some tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def graph_bytes(graph: Graph) -> int:
+    """Bytes of a graph on a GPU; 0 on the CPU, where it may be mapped from a file."""
+    tensors = (graph.x, graph.edge_index, graph.edge_attr, graph.y)
+    return num_bytes(t for t in tensors if t is not None and t.is_cuda)
 
 
 def _partition_s(graph: Graph, recipe: Recipe, epoch: int, device: torch.device) -> float:

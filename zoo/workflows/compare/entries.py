@@ -77,9 +77,7 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
             figures of two cannot stand in one table.
     """
     entries = [
-        _folder_entry(model)
-        if isinstance(model, Path)
-        else Entry(complete_recipe(model)[0], (), is_trained_here=True)
+        _folder_entry(model) if isinstance(model, Path) else Entry(complete_recipe(model)[0], (), is_trained_here=True)
         for model in models
     ]
     path = next((entry for entry in entries if entry.is_trained_here), entries[0]).recipe.data.path
