@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.workflows.progress import Board, Progress
+from zoo.workflows.progress import Board, Progress, duration_in_words
 
 SCRIPT = """
 from zoo.workflows.progress import Progress
@@ -94,3 +94,22 @@ def test_with_tensorboard_every_figure_is_written(tmp_path: Path, monkeypatch: p
     board.add({"loss": 0.5, "lr": 0.1}, 8)
     board.close()
     assert written == [(str(tmp_path), 7), ("loss", 0.5, 8), ("lr", 0.1, 8), "closed"]
+
+
+def test_the_time_left_is_told_once_and_without_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([100.0, 103.0, 106.0, 109.0])
+    monkeypatch.setattr("zoo.workflows.progress.time.monotonic", lambda: next(clock))
+    with Progress(104, unit="step", done=2) as progress:
+        for _ in range(4):
+            progress.step("epoch 1", {})
+    assert capsys.readouterr().err == "about 5 min left for 99 more steps\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(61, "1 min"), (3540, "59 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min"), (2_160_000, "25 days 0 h")],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration_in_words(seconds) == words

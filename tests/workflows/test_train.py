@@ -1,5 +1,7 @@
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,3 +321,32 @@ def test_progress_goes_to_stderr_as_lines(tmp_path: Path, capsys: pytest.Capture
     assert all(word in lines[-1] for word in ("epoch 4/4", "loss", "valid_accuracy", "epoch_s", "memory"))
     run(recipe, tmp_path / "b")
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_says_at_once_with_what_and_on_what_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.workflows.describe.named_backend", lambda: None)
+    monkeypatch.setattr("zoo.workflows.describe.backend_for", lambda device: ("chunked", "numba is not installed"))
+    train(small_recipe(tmp_path), tmp_path / "a", device="cpu")
+    shown = capsys.readouterr().err.splitlines()
+    lines = {line.split()[0]: line for line in shown if not line.startswith("epoch ")}
+    assert lines["run"] == f"run     {tmp_path / 'a'}"
+    assert "CPU" in lines["device"]
+    assert lines["device"].endswith("kernels: chunked")
+    assert 'pip install "revgnn-zoo[fast]"' in lines["hint"]
+    assert "90 nodes" in lines["data"]
+    assert "6 node and 3 edge features" in lines["data"]
+    assert "40 train, 25 valid, 25 test" in lines["task"]
+    assert lines["model"] == "model   rev, 3 layers x 8 channels, 947 parameters"
+    assert lines["length"] == "length  at most 4 epochs of 2 steps"
+    assert shown.index(lines["device"]) < shown.index(lines["data"])
+
+
+def test_training_imports_what_it_needs_alone() -> None:
+    code = (
+        "import sys, zoo.workflows.train; print({'sklearn', 'matplotlib', 'pandas', 'scipy', 'ogb'} & set(sys.modules))"
+    )
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "set()\n"

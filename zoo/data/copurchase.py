@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 
 from zoo.data.arrays import read_arrays, undirected_edges
@@ -36,6 +35,8 @@ def copurchase_arrays(graph: Path, split: Path) -> dict[str, Array]:
     Raises:
         DataError: if a file is damaged, or the two do not belong together.
     """
+    import scipy.sparse
+
     raw, ids = read_arrays(graph, names=(*_SPARSE, "labels")), read_arrays(split, names=("train", "valid", "test"))
     try:
         matrices = {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from zoo.data.array_cache import ArrayWriter
@@ -38,6 +37,8 @@ def csv_chunks(
     Raises:
         DataError: if the file is missing, damaged, of another length or holds other values.
     """
+    import pandas as pd
+
     done = 0
     bar = tqdm(total=num_rows, desc=f"reading {what}", unit=" rows", unit_scale=True, disable=None, leave=False)
     try:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from zoo.data.graph import Graph, Split, validate
 
@@ -26,6 +25,8 @@ def digits_graph() -> Graph:
     Returns:
         The same graph every time.
     """
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     pixels = data.data.astype(np.float64)  # [N, 64] whole numbers in 0 .. 16
     n = len(pixels)

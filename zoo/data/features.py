@@ -7,8 +7,6 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -93,6 +91,9 @@ def laplacian(graph: Graph) -> Tensor:
     Raises:
         DataError: if the solver does not converge or the graph has fewer than 2 nodes.
     """
+    import scipy.sparse
+    import scipy.sparse.linalg
+
     n = graph.num_nodes
     k = min(NUM_EIGENVECTORS, n - 1)
     if k < 1:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, f1_score, matthews_corrcoef, roc_auc_score
 from torch import Tensor
 
 from zoo.errors import DataError
@@ -65,6 +64,9 @@ def rocauc(y_true: Tensor, logits: Tensor) -> float:
     Raises:
         DataError: if no task has both classes, or a logit is not finite.
     """
+    # Imported here, because it takes longer than all else that a command needs to start.
+    from sklearn.metrics import roc_auc_score
+
     return _mean_area("rocauc", roc_auc_score, y_true, logits)
 
 
@@ -81,6 +83,8 @@ def average_precision(y_true: Tensor, logits: Tensor) -> float:
     Raises:
         DataError: if no task has both classes, or a logit is not finite.
     """
+    from sklearn.metrics import average_precision_score
+
     return _mean_area("average_precision", average_precision_score, y_true, logits)
 
 
@@ -152,6 +156,8 @@ def macro_f1(y_true: Tensor, logits: Tensor) -> float:
     Raises:
         DataError: if no node has a label, or a logit is not finite.
     """
+    from sklearn.metrics import f1_score
+
     if y_true.ndim == 1:
         return float(f1_score(*_known_classes("macro_f1", y_true, logits), average="macro", zero_division=0.0))
     labels, scores = _columns(y_true, logits)
@@ -175,6 +181,8 @@ def mcc(y_true: Tensor, logits: Tensor) -> float:
     Raises:
         DataError: if no node has a label, or a logit is not finite.
     """
+    from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(*_known_classes("mcc", y_true, logits)))
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 
 from zoo.data.arrays import undirected_edges
@@ -91,6 +90,8 @@ def read_pickle(path: Path) -> Any:
             raise DataError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes, so not a file of this data set")
         value = _Reader(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         if isinstance(value, _Matrix):
+            import scipy.sparse
+
             state = value.__dict__
             parts = tuple(np.asarray(state[key]) for key in ("data", "indices", "indptr"))
             shape = state["_shape"] if "_shape" in state else state["shape"]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 import torch
 
 from zoo.data.download import check_free_space
@@ -332,6 +331,8 @@ def _sample_evidence(
 
 def _sample_labels(rng: np.random.Generator, nodes: _Nodes, strong: Array) -> Array:
     """Sample [N, 112] labels that depend on the modules up to two of the strong edges [2, S] away."""
+    import scipy.sparse
+
     n, num_modules = nodes.membership.shape
     links = scipy.sparse.csr_matrix((np.ones(strong.shape[1], np.float32), tuple(strong)), shape=(n, n))
     links = links + links.T

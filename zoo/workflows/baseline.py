@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
 
 from zoo.data.graph import Graph, Split
 from zoo.data.metrics import check_metric, evaluate
@@ -38,6 +35,9 @@ def linear_baseline(graph: Graph, split: Split, metric: str) -> dict[str, float]
     Raises:
         DataError: if the graph has no node features, or the metric does not fit.
     """
+    # Imported here, because it takes longer than all else that a command needs to start.
+    from sklearn.preprocessing import StandardScaler
+
     check_metric(graph.task, metric)
     x = graph.x
     if x is None:
@@ -71,6 +71,8 @@ def linear_baseline(graph: Graph, split: Split, metric: str) -> dict[str, float]
 
 def _numbers(train_x: Array, y: Array, x: Array) -> Array:
     """[m] predictions for [m, F] features of one number, learned from [n] labels, NaN for unlabeled."""
+    from sklearn.linear_model import Ridge
+
     known = ~np.isnan(y)
     if not known.any():
         return np.zeros(len(x))
@@ -90,6 +92,9 @@ def _logits(train_x: Array, y: Array, x: Array, num_outputs: int) -> Array:
     Returns:
         [m, num_outputs] float64 logits; very low for a class without examples.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     known = y >= 0
     classes = np.unique(y[known]).astype(np.int64)
     logits = np.full((len(x), num_outputs), -1e9)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from zoo.errors import RunError
 from zoo.files import atomic_write
 from zoo.spec.results import metric_in_words
@@ -28,6 +26,8 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
     Raises:
         RunError: if nothing was recorded yet, or the picture cannot be stored.
     """
+    from matplotlib.figure import Figure
+
     records = run.metrics()
     if not records:
         raise RunError(f"{run.path}: no epoch is recorded yet; nothing to draw")

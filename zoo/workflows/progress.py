@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,10 @@ except ImportError:
     pass
 
 
+# Long enough for a rate of steps that will hold, short enough to stop a run that would take a month.
+_SETTLED_S = 5.0
+
+
 class Progress:
     """Reports on stderr. A stderr that goes away does not stop the run.
 
@@ -37,6 +42,7 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         self._quiet = quiet
         self._warned: set[tuple[str, str]] = set()
+        self._left, self._steps, self._settled_at = total - done, 0, 0.0
         if not quiet and _has_room_for_a_bar():
             self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
 
@@ -62,6 +68,7 @@ class Progress:
             bar.update(1)
 
         self._safely(show)
+        self._tell_time_left()
 
     def stage(self, label: str) -> None:
         """The run is at something that is not a step, such as an evaluation."""
@@ -94,6 +101,20 @@ class Progress:
             self.line("  ".join([label, *(f"{name} {value}" for name, value in figures.items())]))
         self._safely(show)
 
+    def _tell_time_left(self) -> None:
+        """Say once, after the first steps, how long all others will take if that is more than a minute."""
+        self._left -= 1
+        self._steps += 1
+        now = time.monotonic()
+        if self._steps == 1:
+            # The first step is not counted: it compiles kernels.
+            self._settled_at = now
+        elif self._settled_at and now - self._settled_at >= _SETTLED_S:
+            left_s = self._left * (now - self._settled_at) / (self._steps - 1)
+            self._settled_at = 0.0
+            if left_s > 60:
+                self.line(f"about {duration_in_words(left_s)} left for {self._left:,} more steps")
+
     def _safely(self, action: Any) -> None:
         if self._bar is None:
             return
@@ -101,6 +122,16 @@ class Progress:
             action(self._bar)
         except OSError:
             self._bar, self._quiet = None, True
+
+
+def duration_in_words(seconds: float) -> str:
+    """A duration in its largest whole unit and the next, such as "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // (24 * 60)} days {minutes // 60 % 24} h"
 
 
 def _has_room_for_a_bar() -> bool:

@@ -31,6 +31,7 @@ from zoo.spec.results import Measured, RunResults
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
+from zoo.workflows.describe import machine_lines, task_lines
 from zoo.workflows.evaluate import (
     Protocol,
     eval_protocol,
@@ -136,6 +137,9 @@ def _train(
     device, quiet = options.device, options.quiet
     spec, metric = recipe.train, f"valid_{recipe.metric}"
     selector = "valid_loss" if recipe.eval.select == "loss" else metric
+    echo = Progress(0, unit="step", quiet=quiet).line
+    for line in (f"run     {run.path}", *machine_lines(device)):
+        echo(line)
     # The teacher comes first, so that its graph and model are gone before those of the student take their place.
     teacher_results = None
     if spec.distillation is not None:
@@ -154,6 +158,8 @@ def _train(
     model = build_model(recipe.model, shape).to(device)
     if options.capture:
         capture_layers(model)
+    for line in task_lines(recipe, graph, split, model):
+        echo(line)
     optimizer = build_optimizer(spec.optimizer, model)
     state = RunState(run, model, optimizer, {"data": data_digest}, session.environment(device))
     resumed = state.restore()
