@@ -31,7 +31,7 @@ from zoo.spec.shipped import card_path, recipe_path
 from zoo.workflows import session
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import recipe_graph
-from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.load import load
 from zoo.workflows.run_dir import RunDir, recipe_digest
 from zoo.workflows.step_cost import measure_training
 from zoo.workflows.train import train
@@ -178,9 +178,7 @@ def step_peak_bytes(runs: dict[str, Run], name: str, sets: list[str], recipe: Re
         if (run["recipe"], model_sets(run)) == (name, shared(sets)):
             return int(run["step_peak_bytes"])
     graph, split = recipe_graph(recipe)
-    return measure_training(
-        load_for_evaluation(folder).model, recipe, graph, split, session.start("cpu", 1), num_steps=1
-    ).peak_bytes
+    return measure_training(load(folder), recipe, graph, split, session.start("cpu", 1), num_steps=1).peak_bytes
 
 
 def measure_depth() -> None:

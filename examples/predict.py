@@ -1,14 +1,13 @@
 """Load a model in one line and predict: ``python examples/predict.py [FOLDER]``; no folder: a shipped model."""
 
 import sys
-from pathlib import Path
 
 import torch
 
 import zoo
 from zoo.data.features import build_features
 
-model = zoo.load(Path(sys.argv[1]) if len(sys.argv) > 1 else "quickstart")
+model = zoo.load(sys.argv[1] if len(sys.argv) > 1 else "quickstart")
 
 recipe = model.zoo_info.recipe
 graph = build_features(zoo.load_graph(recipe.data.dataset), recipe.data.node_features)

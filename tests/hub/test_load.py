@@ -18,7 +18,7 @@ from tests.hub.bundles import REPO, content, outputs, with_weights
 from tests.hub.server import TestHub
 from zoo.cli import main
 from zoo.data.download import data_root
-from zoo.errors import BundleError, NotFoundError, ZooError
+from zoo.errors import NotFoundError, ZooError, ZooWarning
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path, shipped_dir
@@ -78,7 +78,8 @@ def test_new_head_is_asked_for_and_only_the_head_is_new(full_hub: TestHub) -> No
     whole = zoo.load(REPO)
     for num_tasks in (5, 3):
         torch.manual_seed(1)
-        model = zoo.load(REPO, num_tasks=num_tasks)
+        with pytest.warns(ZooWarning, match=r"small: new and untrained: head\.weight, head\.bias; the other \d+ of"):
+            model = zoo.load(REPO, num_tasks=num_tasks)
         assert outputs(model).shape == (20, num_tasks)
         state, kept = model.state_dict(), whole.state_dict()
         changed = {name for name in state if not state[name].equal(kept[name])}
@@ -295,9 +296,8 @@ def test_info_reads_the_header_and_leaves_the_weights_there(
     assert main(["info", "alice/nothing"]) == 3
 
 
-def test_run_directory_and_folder_are_no_names(full_hub: TestHub, run: Path) -> None:
-    with pytest.raises(BundleError, match="a run directory, not a bundle"):
-        zoo.load(run)
-    with pytest.raises(NotFoundError, match="for a folder pass Path"):
-        zoo.load(str(run))
+def test_a_folder_is_never_asked_of_the_hub(full_hub: TestHub, run: Path) -> None:
+    assert outputs(zoo.load(run)).equal(outputs(zoo.load(str(run))))
+    with pytest.raises(NotFoundError, match="no such folder"):
+        zoo.load(f"{run}x")
     assert len(full_hub.requests) == 0

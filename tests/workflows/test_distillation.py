@@ -22,7 +22,7 @@ from zoo.workflows.describe import describe_folder
 from zoo.workflows.evaluate import Protocol, eval_protocol, evaluate, predict
 from zoo.workflows.export import export
 from zoo.workflows.graphs import recipe_graph
-from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.load import load
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.session import StoppedError
@@ -69,11 +69,11 @@ def test_the_student_learns_from_what_the_best_teacher_predicts_in_its_evaluatio
 
     monkeypatch.setattr(Objective, "__init__", noted)
     run(small_recipe(finished, **DISTILLED, train__seed=0), tmp_path / "run")
-    teacher = load_for_evaluation(tmp_path / "run/teacher")
-    graph, split = recipe_graph(teacher.recipe)
-    known = KnownLabels.of(teacher.recipe.train, graph, split, CPU)
-    protocol = eval_protocol(teacher.recipe)
-    expected = predict(teacher.model, graph, protocol, device=CPU, precision="fp32", known=known)
+    teacher = load(tmp_path / "run/teacher")
+    graph, split = recipe_graph(teacher.zoo_info.recipe)
+    known = KnownLabels.of(teacher.zoo_info.recipe.train, graph, split, CPU)
+    protocol = eval_protocol(teacher.zoo_info.recipe)
+    expected = predict(teacher, graph, protocol, device=CPU, precision="fp32", known=known)
     assert len(given) == 2
     assert given[0] is None
     assert given[1] is not None
@@ -135,11 +135,11 @@ def test_the_lowest_validation_loss_wins_and_its_weights_are_kept(finished: Path
         assert best is not None
         assert results.best_epoch == best.epoch.epoch == 1 + losses.index(min(losses))
         assert best.epoch.value == min(losses)
-        loaded = load_for_evaluation(folder)
-        graph, split = recipe_graph(loaded.recipe)
-        objective = Objective(loaded.recipe.train, graph, split, CPU)
-        protocol = eval_protocol(loaded.recipe)
-        logits = predict(loaded.model, graph, protocol, device=CPU, precision="fp32", known=objective.known)
+        loaded = load(folder)
+        graph, split = recipe_graph(loaded.zoo_info.recipe)
+        objective = Objective(loaded.zoo_info.recipe.train, graph, split, CPU)
+        protocol = eval_protocol(loaded.zoo_info.recipe)
+        logits = predict(loaded, graph, protocol, device=CPU, precision="fp32", known=objective.known)
         # The loss of the labels alone, for a student too.
         assert objective.valid_loss(logits) == min(losses)
 

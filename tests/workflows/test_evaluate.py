@@ -29,7 +29,7 @@ from zoo.workflows.evaluate import (
 )
 from zoo.workflows.export import export
 from zoo.workflows.graphs import is_synthetic, recipe_graph
-from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.load import load
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.train import train
 
@@ -132,10 +132,10 @@ def test_a_bundle_evaluates_like_its_run(finished_run: Path, bundle: Path) -> No
 
 
 def test_the_export_gives_the_same_bits(finished_run: Path, bundle: Path) -> None:
-    loaded = [load_for_evaluation(folder) for folder in (finished_run, bundle)]
-    graph, _ = recipe_graph(loaded[0].recipe)
-    protocol = test_protocol(loaded[0].recipe)
-    logits = [predict(one.model, graph, protocol, device=CPU, precision="fp32") for one in loaded]
+    loaded = [load(folder) for folder in (finished_run, bundle)]
+    graph, _ = recipe_graph(loaded[0].zoo_info.recipe)
+    protocol = test_protocol(loaded[0].zoo_info.recipe)
+    logits = [predict(one, graph, protocol, device=CPU, precision="fp32") for one in loaded]
     assert torch.equal(logits[0], logits[1])
 
 

@@ -2,6 +2,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import zoo
 from tests.workflows.small import changed, recipe_data, small_recipe
 from zoo.data.digits import digits_graph
 from zoo.data.graph import directed_edges
-from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, RunError, ZooError
+from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, RunError, ZooError, ZooWarning
 from zoo.hub.bundle import Contents, write_bundle
 from zoo.hub.config import Provenance
 from zoo.models.factory import build_model
@@ -19,7 +20,6 @@ from zoo.spec.recipe import parse_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
 from zoo.workflows.export import export
-from zoo.workflows.load import load_for_evaluation
 from zoo.workflows.run_dir import RunDir
 
 SHAPE = GraphShape(num_node_features=6, num_edge_features=3, num_tasks=3)
@@ -72,35 +72,104 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+NEITHER = "neither a folder nor a shipped model, and not the owner/name of one on the Hub"
+
+
 @pytest.mark.parametrize(
     ("reference", "expected"),
     [
-        ("./folder", r"text means a name; for a folder pass Path('./folder')"),
-        ("/etc", "for a folder pass Path('/etc')"),
-        ("~/folder", "for a folder pass Path"),
-        ("..", "for a folder pass Path"),
-        ("no_such_model", "no model of that name is shipped and there is no such folder; shipped: quickstart"),
-        ("quickstrat", "no model of that name is shipped and there is no such folder; did you mean 'quickstart'?"),
-        ("zoo", "no model of that name is shipped; for a folder pass Path('zoo')"),
-        ("", "no model of that name is shipped"),
-        ("a\0b", "no model of that name is shipped"),
+        ("./folder", "./folder: no such folder"),
+        ("/nowhere", "/nowhere: no such folder"),
+        ("~/no such folder", "no such folder"),
+        ("no_such_model", f"no_such_model: {NEITHER}; shipped: "),
+        ("quickstrat", f"quickstrat: {NEITHER}; did you mean 'quickstart'?"),
+        ("", NEITHER),
+        ("a\0b", NEITHER),
     ],
 )
-def test_text_is_a_name(reference: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_every_place_that_was_tried(
+    reference: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "zoo").mkdir()
     with pytest.raises(NotFoundError) as error:
         zoo.load(reference)
     assert expected in str(error.value)
 
 
-def test_a_folder_that_is_no_bundle_is_refused(finished_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no such folder"):
+def test_text_that_is_a_folder_is_a_folder_before_it_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "owner/name"):
+        folder = make_bundle(tmp_path / "made").rename(tmp_path / name.partition("/")[0])
+        if "/" in name:
+            (tmp_path / "inner").mkdir()
+            folder = folder.rename(tmp_path / "inner/name")
+            (tmp_path / "inner").rename(tmp_path / "owner")
+        for text in (name, f"./{name}", str(tmp_path / name)):
+            assert zoo.load(text).zoo_info.recipe.name == "small"
+    with pytest.raises(ZooError, match="goes with a model on the Hub; owner/name is a folder here"):
+        zoo.load("owner/name", revision="v1")
+
+
+def test_a_run_is_loaded_with_its_best_weights(finished_run: Path) -> None:
+    model, run = zoo.load(str(finished_run)), RunDir(finished_run)
+    best = run.best()
+    assert best is not None
+    assert all(tensor.equal(best.tensors[name]) for name, tensor in model.state_dict().items())
+    assert (model.zoo_info.recipe, model.zoo_info.shape) == (run.recipe(), best.epoch.shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"reference": 3}, "reference: expected a name or a folder, got int"),
+        ({"device": 3}, "3: no such device"),
+        ({"dtype": "float16"}, "dtype: expected a floating-point torch.dtype"),
+        ({"dtype": torch.int8}, "dtype: expected a floating-point torch.dtype"),
+        ({"num_tasks": "2"}, "num_tasks: expected an integer"),
+        ({"num_node_features": 0}, "num_node_features: expected an integer"),
+        ({"reference": "a/b", "revision": 1}, "revision=1: expected a text"),
+        ({"reference": "a/b@v1", "revision": "v2"}, "revision='v2': expected a text, and 'a/b@v1' without one"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_one_line(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ZooError) as error:
+        zoo.load(**{"reference": "quickstart", **options})
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_device_and_dtype_are_those_asked_for() -> None:
+    model = zoo.load("quickstart", device=torch.device("cpu"), dtype=torch.float64)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("family", ["small_rev", "small_res", "small_deq", "small_rev_gat", "small_rev_gcn"])
+def test_new_inputs_and_outputs_leave_all_other_weights(family: str, tmp_path: Path) -> None:
+    model = zoo.create_model(family, SHAPE)
+    info = model.zoo_info
+    provenance = Provenance(zoo_version=zoo.__version__, torch_version=torch.__version__)
+    write_bundle(tmp_path / "b", Contents(info.recipe, info.shape, (FIGURE,), provenance, model.state_dict()))
+    with pytest.warns(ZooWarning, match="new and untrained: ") as said:
+        tuned = zoo.load(tmp_path / "b", num_node_features=11, num_tasks=5)
+    old, new = model.state_dict(), tuned.state_dict()
+    fresh = {name for name in new if old[name].shape != new[name].shape or not old[name].equal(new[name])}
+    ends = ("node_encoder.", "head.", "first.", "last.", "bias")
+    assert fresh
+    assert all(name.startswith(ends) for name in fresh)
+    assert all(name in str(said[0].message) for name in fresh)
+    edge_attr = torch.rand(50, 3) if info.recipe.model.reads_edges else None
+    with torch.no_grad():
+        assert tuned(torch.rand(20, 11), torch.randint(20, (2, 50)), edge_attr).shape == (20, 5)
+    shape, recipe = tuned.zoo_info.shape, tuned.zoo_info.recipe
+    assert (shape.num_node_features, shape.num_tasks, tuned.zoo_info.results) == (11, 5, ())
+    assert (recipe.data.dataset, recipe.source) == ("file", None)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nothing: no such folder"):
         zoo.load(tmp_path / "nothing")
     with pytest.raises(BundleError, match=r"not a bundle: it has no config\.json"):
         zoo.load(tmp_path)
-    with pytest.raises(BundleError, match="a run directory, not a bundle; first: revgnn-zoo export"):
-        zoo.load(finished_run)
 
 
 def test_a_missing_device_is_an_error(tmp_path: Path) -> None:
@@ -168,7 +237,7 @@ def test_an_unfinished_run_is_not_exported(finished_run: Path, tmp_path: Path) -
         export(tmp_path / "run")
     (tmp_path / "run" / "best.safetensors").unlink()
     with pytest.raises(RunError, match="has not reached its first evaluation"):
-        load_for_evaluation(tmp_path / "run")
+        zoo.load(tmp_path / "run")
 
 
 def test_digits_go_through_a_loaded_model(tmp_path: Path) -> None:
@@ -185,7 +254,7 @@ def test_digits_go_through_a_loaded_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [NotFoundError, AccessError, NetworkError])
-def test_a_name_that_may_mean_a_folder_is_looked_for_in_both_places(
+def test_an_error_of_the_hub_says_that_there_is_no_such_folder(
     error: type[ZooError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nowhere(reference: str, **options: object) -> None:
@@ -195,6 +264,3 @@ def test_a_name_that_may_mean_a_folder_is_looked_for_in_both_places(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=r"^runs/typo: not on the Hub; nor is there such a folder$"):
         zoo.load("runs/typo")
-    (tmp_path / "runs/mine").mkdir(parents=True)
-    with pytest.raises(error, match=r"^runs/mine: not on the Hub; for the folder pass Path\('runs/mine'\)$"):
-        zoo.load("runs/mine")

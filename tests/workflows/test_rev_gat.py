@@ -20,7 +20,7 @@ from zoo.spec.shipped import recipe_path
 from zoo.workflows import session
 from zoo.workflows.evaluate import evaluate
 from zoo.workflows.graphs import graph_digest, recipe_graph
-from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.load import load
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.train import train
 
@@ -50,7 +50,7 @@ def test_it_trains_and_is_evaluated(name: str, ogb_root: Path, tmp_path: Path, m
     losses = [record["valid_loss"] for record in records]
     assert results.best_epoch == 1 + losses.index(min(losses))
     # 128 features and a column for each of 40 labels.
-    assert load_for_evaluation(tmp_path / "run").shape.num_node_features == 168
+    assert load(tmp_path / "run").zoo_info.shape.num_node_features == 168
     again = {c.figure.split: c.figure.value for c in evaluate(tmp_path / "run", device="cpu", quiet=True)}
     assert again == {figure.split: figure.value for figure in results.results}
     assert (results.teacher is not None) == name.endswith("_kd")

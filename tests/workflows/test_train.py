@@ -20,7 +20,7 @@ from zoo.workflows import state
 from zoo.workflows import train as module
 from zoo.workflows.evaluate import eval_protocol, measure, predict
 from zoo.workflows.graphs import recipe_graph
-from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.load import load
 from zoo.workflows.objective import Objective
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.step import set_learning_rate
@@ -51,7 +51,7 @@ def test_the_results_say_what_was_measured_and_how(finished_run: Path) -> None:
     assert protocols == [(split, views, 2) for views in (3, 2) for split in ("train", "valid", "test")]
     assert results.num_epochs == 4
     assert results.num_steps == 8
-    assert results.num_parameters == sum(p.numel() for p in load_for_evaluation(finished_run).model.parameters())
+    assert results.num_parameters == sum(p.numel() for p in load(finished_run).parameters())
     assert len(results.data_sha256) == 64
     text = results.model_dump_json()
     for private in (str(Path.home()), str(finished_run.parent)):
@@ -84,10 +84,10 @@ def test_the_best_validation_metric_wins_and_the_first_of_equals(tmp_path: Path)
     values = [record["valid_accuracy"] for record in RunDir(tmp_path / "run").metrics()]
     assert results.best_epoch == 1 + values.index(max(values))
     # The saved weights are those of that epoch: they give the same figure again.
-    loaded = load_for_evaluation(tmp_path / "run")
-    graph, split = recipe_graph(loaded.recipe)
-    protocol = eval_protocol(loaded.recipe)
-    logits = predict(loaded.model, graph, protocol, device=CPU, precision="fp32")
+    loaded = load(tmp_path / "run")
+    graph, split = recipe_graph(loaded.zoo_info.recipe)
+    protocol = eval_protocol(loaded.zoo_info.recipe)
+    logits = predict(loaded, graph, protocol, device=CPU, precision="fp32")
     assert measure(graph, split, "accuracy", logits, protocol, ("valid",))[0].value == max(values)
 
 

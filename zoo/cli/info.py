@@ -50,9 +50,9 @@ def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) 
 def _published(name: str, *, as_json: bool, quiet: bool) -> None:
     from zoo.hub.client import connect
     from zoo.hub.listing import weights_header
-    from zoo.workflows.pull import fetch_config, name_or_folder
+    from zoo.workflows.pull import fetch_config, tried_as_folder
 
-    with name_or_folder(name):
+    with tried_as_folder():
         pulled = fetch_config(name, quiet=quiet or as_json)
     config = pulled.config
     types = weights_header(connect(quiet=True), pulled)

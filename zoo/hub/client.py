@@ -58,19 +58,26 @@ class Hub:
     is_offline: bool
 
 
-def connect(*, offline: bool = False, quiet: bool = False) -> Hub:
+def connect(
+    *,
+    offline: bool = False,
+    quiet: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Hub:
     """The Hub that the environment names; nothing is sent yet.
 
     Args:
         offline: ask the cache alone, as with ``HF_HUB_OFFLINE=1``.
         quiet: show no progress.
+        token: to use instead of the user's; None: that of ``hf auth login`` or HF_TOKEN; False: none.
+        cache_dir: to use instead of the one in HF_HOME.
 
     Raises:
         AccessError: if the host would be reached over plain HTTP, where anyone on the way can change what arrives.
     """
     endpoint = constants.ENDPOINT
     url = urlsplit(endpoint)
-    token: bool | None = None
     if not (url.scheme == "https" or (url.scheme == "http" and _is_this_machine(url.hostname or ""))):
         if url.scheme != "http" or os.environ.get("ZOO_ALLOW_HTTP") != "1":
             raise AccessError(
@@ -82,7 +89,7 @@ def connect(*, offline: bool = False, quiet: bool = False) -> Hub:
         disable_progress_bars()
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     api = HfApi(endpoint=endpoint, token=token, library_name=LIBRARY, library_version=zoo.__version__)
-    return Hub(api, endpoint, Path(constants.HF_HUB_CACHE), offline or bool(constants.HF_HUB_OFFLINE))
+    return Hub(api, endpoint, Path(cache_dir or constants.HF_HUB_CACHE), offline or bool(constants.HF_HUB_OFFLINE))
 
 
 def warn(text: str) -> None:
@@ -139,7 +146,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _of_status(hub: Hub, what: str, error: HfHubHTTPError) -> ZooError:
-    status, asker = error.response.status_code, get_token()
+    status, asker = error.response.status_code, hub.api.token or get_token()
     log_in = "" if asker else f"; {_LOG_IN}"
     if isinstance(error, GatedRepoError):
         return AccessError(f"{what}: gated; ask for access at {hub.endpoint}/{what.partition('@')[0]}{log_in}")

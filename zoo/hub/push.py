@@ -102,7 +102,7 @@ def inspect(hub: Hub, repo_id: str, names: tuple[str, ...], *, create_pr: bool) 
     """
     if hub.is_offline:
         raise NetworkError(f"{repo_id}: cannot publish offline; unset HF_HUB_OFFLINE")
-    if hub.api.token is False or not get_token():
+    if hub.api.token is False or not (hub.api.token or get_token()):
         raise AccessError(f"{repo_id}: publishing needs a token; log in with 'hf auth login' or set HF_TOKEN")
     with plain_errors(hub, repo_id):
         try:

@@ -19,19 +19,29 @@ from zoo.models.gnn import GNN
 from zoo.models.revgat import RevGAT
 from zoo.spec.conv import Conv, Norm
 from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model, ResSpec, RevGATSpec, RevSpec
+from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import GraphShape
 from zoo.spec.solver import Backward, PhantomSpec, ReversibleSolver, Solver
 
 
-def build_model(spec: Model, shape: GraphShape) -> nn.Module:
+def build_model(spec: Model | Recipe | str, shape: GraphShape) -> nn.Module:
     """The model that ``spec`` describes, for graphs of ``shape``; in training mode, freshly initialized.
 
     Initial weights come from torch's global random number generator. As in the authors' code the groups of a
     reversible layer start as copies of one block.
 
+    >>> import zoo
+    >>> model = zoo.build_model("small_rev", zoo.GraphShape(num_node_features=16, num_edge_features=8, num_tasks=3))
+
+    Args:
+        spec: the ``model`` of a recipe, a recipe, or what ``read_recipe`` makes one of.
+        shape: sizes of the inputs and outputs.
+
     Raises:
         RecipeError: if spec and shape do not fit together, or the model would be absurdly large.
     """
+    if isinstance(spec, Recipe | str):
+        spec = read_recipe(spec).model
     # Counted by arithmetic first: a hostile or mistyped recipe must not fill the memory before it is refused.
     count = spec.num_parameters(shape)
     if count > MAX_PARAMETERS:

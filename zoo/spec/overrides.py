@@ -14,34 +14,34 @@ from zoo.json_object import parse_json
 _OF_THE_DATA = ("data.node_features", "data.split", "data.undirected", "train.loss", "eval.metric")
 
 
-def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of ``data`` with ``key.key=value`` assignments applied.
+def override(data: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``data`` with some keys replaced.
 
-    If ``data.dataset`` is assigned, node features, split, loss and metric of the former data set are left out first.
+    If ``data.dataset`` is replaced, node features, split, loss and metric of the former data set are left out first.
+
+    Args:
+        data: JSON data.
+        overrides: values by dotted key, None to leave the key out; or ``key.key=value`` assignments.
 
     Raises:
         RecipeError: if an assignment is malformed or passes through something that is not an object.
     """
     # A round trip through JSON: a deep copy of plain dicts and lists, whatever mapping came in.
     result: dict[str, Any] = json.loads(json.dumps(data))
-    if any(text.startswith("data.dataset=") for text in assignments):
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [_assignment(text) for text in overrides]
+    if any(place == "data.dataset" for place, _ in pairs):
         _leave_out(result, _OF_THE_DATA)
-    for assignment in assignments:
-        place, equals, text = assignment.partition("=")
-        keys = place.split(".")
-        if not equals or not all(keys):
-            raise RecipeError(f"--set {assignment}: expected KEY.KEY=VALUE, such as train.num_epochs=5")
-        try:
-            value = parse_json(text)
-        except ValueError:
-            # Not JSON, so it is a string: names need no quotes on a command line.
-            value = text
+    for place, value in pairs:
+        *parents, last = place.split(".")
         node = result
-        for key in keys[:-1]:
+        for key in parents:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise RecipeError(f"--set {assignment}: '{key}' is not an object")
-        node[keys[-1]] = value
+                raise RecipeError(f"--set {place}: '{key}' is not an object")
+        node[last] = value
+        # No value of a recipe is null; from Python it leaves a key out, while on the command line it is a fault.
+        if value is None and isinstance(overrides, Mapping):
+            del node[last]
     return result
 
 
@@ -50,6 +50,17 @@ def _leave_out(data: dict[str, Any], places: Sequence[str]) -> None:
         key, _, last = place.partition(".")
         if isinstance(data.get(key), dict):
             data[key].pop(last, None)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    place, equals, value = text.partition("=")
+    if not equals or not all(place.split(".")):
+        raise RecipeError(f"--set {text}: expected KEY.KEY=VALUE, such as train.num_epochs=5")
+    try:
+        return place, parse_json(value)
+    except ValueError:
+        # Not JSON, so it is a string: names need no quotes on a command line.
+        return place, value
 
 
 def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

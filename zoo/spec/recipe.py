@@ -19,6 +19,7 @@ from zoo.spec.model import MAX_PARAMETERS, Model
 from zoo.spec.overrides import changes_in_words, override
 from zoo.spec.results import protocol_in_words
 from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
+from zoo.spec.shipped import recipe_path
 from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
 from zoo.spec.upgrade import upgrade_recipe
 
@@ -129,22 +130,35 @@ class Recipe(Spec):
         return self.model_dump(mode="json", exclude={"schema_"}, exclude_none=True)
 
 
-def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe file.
+def read_recipe(
+    reference: str | os.PathLike[str] | Mapping[str, Any] | Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Read and check a recipe.
 
     Overridden in its data or its model, a recipe is no longer what its source speaks of: it has no source then, and its
     summary says what was changed. With another ``data.dataset``, keys that speak of the former one are left out.
 
+    >>> import zoo
+    >>> zoo.read_recipe("rev_deep", {"model.num_layers": 7}).model.num_layers
+    7
+
     Args:
-        path: the JSON file; its stem must be the recipe's name.
-        overrides: ``key.key=value`` assignments, checked like the file. A value is JSON, else a string.
+        reference: the name of a shipped recipe, a JSON file whose stem is the recipe's name, or the content of one.
+        overrides: values by dotted key, or ``key.key=value`` assignments, whose values are JSON, else a string. They
+            are checked like the file.
 
     Raises:
+        NotFoundError: if there is no such recipe.
         RecipeError: with every fault, one a line, each with its place.
     """
-    path = Path(path)
-    data = read_json_object(path, error=RecipeError)
-    recipe = parse_recipe(data, where=str(path), overrides=overrides)
+    if isinstance(reference, Recipe):
+        return parse_recipe(reference.to_json(), where=reference.name, overrides=overrides) if overrides else reference
+    if isinstance(reference, Mapping):
+        return parse_recipe(reference, where=str(reference.get("name", "recipe")), overrides=overrides)
+    if not isinstance(reference, str | os.PathLike):
+        raise RecipeError(f"recipe: expected a name, a file or a recipe, got {type(reference).__name__}")
+    path = recipe_path(reference) if isinstance(reference, str) else Path(reference)
+    recipe = parse_recipe(read_json_object(path, error=RecipeError), where=str(path), overrides=overrides)
     if recipe.name != path.stem:
         raise RecipeError(f"{path}: name: expected {path.stem!r}, the name of the file, got {recipe.name!r}")
     return recipe
@@ -159,7 +173,7 @@ def read_recipe_data(path: Path) -> dict[str, Any]:
     return upgrade_recipe(read_json_object(path, error=RecipeError), where=str(path))
 
 
-def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str] = ()) -> Recipe:
+def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
     """Check recipe data; ``where`` names its origin in errors and ``overrides`` mean the same as in ``read_recipe``.
 
     Raises:

@@ -1,14 +1,15 @@
-"""Finds the recipes and model cards: inside the installed package, else beside it in a checkout."""
+"""Find the recipes, model cards and bundles: inside the installed package, else beside it in a checkout."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from pathlib import Path
 
-import zoo
-from zoo.errors import NotFoundError
+from zoo.errors import NotFoundError, RecipeError
+from zoo.json_object import read_json_object
 
-_PACKAGE = Path(zoo.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_dir(kind: str) -> Path:
@@ -24,6 +25,49 @@ def list_recipes() -> list[str]:
     return sorted(path.stem for path in shipped_dir("recipes").glob("*.json"))
 
 
+def list_bundles() -> list[str]:
+    """Names of the shipped models with trained weights, sorted."""
+    return sorted(path.parent.name for path in shipped_dir("bundles").glob("*/config.json"))
+
+
+def list_models(
+    pattern: str = "*", *, pretrained: bool | None = None, family: str | None = None, dataset: str | None = None
+) -> list[str]:
+    """Names of the models that came with this installation, sorted.
+
+    >>> import zoo
+    >>> zoo.list_models("rev_gat*arxiv", family="rev_gat")
+    ['rev_gat_arxiv', 'rev_gat_wide_arxiv']
+    >>> "quickstart" in zoo.list_models(pretrained=True)
+    True
+
+    Args:
+        pattern: of the name, with ``*`` and ``?`` as in a shell.
+        pretrained: True: only those with trained weights, for ``zoo.load``; False: only those without; None: all, for
+            ``zoo.create_model`` and ``zoo.train``.
+        family: only those of this family, ``model.type`` of a recipe, such as "rev".
+        dataset: only those for this data set, such as "minesweeper".
+    """
+    weights = list_bundles()
+    names = fnmatch.filter(sorted({*list_recipes(), *weights}), pattern)
+    if pretrained is not None:
+        names = [name for name in names if (name in weights) == pretrained]
+    if family is None and dataset is None:
+        return names
+    facts = {name: _facts(name) for name in names}
+    return [name for name in names if family in (None, facts[name][0]) and dataset in (None, facts[name][1])]
+
+
+def _facts(name: str) -> tuple[str, str]:
+    """Family and data set of a shipped model. Shipped files are tested, so they are not checked again here."""
+    path = shipped_dir("recipes") / f"{name}.json"
+    if path.is_file():
+        data = read_json_object(path, error=RecipeError)
+    else:
+        data = read_json_object(shipped_dir("bundles") / name / "config.json", error=RecipeError)["recipe"]
+    return data["model"]["type"], data["data"]["dataset"]
+
+
 def recipe_path(reference: str) -> Path:
     """The recipe file that a reference names: a path (it ends in .json or holds a slash) or a shipped name.
 
@@ -37,13 +81,16 @@ def recipe_path(reference: str) -> Path:
             hint = f"; did you mean {path.stem!r}, which is shipped?" if shipped.is_file() else ""
             raise NotFoundError(f"{reference}: no such recipe file{hint}")
         return path
-    path = shipped_dir("recipes") / f"{reference}.json"
-    if not path.is_file():
-        names = list_recipes()
-        near = difflib.get_close_matches(reference, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(names)}"
-        raise NotFoundError(f"{reference}: no shipped recipe of that name; {hint}")
-    return path
+    names = list_recipes()
+    if reference not in names:
+        raise NotFoundError(f"{reference}: no shipped recipe of that name; {name_hint(reference, names)}")
+    return shipped_dir("recipes") / f"{reference}.json"
+
+
+def name_hint(name: str, names: list[str]) -> str:
+    """The nearest of some names or, if none is near, all of them."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(names) or 'none'}"
 
 
 def card_path(name: str) -> Path:

@@ -18,8 +18,9 @@ from zoo.spec.results import Measured, protocol_in_words
 from zoo.spec.shape import input_shape
 from zoo.spec.train import Partition
 from zoo.workflows import session
+from zoo.workflows.create import ZooInfo, info_of
 from zoo.workflows.graphs import EdgePrecision, is_synthetic, place_graph, recipe_graph
-from zoo.workflows.load import LoadedModel, load_for_evaluation, locate
+from zoo.workflows.load import load_located, locate
 from zoo.workflows.objective import KnownLabels
 from zoo.workflows.progress import Progress
 from zoo.workflows.published import Comparison, compare_with_published
@@ -186,14 +187,15 @@ def evaluate(
         ZooError: if the model or its data cannot be loaded or do not fit together.
     """
     chosen = session.start(device, num_threads)
-    loaded = load_for_evaluation(locate(reference).folder)
-    recipe = loaded.recipe
+    model = load_located(locate(reference))
+    info = info_of(model)
+    recipe = info.recipe
     if data_path is not None:
         if recipe.data.dataset != "file":
             raise RecipeError(f"--data goes with the data set 'file' only; this model's is {recipe.data.dataset!r}")
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": data_path})})
     graph, split = recipe_graph(recipe)
-    _check_shape(graph, loaded)
+    check_shape(graph, info)
     usual = test_protocol(recipe)
     parts = usual.num_parts if num_parts is None else num_parts
     if parts > graph.num_nodes:
@@ -206,7 +208,7 @@ def evaluate(
         Progress(protocol.num_steps, unit="part", quiet=quiet) as progress,
     ):
         logits = predict(
-            loaded.model.to(chosen),
+            model.to(chosen),
             place_graph(graph, chosen, edge_precision),
             protocol,
             device=chosen,
@@ -219,10 +221,15 @@ def evaluate(
     if is_synthetic(recipe, graph):
         # The source reports figures on the real data, which cannot be compared with figures on synthetic ones.
         recipe = recipe.model_copy(update={"source": None})
-    return compare_with_published(figures, loaded.results, recipe, sizes)
+    return compare_with_published(figures, info.results, recipe, sizes)
 
 
-def _check_shape(graph: Graph, loaded: LoadedModel) -> None:
-    shape = input_shape(loaded.recipe, graph.shape)
-    if shape != loaded.shape:
-        raise RunError(f"{graph.name}: the graph has {shape!r}, the model was made for {loaded.shape!r}")
+def check_shape(graph: Graph, info: ZooInfo) -> None:
+    """Refuse a graph, as the model's recipe prepares it, of other widths than those the model was made for.
+
+    Raises:
+        RunError: naming both.
+    """
+    shape = input_shape(info.recipe, graph.shape)
+    if shape != info.shape:
+        raise RunError(f"{graph.name}: the graph has {shape!r}, the model was made for {info.shape!r}")

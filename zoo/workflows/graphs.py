@@ -17,16 +17,19 @@ from zoo.data.features import build_features
 from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
 from zoo.data.metrics import check_metric, metrics_of
 from zoo.data.ogb import OGB
+from zoo.data.pyg import graph_from_pyg
 from zoo.errors import DataError, RecipeError, ZooWarning
 from zoo.spec.faults import parse_spec
 from zoo.spec.overrides import override
-from zoo.spec.recipe import Recipe
+from zoo.spec.recipe import Recipe, read_recipe
 from zoo.workflows.objective import losses_of
 
 EdgePrecision = Literal["fp32", "fp16"]
 
 # A graph is kept on the GPU if it takes no more than this share of the free memory.
 _GPU_SHARE = 0.25
+# A random part keeps 1 / P of a node's edges: a small graph is better left whole.
+_MIN_PART_NODES = 1000
 
 
 def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe, Graph | None]:
@@ -103,13 +106,65 @@ def recipe_graph(recipe: Recipe, graph: Graph | None = None) -> tuple[Graph, Spl
                 f"{key}.partition.num_parts: {partition.num_parts:,} parts of {graph.num_nodes:,} nodes; "
                 "there must be at least a node for each part"
             )
+    graph = prepare_graph(recipe, graph)
+    return graph, graph.splits[recipe.data.split]
+
+
+def prepare_graph(recipe: Recipe, graph: Graph) -> Graph:
+    """Give a graph the node features and the self-loops that a recipe asks for.
+
+    Raises:
+        DataError: if the graph lacks what a feature is built from.
+    """
     graph = build_features(graph, recipe.data.node_features)
     if not recipe.model.reads_edges:
         # Drop unused edge features so that parts need not gather them.
         graph = replace(graph, edge_attr=None)
-    if recipe.data.self_loops:
+    if recipe.data.self_loops and not graph.self_loops:
         graph = with_self_loops(graph)
-    return graph, graph.splits[recipe.data.split]
+    return graph
+
+
+def as_graph(data: object) -> Graph:
+    """A graph as it is, or the graph of a PyG ``Data`` object.
+
+    Raises:
+        DataError: if it is neither, or lacks something.
+    """
+    if isinstance(data, Graph):
+        return data
+    if not hasattr(data, "edge_index"):
+        raise DataError(f"data: expected a zoo.Graph or a torch_geometric.data.Data, got {type(data).__name__}")
+    return graph_from_pyg(data)
+
+
+def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
+    """The recipe for a graph of one's own: its model, optimizer and epochs, on other data.
+
+    Loss and metric stay where they fit the labels; label reuse and distillation need classes. Parts get at least 1,000
+    nodes each. What the graph lacks is completed as in :func:`complete_recipe`.
+
+    Args:
+        recipe: for any data set.
+        graph: the data.
+        path: of the graph's file.
+    """
+    changes: dict[str, Any] = {"data.dataset": "file", "data.path": path}
+    if recipe.data.split < len(graph.splits):
+        changes["data.split"] = recipe.data.split
+    if recipe.train.loss in losses_of(graph.task):
+        changes["train.loss"] = recipe.train.loss
+    if recipe.eval.metric in metrics_of(graph.task):
+        changes["eval.metric"] = recipe.eval.metric
+    if graph.task != "multiclass":
+        changes |= {"train.label_reuse": None, "train.distillation": None}
+    for key, spec in (("train", recipe.train), ("eval", recipe.eval), ("test", recipe.test)):
+        if spec.partition.type == "random":
+            num_parts = min(spec.partition.num_parts, graph.num_nodes // _MIN_PART_NODES)
+            changes[f"{key}.partition"] = (
+                {"type": "random", "num_parts": num_parts} if num_parts > 1 else {"type": "full"}
+            )
+    return complete_recipe(read_recipe(recipe, changes), graph)[0]
 
 
 def is_synthetic(recipe: Recipe, graph: Graph) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,38 +17,13 @@ from zoo.hub.bundle import read_weights
 from zoo.hub.config import CONFIG_FILE, read_config
 from zoo.models.factory import build_model
 from zoo.spec.model import Model
-from zoo.spec.recipe import Recipe
-from zoo.spec.results import Measured
+from zoo.spec.recipe import DataSpec, Recipe
 from zoo.spec.shape import GraphShape
-from zoo.spec.shipped import shipped_dir
+from zoo.spec.shipped import list_bundles, name_hint, shipped_dir
 from zoo.workflows import session
-from zoo.workflows.pull import fetch, name_or_folder
+from zoo.workflows.create import IN_MEMORY, ZooInfo, info_of, set_info
+from zoo.workflows.pull import fetch, tried_as_folder
 from zoo.workflows.run_dir import RunDir
-
-
-@dataclass(frozen=True)
-class ZooInfo:
-    """Facts about a loaded model, its attribute ``zoo_info``.
-
-    Attributes:
-        recipe: the whole recipe.
-        shape: of the graphs it was made for.
-        folder: where it was loaded from.
-        sha256: of its weights file.
-        results: what was measured of it; empty if its head was replaced.
-        repo_id: ``owner/name`` on the Hub; empty if it did not come from there.
-        revision: that was asked for.
-        commit: what the revision meant.
-    """
-
-    recipe: Recipe
-    shape: GraphShape
-    folder: Path
-    sha256: str
-    results: tuple[Measured, ...]
-    repo_id: str = ""
-    revision: str = ""
-    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,56 +36,60 @@ class Located:
     commit: str = ""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with what is needed to evaluate it, and what its bundle says was measured of it."""
-
-    model: nn.Module
-    recipe: Recipe
-    shape: GraphShape
-    results: tuple[Measured, ...] = ()
-
-
-def load(reference: str | Path, *, num_tasks: int | None = None, device: str | None = "cpu") -> nn.Module:
+def load(
+    reference: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    device: str | torch.device | None = "cpu",
+    dtype: torch.dtype | None = None,
+    num_node_features: int | None = None,
+    num_tasks: int | None = None,
+) -> nn.Module:
     """Load a model, ready to predict: ``logits = model(x, edge_index, edge_attr)``.
 
     A model whose recipe has ``train.label_reuse`` reads T more columns of x, [N, F + T]: after the features the label
     of each node as a one-hot row, or zeros where it is not known. In further passes the rows of zeros are replaced by
     the softmax of its logits, as often as ``num_iters`` says.
 
+    >>> import zoo
+    >>> model = zoo.load("quickstart")
+    >>> model.zoo_info.shape.num_tasks
+    10
+
     Args:
-        reference: a ``Path`` is the folder of a bundle; a ``str`` is the name of a model that came with this
-            installation, or ``owner/name`` on the Hub, perhaps with ``@`` and a tag, a branch or a commit.
+        reference: the folder of a bundle or a run; else the name of a model that came with this installation; else
+            ``owner/name`` on the Hub, perhaps with ``@`` and a tag, a branch or a commit.
+        revision: a tag, a branch or a commit on the Hub, if ``reference`` names none.
+        token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN; False: none.
+        cache_dir: where files from the Hub are kept; None: the cache of ``huggingface_hub``.
+        offline: use what is in the cache, ask nobody.
+        device: ``cpu``, ``cuda`` or ``cuda:N``, also as a ``torch.device``; None: the GPU if there is one.
+        dtype: of the weights; None: as they were trained, float32.
+        num_node_features: F; replaces the encoder by a new, untrained one for x [N, F], for training on other graphs.
         num_tasks: T; replaces the head by a new, untrained one with so many outputs, for training on other labels.
-            None keeps the trained head. The inputs stay as they were, also the columns of labels that a model reads.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
 
     Returns:
         The model in evaluation mode; its attribute ``zoo_info`` says what it is.
 
     Raises:
-        NotFoundError: if there is no such model.
+        NotFoundError: if there is no such model; names all the places where it was looked for.
         AccessError: if it may not be read.
         NetworkError: if the Hub cannot be reached and the cache does not hold it.
         BundleError: if its files are damaged or do not belong together.
-        RunError: if the device does not exist here.
+        RunError: if the device does not exist here, or a run has no weights yet.
     """
-    target = session.resolve_device(device)
-    model = load_located(locate(reference))
-    return (model if num_tasks is None else _with_new_head(model, num_tasks)).to(target)
-
-
-def load_for_evaluation(folder: Path) -> LoadedModel:
-    """Load the model of a bundle or the best one of a run directory.
-
-    Raises:
-        ZooError: if it is neither, or damaged, or nothing was evaluated yet.
-    """
-    if is_run(folder):
-        return _load_run(RunDir(folder))
-    model = load_located(Located(folder))
-    info: ZooInfo = model.__dict__["zoo_info"]
-    return LoadedModel(model, info.recipe, info.shape, info.results)
+    target = session.resolve_device(None if device is None else str(device))
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ZooError(f"dtype: expected a floating-point torch.dtype such as torch.float64, got {dtype!r}")
+    located = locate(reference, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
+    model = load_located(located)
+    widths = {"num_node_features": num_node_features, "num_tasks": num_tasks}
+    if wanted := {name: width for name, width in widths.items() if width is not None}:
+        model = _with_new_ends(model, wanted)
+    return model.to(target, dtype)
 
 
 def is_run(folder: Path) -> bool:
@@ -131,35 +111,44 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
-def locate(reference: str | Path) -> Located:
-    """The folder that a reference to a model means; nothing is guessed. What is on the Hub is fetched.
+def locate(
+    reference: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+) -> Located:
+    """The folder that a reference to a model means; see :func:`load`. What is on the Hub is fetched.
 
     Raises:
         NotFoundError: if there is no such model.
         ZooError: if it cannot be fetched.
     """
-    if isinstance(reference, Path):
-        return Located(reference.expanduser())
-    if reference.startswith((".", "/", "~")):
-        raise NotFoundError(f"{reference}: text means a name; for a folder pass Path({reference!r})")
-    if "/" in reference:
-        return _from_hub(reference)
-    bundles = shipped_dir("bundles")
-    names = sorted(path.name for path in bundles.iterdir() if path.is_dir()) if bundles.is_dir() else []
-    if reference in names:
-        return Located(bundles / reference)
-    near = difflib.get_close_matches(reference, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(names) or 'none'}"
-    if reference and Path(reference).is_dir():
-        hint = f"for a folder pass Path({reference!r})"
-        raise NotFoundError(f"{reference}: no model of that name is shipped; {hint}")
-    raise NotFoundError(f"{reference}: no model of that name is shipped and there is no such folder; {hint}")
-
-
-def _from_hub(reference: str) -> Located:
-    with name_or_folder(reference):
-        pulled = fetch(reference, optional=False)
-    return Located(pulled.folder, pulled.reference.repo_id, pulled.reference.revision, pulled.commit)
+    if not isinstance(reference, str | os.PathLike):
+        raise ZooError(f"reference: expected a name or a folder, got {type(reference).__name__}")
+    text = os.fspath(reference)
+    # A null character is no part of any path, and pathlib would raise a ValueError of its own.
+    folder = Path(text.replace("\0", "?")).expanduser()
+    shipped = list_bundles()
+    if folder.is_dir() and text:
+        located = Located(folder)
+    elif not isinstance(reference, str) or text.startswith((".", "/", "~")):
+        raise NotFoundError(f"{text}: no such folder")
+    elif text in shipped:
+        located = Located(shipped_dir("bundles") / text)
+    elif "/" in text:
+        with tried_as_folder():
+            pulled = fetch(text, revision=revision, token=token, cache_dir=cache_dir, offline=offline, optional=False)
+        return Located(pulled.folder, pulled.reference.repo_id, pulled.reference.revision, pulled.commit)
+    else:
+        raise NotFoundError(
+            f"{text}: neither a folder nor a shipped model, and not the owner/name of one on the Hub; "
+            + name_hint(text, shipped)
+        )
+    if revision is not None:
+        raise ZooError(f"revision={revision!r}: goes with a model on the Hub; {text} is a folder here")
+    return located
 
 
 def _empty_model(spec: Model, shape: GraphShape) -> nn.Module:
@@ -175,7 +164,7 @@ def load_located(located: Located) -> nn.Module:
     """
     folder = located.folder
     if is_run(folder):
-        raise BundleError(f"{folder}: a run directory, not a bundle; first: revgnn-zoo export {folder}")
+        return _load_run(RunDir(folder))
     config = read_config(folder)
     try:
         model = _empty_model(config.recipe.model, config.shape)
@@ -184,8 +173,7 @@ def load_located(located: Located) -> nn.Module:
     state = read_weights(folder, config, model.state_dict())
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         warnings.warn(f"{folder}: some weights are NaN or infinite", ZooWarning, stacklevel=3)
-    fill(model, state)
-    model.__dict__["zoo_info"] = ZooInfo(
+    info = ZooInfo(
         config.recipe,
         config.shape,
         folder,
@@ -195,30 +183,58 @@ def load_located(located: Located) -> nn.Module:
         located.revision,
         located.commit,
     )
-    return model
+    return set_info(fill(model, state), info)
 
 
-def _with_new_head(model: nn.Module, num_tasks: int) -> nn.Module:
-    """A model with the same weights but for a new head, which PyTorch's global generator initialises."""
-    info: ZooInfo = model.__dict__["zoo_info"]
-    spec = info.recipe.model
+def _with_new_ends(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
+    """A model with other inputs or outputs: a new encoder or head, and the trained weights in all that is between.
+
+    The new ones are initialized by PyTorch's global generator.
+    """
+    info = info_of(model)
+    shape = _with_widths(info.shape, widths)
+    # A model wider by one at the same ends shows which weights depend on them. The encoder or head that holds one is
+    # replaced as a whole: what else is in it was trained beside that weight and means nothing without it.
+    wider_shape = shape.model_copy(update={name: getattr(shape, name) + 1 for name in widths})
+    wider = expected_state(info.recipe.model, wider_shape)
+    recipe = _for_other_data(info.recipe, widths)
+    result = build_model(recipe.model, shape)
+    state, trained = result.state_dict(), model.state_dict()
+    ends = {name.partition(".")[0] for name in state if state[name].shape != wider[name].shape}
+    new = [name for name in state if name.partition(".")[0] in ends]
+    result.load_state_dict({name: state[name] if name in new else trained[name] for name in state}, strict=True)
+    warnings.warn(
+        f"{info.recipe.name}: new and untrained: {', '.join(new)}; the other {len(state) - len(new)} of {len(state)} "
+        "tensors keep their trained values",
+        ZooWarning,
+        stacklevel=3,
+    )
+    return set_info(result, replace(info, recipe=recipe, shape=shape, results=(), sha256="")).eval()
+
+
+def _with_widths(shape: GraphShape, widths: Mapping[str, int]) -> GraphShape:
+    fields = {**shape.model_dump(), **widths}
+    if "num_node_features" in widths:
+        # Other features have no one-hot code of categories in their last columns.
+        fields["num_node_categories"] = 0
     try:
-        shape = GraphShape.model_validate({**info.shape.model_dump(), "num_tasks": num_tasks})
+        return GraphShape.model_validate(fields)
     except ValidationError:
-        raise ZooError(f"num_tasks: expected an integer from 1 to 1,000,000, got {num_tasks!r}") from None
-    # The head is what depends on the number of tasks.
-    wider = info.shape.model_copy(update={"num_tasks": info.shape.num_tasks + 1})
-    state, other = model.state_dict(), expected_state(spec, wider)
-    kept = {name: tensor for name, tensor in state.items() if other[name].shape == tensor.shape}
-    result = build_model(spec, shape)
-    result.load_state_dict({**result.state_dict(), **kept}, strict=True)
-    result.__dict__["zoo_info"] = replace(info, shape=shape, results=())
-    return result.eval()
+        given = ", ".join(f"{name}={width!r}" for name, width in widths.items())
+        raise ZooError(f"{', '.join(widths)}: expected an integer from 1 to 1,000,000, got {given}") from None
 
 
-def _load_run(run: RunDir) -> LoadedModel:
+def _for_other_data(recipe: Recipe, widths: Mapping[str, int]) -> Recipe:
+    """The recipe without its data set and what was published of it, neither of which fits other inputs or outputs."""
+    changed = ", ".join(f"{name}={width}" for name, width in widths.items())
+    data = DataSpec(dataset="file", path=IN_MEMORY)
+    summary = f"{recipe.name}, fine-tuned with {changed}"
+    return recipe.model_copy(update={"data": data, "source": None, "summary": summary})
+
+
+def _load_run(run: RunDir) -> nn.Module:
     best = run.best()
     if best is None:
         raise RunError(f"{run.path}: no weights yet: the run has not reached its first evaluation")
     recipe, shape = run.recipe(), best.epoch.shape
-    return LoadedModel(fill(_empty_model(recipe.model, shape), best.tensors), recipe, shape)
+    return set_info(fill(_empty_model(recipe.model, shape), best.tensors), ZooInfo(recipe, shape, run.path))

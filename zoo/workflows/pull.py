@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,19 +11,32 @@ from pathlib import Path
 
 from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import write_errors
+from zoo.hub import pull as hub_pull
 from zoo.hub.client import connect
 from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE
-from zoo.hub.pull import OPTIONAL_FILES, Pulled, pull, pull_config
-from zoo.hub.reference import parse_reference
+from zoo.hub.pull import OPTIONAL_FILES, Pulled
+from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 
 _FILES = (CONFIG_FILE, WEIGHTS_FILE, *OPTIONAL_FILES)
 
 
-def fetch(reference: str, *, offline: bool = False, quiet: bool = False, optional: bool = True) -> Pulled:
+def fetch(
+    reference: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+    optional: bool = True,
+) -> Pulled:
     """Fetch and verify a bundle.
 
     Args:
         reference: ``owner/name`` or ``owner/name@revision``.
+        revision: a tag, a branch or a commit, if ``reference`` names none.
+        token: for the Hub; None: the one of the environment; False: none.
+        cache_dir: where files are kept; None: the cache of ``huggingface_hub``.
         offline: use the cache alone.
         quiet: show no progress; remarks on what was used instead of the latest are still made.
         optional: fetch the card and the picture too.
@@ -30,7 +44,8 @@ def fetch(reference: str, *, offline: bool = False, quiet: bool = False, optiona
     Raises:
         ZooError: if it does not exist, may not be read, cannot be reached or is damaged.
     """
-    return pull(connect(offline=offline, quiet=quiet), parse_reference(reference), optional=optional)
+    hub = connect(offline=offline, quiet=quiet, token=token, cache_dir=cache_dir)
+    return hub_pull.pull(hub, _at(reference, revision), optional=optional)
 
 
 def fetch_config(reference: str, *, offline: bool = False, quiet: bool = False) -> Pulled:
@@ -39,21 +54,57 @@ def fetch_config(reference: str, *, offline: bool = False, quiet: bool = False) 
     Raises:
         ZooError: as :func:`fetch`.
     """
-    return pull_config(connect(offline=offline, quiet=quiet), parse_reference(reference))
+    return hub_pull.pull_config(connect(offline=offline, quiet=quiet), parse_reference(reference))
+
+
+def pull(
+    reference: str,
+    to: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+) -> Path:
+    """Fetch a model from the Hub, verify it, and return its folder: ``zoo.pull("owner/name@v1", "./mine")``.
+
+    Args:
+        reference: ``owner/name``, perhaps with ``@`` and a tag, a branch or a commit.
+        to: copy the files to this folder; None: they stay in the cache.
+        revision: a tag, a branch or a commit, if ``reference`` names none.
+        token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN; False: none.
+        cache_dir: where files are kept; None: the cache of ``huggingface_hub``.
+        offline: use what is in the cache, ask nobody.
+
+    Raises:
+        ZooError: if it does not exist, may not be read, cannot be reached is damaged, or if ``to`` is taken.
+    """
+    pulled = fetch(reference, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
+    if to is None:
+        return pulled.folder
+    copy_bundle(pulled, Path(to))
+    return Path(to)
+
+
+def _at(text: str, revision: str | None) -> Reference:
+    if revision is None:
+        return parse_reference(text)
+    if not isinstance(revision, str) or "@" in text:
+        raise ZooError(f"revision={revision!r}: expected a text, and {text!r} without one of its own")
+    return parse_reference(f"{text}@{revision}")
 
 
 @contextmanager
-def name_or_folder(reference: str) -> Iterator[None]:
-    """Add to an error of the Hub that there is no folder of this name either; ``runs/mine`` may mean both.
+def tried_as_folder() -> Iterator[None]:
+    """Add to an error of the Hub that there is no such folder either; ``runs/mine`` may mean both.
 
     Raises:
         ZooError: the error, of the same class.
     """
     try:
         yield
-    except (NotFoundError, AccessError, NetworkError) as error:
-        hint = f"for the folder pass Path({reference!r})" if Path(reference).is_dir() else "nor is there such a folder"
-        raise type(error)(f"{error}; {hint}") from error
+    except (NotFoundError, AccessError, NetworkError, ReferenceFormatError) as error:
+        raise type(error)(f"{error}; nor is there such a folder") from error
 
 
 def copy_bundle(pulled: Pulled, out: Path) -> None:

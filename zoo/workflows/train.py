@@ -31,6 +31,7 @@ from zoo.spec.results import Measured, RunResults
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
+from zoo.workflows.create import info_of
 from zoo.workflows.describe import machine_lines, task_lines
 from zoo.workflows.evaluate import (
     Protocol,
@@ -41,7 +42,7 @@ from zoo.workflows.evaluate import (
     test_protocol,
 )
 from zoo.workflows.graphs import EdgePrecision, complete_recipe, graph_digest, is_synthetic, place_graph, recipe_graph
-from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.load import Located, load_located
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress
@@ -255,11 +256,12 @@ def _train_teacher(
 
 def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:
     """[N, T] predictions of the teacher's best weights, as it validates; they are not saved, as these never change."""
-    teacher = load_for_evaluation(run.teacher_path)
-    spec, protocol = teacher.recipe.train, eval_protocol(teacher.recipe)
+    teacher = load_located(Located(run.teacher_path))
+    recipe = info_of(teacher).recipe
+    spec, protocol = recipe.train, eval_protocol(recipe)
     known = KnownLabels.of(spec, graph, split, device)
     with _with_context(run, "predictions of the teacher", "eval"):
-        return predict(teacher.model.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
+        return predict(teacher.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
 
 
 def _measure(

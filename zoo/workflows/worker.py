@@ -14,7 +14,7 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows.graphs import EdgePrecision, complete_recipe, recipe_graph
-from zoo.workflows.load import load_for_evaluation
+from zoo.workflows.load import Located, load_located
 from zoo.workflows.processes import serve
 from zoo.workflows.step_cost import NUM_STEPS, measure_training, random_graph
 from zoo.workflows.train import train
@@ -90,7 +90,7 @@ def work(request: TrainRequest | MeasureRequest) -> dict[str, Any]:
             session.seed_global(recipe.train.seed, "init")
             model = build_model(recipe.model, input_shape(recipe, graph.shape))
         else:
-            model = load_for_evaluation(Path(request.folder)).model
+            model = load_located(Located(Path(request.folder)))
         cost = measure_training(
             model,
             recipe,

@@ -1,0 +1,127 @@
+"""The public face: its names, their documented examples, and models made, trained and shared from Python."""
+
+import copy
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from tests.pyg import some_data
+from zoo.data.digits import digits_graph
+from zoo.errors import DataError, NotFoundError, RecipeError, ZooError, ZooWarning
+
+FUNCTIONS = [name for name in zoo.__all__ if inspect.isfunction(getattr(zoo, name))]
+
+
+def test_every_public_name_is_there_and_only_these_are_listed() -> None:
+    assert len(zoo.__all__) == len(set(zoo.__all__)) > 10
+    for name in zoo.__all__:
+        assert getattr(zoo, name) is not None
+    assert dir(zoo) == sorted(zoo.__all__)
+    with pytest.raises(AttributeError, match="module 'zoo' has no attribute 'laod'"):
+        zoo.laod  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_importing_the_zoo_imports_neither_torch_nor_numpy() -> None:
+    heavy = {"torch", "numpy", "pydantic"}
+    code = f"import sys, zoo; dir(zoo); zoo.list_models(); sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(zoo.__file__).parents[1])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_run_and_arguments_are_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    function = getattr(zoo, name)
+    module = importlib.import_module(function.__module__)
+    tests = doctest.DocTestFinder(recurse=False).find(function, name, globs=dict(vars(module)))
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    results = [doctest.DocTestRunner(optionflags=flags, verbose=False).run(test) for test in tests]
+    assert not any(result.failed for result in results)
+    annotations = inspect.signature(function).parameters.values()
+    assert all(parameter.annotation is not inspect.Parameter.empty for parameter in annotations)
+
+
+def test_models_are_listed_by_pattern_family_data_set_and_weights() -> None:
+    names = zoo.list_models()
+    assert set(zoo.list_recipes()) <= set(names)
+    assert zoo.list_models("rev_*") == [name for name in names if name.startswith("rev_")]
+    trained = zoo.list_models(pretrained=True)
+    assert "quickstart" in trained
+    assert sorted([*trained, *zoo.list_models(pretrained=False)]) == names
+    for name in zoo.list_models(family="rev_gat", dataset="ogbn-arxiv"):
+        recipe = zoo.read_recipe(name)
+        assert (recipe.model.type, recipe.data.dataset) == ("rev_gat", "ogbn-arxiv")
+    assert zoo.list_models("small_*", dataset="cora", family="rev") == []
+
+
+def test_a_recipe_is_read_from_a_name_a_file_or_its_data(tmp_path: Path) -> None:
+    recipe = zoo.read_recipe("small_rev")
+    assert zoo.read_recipe(recipe) is recipe
+    assert zoo.read_recipe(recipe.to_json()).to_json() == recipe.to_json()
+    deeper = zoo.read_recipe("small_rev", {"model.num_layers": 20, "train.num_epochs": 3})
+    assert deeper == zoo.read_recipe("small_rev", ["model.num_layers=20", "train.num_epochs=3"])
+    assert (deeper.model.num_layers, deeper.train.num_epochs) == (20, 3)
+    patient = zoo.read_recipe(recipe, {"train.patience": 7})
+    assert zoo.read_recipe(patient, {"train.patience": None}).train.patience == 0
+    with pytest.raises(NotFoundError, match="did you mean 'small_rev'"):
+        zoo.read_recipe("smal_rev")
+    with pytest.raises(RecipeError, match="expected a name, a file or a recipe, got int"):
+        zoo.read_recipe(3)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="num_layer: unknown key; did you mean 'num_layers'"):
+        zoo.read_recipe("small_rev", {"model.num_layer": 3})
+
+
+@pytest.mark.parametrize("name", ["small_rev", "small_res", "small_deq", "small_rev_gat", "small_wt_rev", "rev_deep"])
+@pytest.mark.parametrize("changes", [{}, {"edge_attr": None}], ids=["edge features", "none"])
+def test_every_family_is_created_for_any_graph(name: str, changes: dict[str, Any]) -> None:
+    data = some_data(**changes)
+    small = {} if "deq" in name else {"num_layers": 4}
+    blind = data.edge_attr is None and zoo.read_recipe(name).model.reads_edges
+    said = pytest.warns(ZooWarning, match="no edge features; the model reads none") if blind else nullcontext()
+    with said:
+        model = zoo.create_model(name, data, **small)
+    info = model.zoo_info
+    reads = info.recipe.model.reads_edges
+    assert info.shape.num_node_features == 5 + (3 if info.recipe.train.label_reuse else 0)
+    assert (info.shape.num_tasks, info.shape.num_edge_features) == (3, 3 if reads else 0)
+    assert not reads or data.edge_attr is not None
+    x = torch.rand(30, info.shape.num_node_features)
+    logits = model(x, data.edge_index, data.edge_attr if reads else None)
+    logits.sum().backward()
+    assert logits.shape == (30, 3)
+    assert copy.deepcopy(model).zoo_info == info
+    assert not any("zoo_info" in key for key in model.state_dict())
+
+
+def test_a_model_is_created_for_a_shape_and_for_a_graph_of_the_zoo() -> None:
+    graph = digits_graph()
+    by_graph = zoo.create_model("small_rev", graph, num_layers=3)
+    by_shape = zoo.create_model(zoo.read_recipe("small_rev"), graph.shape, num_layers=3)
+    assert by_graph.zoo_info.shape == by_shape.zoo_info.shape
+    assert by_shape.zoo_info.recipe.data.dataset == "digits"
+    assert by_graph.zoo_info.recipe.data.dataset == "file"
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (by_graph, by_shape)]
+    assert shapes[0] == shapes[1]
+    built = zoo.build_model("quickstart", graph.shape)
+    assert {n: t.shape for n, t in built.state_dict().items()} == {
+        n: t.shape for n, t in zoo.load("quickstart").state_dict().items()
+    }
+
+
+def test_what_is_no_graph_and_what_is_no_override_is_one_line() -> None:
+    shape = zoo.GraphShape(num_node_features=4, num_tasks=2)
+    with pytest.raises(DataError, match=r"data: expected a zoo\.Graph or a torch_geometric\.data\.Data, got dict"):
+        zoo.create_model("small_rev", {"x": 1})
+    with pytest.raises(RecipeError, match="num_layer: unknown key; did you mean 'num_layers'"):
+        zoo.create_model("small_rev", shape, num_layer=3)
+    with pytest.raises(ZooError, match=r"the graph has no edge features; expected 'none'"):
+        zoo.create_model("rev_deep", shape, num_layers=2)
+    assert zoo.create_model("rev_deep", shape, num_layers=2, **{"model.conv.edge_encoder": "none", "train.seed": 3})
