@@ -12,7 +12,7 @@ with warnings.catch_warnings():
     from torch_geometric import EdgeIndex
     from torch_geometric.data import Batch, Data, HeteroData
     from torch_geometric.loader import DataLoader, RandomNodeLoader
-    from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+    from torch_geometric.nn import GCNConv, GraphConv
     from torch_geometric.transforms import ToSparseTensor, ToUndirected
 
 __all__ = [
@@ -20,11 +20,10 @@ __all__ = [
     "Data",
     "DataLoader",
     "EdgeIndex",
-    "GATConv",
     "GCNConv",
+    "GraphConv",
     "HeteroData",
     "RandomNodeLoader",
-    "SAGEConv",
     "ToSparseTensor",
     "ToUndirected",
     "some_data",

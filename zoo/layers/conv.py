@@ -11,11 +11,23 @@ from torch import Tensor, nn
 
 from zoo.layers.block import NORMS, NormName, is_plain, normed_relu
 from zoo.layers.inputs import BlockInputs
+from zoo.ops.csr import CSR
 from zoo.ops.gen_aggregate import gen_aggregate
 from zoo.ops.segment import edge_targets, out_degrees, segment_softmax, without_loops
 from zoo.ops.weighted_sum import weighted_sum
 
 AggrName = Literal["max", "mean", "sum", "softmax", "powermean"]
+
+
+def reads_edge_weight(module: nn.Module) -> bool:
+    """True if a convolution, or one inside a module, multiplies messages by ``inputs.edge_weight``."""
+    return any(isinstance(child, GCNConv | SAGEConv | GATConv) for child in module.modules())
+
+
+def _refuse_edge_weight(module: nn.Module, inputs: BlockInputs) -> None:
+    if inputs.edge_weight is not None:
+        name = type(module).__name__
+        raise ValueError(f"{name} reads no edge weights: leave edge_weight out, or use GCN, SAGE or GAT")
 
 
 class GENConv(nn.Module):
@@ -85,6 +97,7 @@ class GENConv(nn.Module):
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
+        _refuse_edge_weight(self, inputs)
         edges = inputs.edges
         if edges is not None and self.edge_linear is not None:
             edges = edges.project(self.edge_linear)
@@ -129,7 +142,8 @@ def _scalar(value: float, *, learn: bool = True) -> nn.Parameter:
 class GCNConv(nn.Module):
     """X' = D^-1/2 (A + I) D^-1/2 X W + b, where D holds the degrees of A + I.
 
-    Every node has a single self-loop: those that A already has are left out.
+    Every node has a single self-loop: those that A already has are left out. With edge weights A holds them, a node's
+    degree is the sum of those of its incoming edges, and a self-loop that A has keeps its weight in place of 1.
 
     Source: arXiv 1609.02907.
     """
@@ -143,14 +157,30 @@ class GCNConv(nn.Module):
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
         # Self-loops that the graph already has are the one self-loop, not a second.
-        others = without_loops(inputs.csr)
-        scale = (others.rowptr.diff() + 1).to(x.dtype).rsqrt().unsqueeze(1)
+        others, weight, loop = without_loops(inputs.csr), None, None
+        if inputs.edge_weight is None:
+            degree = (others.rowptr.diff() + 1).to(x.dtype).unsqueeze(1)
+        else:
+            weight, loop = _split_loops(inputs.csr, inputs.edge_weight.to(x.dtype))
+            degree = weighted_sum(torch.ones_like(loop), others, weight) + loop
+        # A node whose weights sum to nothing gets nothing; the 1 in its place keeps gradients finite.
+        isolated = degree <= 0
+        scale = degree.masked_fill(isolated, 1).rsqrt().masked_fill(isolated, 0)
         h = self.linear(x) * scale
-        return cast(Tensor, (weighted_sum(h, others) + h) * scale + self.bias)
+        own = h if loop is None else h * loop
+        return cast(Tensor, (weighted_sum(h, others, weight) + own) * scale + self.bias)
+
+
+def _split_loops(csr: CSR, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[E'] weights of the edges between different nodes, and [N, 1] those of self-loops, 1 where there is none."""
+    targets = edge_targets(csr)
+    loops = csr.col == targets
+    own = weight.new_ones(csr.num_nodes).index_put((targets[loops],), weight[loops])
+    return weight[~loops], own.unsqueeze(1)
 
 
 class SAGEConv(nn.Module):
-    """x_i' = W_l mean_j x_j + b + W_r x_i, the mean over the incoming edges (j, i).
+    """x_i' = W_l mean_j w_ij x_j + b + W_r x_i, the mean over the incoming edges (j, i) of weights w_ij, or 1.
 
     Source: arXiv 1706.02216.
     """
@@ -164,14 +194,14 @@ class SAGEConv(nn.Module):
         """[N, C] to [N, C]."""
         csr = inputs.csr
         degree = csr.rowptr.diff().clamp(min=1).to(x.dtype).unsqueeze(1)
-        return cast(Tensor, self.neighbour(weighted_sum(x, csr) / degree) + self.root(x))
+        return cast(Tensor, self.neighbour(weighted_sum(x, csr, inputs.edge_weight) / degree) + self.root(x))
 
 
 class GATConv(nn.Module):
     """x_i' = mean over heads of sum_j alpha_ij h_j + b, with h = W x and alpha_ij = softmax_j(s_ij).
 
     The scores are s_ij = leaky_relu(a_s . h_j + a_t . h_i, 0.2); a node attends to its incoming edges (j, i), and no
-    self-loop is added.
+    self-loop is added. With edge weights h_j counts w_ij alpha_ij.
 
     Source: arXiv 1710.10903.
     """
@@ -197,6 +227,8 @@ class GATConv(nn.Module):
         source_score = (h * self.attend_source).sum(-1).index_select(0, csr.col)
         target_score = (h * self.attend_target).sum(-1).index_select(0, edge_targets(csr))
         weight = segment_softmax(F.leaky_relu(source_score + target_score, 0.2), csr)
+        if inputs.edge_weight is not None:
+            weight = weight * inputs.edge_weight.to(weight.dtype).unsqueeze(1)
         return weighted_sum(h, csr, weight).mean(1) + self.bias
 
 
@@ -240,6 +272,7 @@ class RevGATConv(nn.Module):
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C_in] to [N, H * C_out]."""
+        _refuse_edge_weight(self, inputs)
         csr = inputs.csr
         own = self.linear(x).view(x.size(0), self.num_heads, -1)  # [N, H, C]
         h = own

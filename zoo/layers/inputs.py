@@ -19,33 +19,46 @@ class BlockInputs(NamedTuple):
         edges: edge embeddings of C channels, or None.
         mask: [N, C] dropout mask shared by all layers, scaled by 1 / (1 - p); None outside training.
         kept: [L, E] bool, the edges each layer attends to; [E] inside a block; None: all.
+        edge_weight: [E], a factor for the message of each edge; None: 1.
     """
 
     csr: CSR
     edges: EdgeInput | None = None
     mask: Tensor | None = None
     kept: Tensor | None = None
+    edge_weight: Tensor | None = None
 
     @classmethod
-    def from_edges(cls, edge_index: Tensor | CSR, edge_attr: Tensor | None = None, *, num_nodes: int) -> BlockInputs:
+    def from_edges(
+        cls,
+        edge_index: Tensor | CSR,
+        edge_attr: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        num_nodes: int,
+    ) -> BlockInputs:
         """The inputs of a graph, without dropout.
 
         Args:
             edge_index: [2, E] sources and targets, or the CSR of the incoming edges.
             edge_attr: [E, D] edge features in the order of ``edge_index``. A ``GENConv`` with D ``embedding_channels``
                 projects them; one without adds them to its messages, so D must be its number of channels.
+            edge_weight: [E] factors of the messages in the order of ``edge_index``, for convolutions that read them.
             num_nodes: N.
 
         Raises:
-            ValueError: if ``edge_index`` is not of this form, names a node that does not exist, or ``edge_attr`` has
-                not one row for each edge.
+            ValueError: if ``edge_index`` is not of this form, names a node that does not exist, or ``edge_attr`` or
+                ``edge_weight`` has not one row for each edge.
         """
         csr, perm = as_csr(edge_index, num_nodes)
-        if edge_attr is None:
-            return cls(csr)
-        if edge_attr.dim() != 2 or len(edge_attr) != csr.num_edges:
+        if edge_attr is not None and (edge_attr.dim() != 2 or len(edge_attr) != csr.num_edges):
             raise ValueError(f"edge_attr: expected [{csr.num_edges}, D], got {list(edge_attr.shape)}")
-        return cls(csr, EdgeInput(edge_attr if perm is None else edge_attr[perm]))
+        if edge_weight is not None and list(edge_weight.shape) != [csr.num_edges]:
+            raise ValueError(f"edge_weight: expected [{csr.num_edges}], got {list(edge_weight.shape)}")
+        if perm is not None:
+            edge_attr = None if edge_attr is None else edge_attr[perm]
+            edge_weight = None if edge_weight is None else edge_weight[perm]
+        return cls(csr, None if edge_attr is None else EdgeInput(edge_attr), edge_weight=edge_weight)
 
     def group(self, index: int, num_groups: int, *, slice_edges: bool) -> BlockInputs:
         """The inputs of one coupling group.

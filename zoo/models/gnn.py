@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from zoo.layers.block import NORMS, NormName, normed_relu
 from zoo.layers.dropout import shared_mask
 from zoo.layers.encoders import NodeEncoder
 from zoo.layers.inputs import BlockInputs
-from zoo.ops.csr import CSR, as_csr
+from zoo.models.inputs import ModelInputs
 from zoo.ops.edges import EdgeInput
 
 
@@ -71,47 +71,58 @@ class GNN(nn.Module):
         return "{} -> {} -> {}".format(*self.widths)
 
     def forward(
-        self, x: Tensor, edge_index: Tensor | CSR, edge_attr: Tensor | None = None, *, masks: DropoutMasks | None = None
+        self,
+        x: Any,
+        edge_index: Any = None,
+        edge_attr: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        masks: DropoutMasks | None = None,
     ) -> Tensor:
-        """Logits of every node.
+        """Logits of every node, called as ``model(x, edge_index, edge_attr)`` or as ``model(data)``.
 
         Args:
-            x: [N, F] node features.
-            edge_index: [2, E] sources and targets, or the CSR of the incoming edges.
+            x: [N, F] node features; or a PyG ``Data`` object or batch, of which the model takes what it reads.
+            edge_index: [2, E] sources and targets, a sparse [N, N] ``adj_t``, or the CSR of the incoming edges.
             edge_attr: [E, D] edge features, in the order of ``edge_index``.
+            edge_weight: [E] factors of the messages, in the order of ``edge_index``; for GCN, SAGE and GAT.
             masks: dropout masks to apply; None: fresh ones in training, none otherwise.
 
         Returns:
             [N, T].
 
         Raises:
-            ValueError: if edge features are missing, or given to a model that reads none, or not of shape [E, D].
+            ValueError: if something is missing, given to a model that does not read it, or not of its shape.
         """
-        csr, edges = self._edges(x, edge_index, edge_attr)
-        h = self.node_encoder(x)
+        return cast(Tensor, self.head(self.embed(x, edge_index, edge_attr, edge_weight, masks=masks)))
+
+    def embed(
+        self,
+        x: Any,
+        edge_index: Any = None,
+        edge_attr: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        masks: DropoutMasks | None = None,
+    ) -> Tensor:
+        """[N, C] states that the head reads; the arguments are those of ``forward``."""
+        encoder = self.edge_encoder
+        inputs = ModelInputs.of(
+            self,
+            *(x, edge_index, edge_attr, edge_weight),
+            num_node_features=self.node_encoder.linear.in_features,
+            num_edge_features=0 if encoder is None else encoder.in_features,
+        )
+        h = self.node_encoder(inputs.x)
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
         # Drawn once for the whole stack: a mask per layer would make memory grow with depth.
         if masks is None:
             rates = (self.dropout if self.shared_dropout else 0.0, self.dropout)
             masks = DropoutMasks(*(shared_mask(h, rate, training=self.training) for rate in rates))
-        h = self.stack(h, BlockInputs(csr, edges, masks.stack))
-        return cast(Tensor, self.head(normed_relu(self.norm, h, masks.head)))
-
-    def _edges(self, x: Tensor, edge_index: Tensor | CSR, edge_attr: Tensor | None) -> tuple[CSR, EdgeInput | None]:
-        encoder = self.edge_encoder
-        if encoder is None and edge_attr is not None:
-            raise ValueError("this model reads no edge features: leave edge_attr out")
-        if encoder is not None:
-            if edge_attr is None:
-                raise ValueError(f"this model reads edge features: give edge_attr [E, {encoder.in_features}]")
-            num_edges = edge_index.num_edges if isinstance(edge_index, CSR) else edge_index.size(1)
-            if edge_attr.shape != (num_edges, encoder.in_features):
-                raise ValueError(
-                    f"edge_attr: expected shape ({num_edges}, {encoder.in_features}), got {tuple(edge_attr.shape)}"
-                )
-        csr, perm = as_csr(edge_index, x.size(0))
+        edges = None
         # The encoder is handed on as weights: each layer folds its own projection into them, and no [E, C] is stored.
-        if encoder is None or edge_attr is None:
-            return csr, None
-        return csr, EdgeInput(edge_attr if perm is None else edge_attr[perm], encoder.weight, encoder.bias)
+        if encoder is not None and inputs.edge_attr is not None:
+            edges = EdgeInput(inputs.edge_attr, encoder.weight, encoder.bias)
+        h = self.stack(h, BlockInputs(inputs.csr, edges, masks.stack, edge_weight=inputs.edge_weight))
+        return normed_relu(self.norm, h, masks.head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from zoo.layers.block import NORMS, NormName
 from zoo.layers.conv import RevGATConv
 from zoo.layers.dropout import shared_mask
 from zoo.layers.inputs import BlockInputs
-from zoo.ops.csr import CSR, as_csr
+from zoo.models.inputs import ModelInputs
+from zoo.ops.csr import CSR
 
 
 class RevGATMasks(NamedTuple):
@@ -74,39 +75,70 @@ class RevGAT(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        edge_index: Tensor | CSR,
+        x: Any,
+        edge_index: Any = None,
         edge_attr: Tensor | None = None,
+        edge_weight: Tensor | None = None,
         *,
         masks: RevGATMasks | None = None,
     ) -> Tensor:
-        """Logits of every node.
+        """Logits of every node, called as ``model(x, edge_index)`` or as ``model(data)``.
 
         Args:
-            x: [N, F] node features.
-            edge_index: [2, E] sources and targets, self-loops included where wanted, or a CSR.
+            x: [N, F] node features; or a PyG ``Data`` object or batch, of which the model takes what it reads.
+            edge_index: [2, E] sources and targets, self-loops included where wanted, a sparse ``adj_t``, or a CSR.
             edge_attr: must be None: attention here reads no edge features.
+            edge_weight: must be None: nor does it read edge weights.
             masks: dropout masks to apply; None: fresh ones in training, none otherwise.
 
         Returns:
             [N, T].
+
+        Raises:
+            ValueError: if something is missing, given without being read, or not of its shape.
         """
-        if edge_attr is not None:
-            raise ValueError("this model reads no edge features: leave edge_attr out")
-        csr, perm = as_csr(edge_index, x.size(0))
+        h, inputs = self._run(x, edge_index, edge_attr, edge_weight, masks)
+        return cast(Tensor, self.last(h, inputs) + self.bias)
+
+    def embed(
+        self,
+        x: Any,
+        edge_index: Any = None,
+        edge_attr: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        masks: RevGATMasks | None = None,
+    ) -> Tensor:
+        """[N, C] states that the last layer reads; the arguments are those of ``forward``."""
+        return self._run(x, edge_index, edge_attr, edge_weight, masks)[0]
+
+    def _run(
+        self,
+        x: Any,
+        edge_index: Any,
+        edge_attr: Tensor | None,
+        edge_weight: Tensor | None,
+        masks: RevGATMasks | None,
+    ) -> tuple[Tensor, BlockInputs]:
+        """The states before the last layer, and its inputs."""
+        x, csr, perm, _, weight = ModelInputs.of(
+            self,
+            *(x, edge_index, edge_attr, edge_weight),
+            num_node_features=self.first.linear.in_features,
+            num_edge_features=0,
+        )
         masks = self._sample_masks(x, csr) if masks is None else masks
         # Masks speak of the edges as they were given, layers read them in the order of the rows.
         kept = masks.kept if masks.kept is None or perm is None else masks.kept[:, perm]
 
         def inputs(layers: slice | int, mask: Tensor | None = None) -> BlockInputs:
-            return BlockInputs(csr, None, mask, None if kept is None else kept[layers])
+            return BlockInputs(csr, None, mask, None if kept is None else kept[layers], weight)
 
         h = x if masks.input is None else x * masks.input
         h = self.first(h, inputs(0))
         h = self.stack(h, inputs(slice(1, -1), masks.stack))
         h = self.norm(h).relu()
-        h = h if masks.head is None else h * masks.head
-        return cast(Tensor, self.last(h, inputs(-1)) + self.bias)
+        return h if masks.head is None else h * masks.head, inputs(-1)
 
     def _sample_masks(self, x: Tensor, csr: CSR) -> RevGATMasks:
         state = x.new_empty(x.size(0), self.last.linear.in_features)

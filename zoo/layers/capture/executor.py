@@ -165,6 +165,8 @@ def _refusal(x: Tensor, inputs: BlockInputs) -> str | None:
     """The reason why a call cannot be replayed."""
     if inputs.kept is not None:
         return "every layer attends to other edges"
+    if inputs.edge_weight is not None:
+        return "edges have weights"
     if not x.size(0):
         return "there are no nodes"
     if torch._C._are_functorch_transforms_active():

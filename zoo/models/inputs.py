@@ -1,0 +1,104 @@
+"""The arguments of a model's forward pass, checked and brought into the order of its rows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from zoo.layers.conv import reads_edge_weight
+from zoo.ops.csr import CSR, as_csr
+from zoo.ops.sparse import is_sparse, sparse_edges
+
+
+class ModelInputs(NamedTuple):
+    """What a model reads of a graph.
+
+    Attributes:
+        x: [N, F] node features.
+        csr: incoming edges of every node.
+        perm: [E] the position in ``edge_index`` of each edge of ``csr``; None: the same order.
+        edge_attr: [E, D] in the order of ``csr``, or None.
+        edge_weight: [E] in the order of ``csr``, or None.
+    """
+
+    x: Tensor
+    csr: CSR
+    perm: Tensor | None
+    edge_attr: Tensor | None
+    edge_weight: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        x: Any,
+        edge_index: Any,
+        edge_attr: Tensor | None,
+        edge_weight: Tensor | None,
+        *,
+        num_node_features: int,
+        num_edge_features: int,
+    ) -> ModelInputs:
+        """The inputs of a model, from tensors or from a PyG ``Data`` object or batch.
+
+        Args:
+            model: whose inputs they are.
+            x: [N, F] node features; or the ``Data`` object, if there is no ``edge_index``. Of its ``edge_attr`` and
+                ``edge_weight`` only what the model reads is taken.
+            edge_index: [2, E] sources and targets; or a sparse [N, N] ``adj_t``; or the CSR of the incoming edges.
+            edge_attr: [E, D] in the order of ``edge_index``.
+            edge_weight: [E] in the order of ``edge_index``.
+            num_node_features: F.
+            num_edge_features: D; 0: the model reads none.
+
+        Raises:
+            ValueError: if something is missing, given without being read, or of another shape.
+        """
+        if edge_index is None:
+            x, edge_index, edge_attr, edge_weight = _of_data(model, x, num_edge_features)
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != num_node_features or not x.is_floating_point():
+            got = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x: expected floating point numbers of shape (N, {num_node_features}), got {got}")
+        if is_sparse(edge_index):
+            edge_index, value = sparse_edges(edge_index)
+            if value is not None and value.dim() == 1 and edge_weight is None:
+                edge_weight = value
+            elif value is not None and edge_attr is None:
+                edge_attr = value
+        num_edges = edge_index.num_edges if isinstance(edge_index, CSR) else edge_index.size(-1)
+        _check_edges(edge_attr, edge_weight, num_edges, num_edge_features)
+        csr, perm = as_csr(edge_index, x.size(0))
+        if perm is not None:
+            edge_attr = None if edge_attr is None else edge_attr[perm]
+            edge_weight = None if edge_weight is None else edge_weight[perm]
+        return cls(x, csr, perm, edge_attr, edge_weight)
+
+
+def _of_data(model: nn.Module, data: Any, num_edge_features: int) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+    x, edge_index, adj_t, edge_attr, edge_weight = (
+        getattr(data, key, None) for key in ("x", "edge_index", "adj_t", "edge_attr", "edge_weight")
+    )
+    edges = adj_t if edge_index is None else edge_index
+    if isinstance(data, Tensor) or edges is None:
+        raise ValueError("edge_index is missing: expected model(x, edge_index), or model(data) with data.edge_index")
+    if x is None:
+        raise ValueError("data.x is missing: expected node features, those that the model was trained on")
+    edge_attr = edge_attr if num_edge_features else None
+    edge_attr = edge_attr[:, None] if edge_attr is not None and edge_attr.dim() == 1 else edge_attr
+    if edge_weight is not None and not reads_edge_weight(model):
+        edge_weight = None
+    return x, edges, edge_attr, edge_weight
+
+
+def _check_edges(edge_attr: Tensor | None, edge_weight: Tensor | None, num_edges: int, num_edge_features: int) -> None:
+    if not num_edge_features and edge_attr is not None:
+        raise ValueError("this model reads no edge features: leave edge_attr out")
+    if num_edge_features and edge_attr is None:
+        raise ValueError(f"this model reads edge features: give edge_attr [E, {num_edge_features}]")
+    for name, tensor, shape in (
+        ("edge_attr", edge_attr, (num_edges, num_edge_features)),
+        ("edge_weight", edge_weight, (num_edges,)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
