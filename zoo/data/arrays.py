@@ -208,6 +208,30 @@ def undirected_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
     return torch.stack([keys // num_nodes, keys % num_nodes]).to(edge_index.dtype)
 
 
+def multiclass_arrays(edge_index: Array, x: Array, y: Array, masks: Array) -> dict[str, Array]:
+    """The arrays of a published graph of classes; self-loops are left out.
+
+    Args:
+        edge_index: [2, E] in either direction or in both.
+        x: [N, F].
+        y: [N], -1 for unlabeled.
+        masks: [3, N] or [3, num_splits, N] bool: train, valid, test.
+
+    Raises:
+        ValueError: if an edge leads to a node that is not there.
+    """
+    edges = torch.from_numpy(edge_index[:, edge_index[0] != edge_index[1]].astype(np.int64))
+    if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= len(y)):
+        raise ValueError(f"edges lead to nodes that are not there, outside 0 .. {len(y) - 1:,}")
+    return {
+        "edge_index": undirected_edges(edges, len(y)).numpy().astype(np.int32),
+        "x": x,
+        "y": y.astype(np.int64),
+        **dict(zip(MASKS, masks, strict=True)),
+        "task": np.array("multiclass"),
+    }
+
+
 def _labels(arrays: Mapping[str, Array], where: str) -> tuple[Task, Array]:
     """The task, and the labels as ``Graph.y`` holds them."""
     y = arrays["y"]

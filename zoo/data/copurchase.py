@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from zoo.data.arrays import read_arrays, undirected_edges
+from zoo.data.arrays import multiclass_arrays, read_arrays
 from zoo.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -60,7 +59,7 @@ def copurchase_arrays(graph: Path, split: Path) -> dict[str, Array]:
         source, target = matrices["adj"].nonzero()
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise DataError(f"{graph}, {split.name}: these files do not make a graph ({error})") from error
-    return _arrays(np.stack([source, target]), x, raw["labels"], masks)
+    return multiclass_arrays(np.stack([source, target]), x, raw["labels"], masks)
 
 
 def wikics_arrays(path: Path) -> dict[str, Array]:
@@ -82,22 +81,6 @@ def wikics_arrays(path: Path) -> dict[str, Array]:
         test = np.broadcast_to(np.array(raw["test_mask"], dtype=bool), masks["train_masks"].shape)
         splits = np.stack([masks["train_masks"], masks["val_masks"] | masks["stopping_masks"], test])
         y, x = np.array(raw["labels"], dtype=np.int64), np.array(raw["features"], dtype=np.float32)
-        return _arrays(np.array(edges, dtype=np.int64).T, x, y, splits)
+        return multiclass_arrays(np.array(edges, dtype=np.int64).T, x, y, splits)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{path}: not the data of Wiki-CS ({error or type(error).__name__})") from error
-
-
-def _arrays(edge_index: Array, x: Array, y: Array, masks: Array) -> dict[str, Array]:
-    """The arrays of a graph whose edges stand in either direction or in both; self-loops are left out."""
-    edges = torch.from_numpy(edge_index[:, edge_index[0] != edge_index[1]].astype(np.int64))
-    if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= len(y)):
-        raise ValueError(f"edges lead to nodes outside 0 .. {len(y) - 1:,}")
-    return {
-        "edge_index": undirected_edges(edges, len(y)).numpy().astype(np.int32),
-        "x": x,
-        "y": y.astype(np.int64),
-        "train_mask": masks[0],
-        "valid_mask": masks[1],
-        "test_mask": masks[2],
-        "task": np.array("multiclass"),
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -118,15 +118,9 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph with every tensor on another device."""
-        return replace(
-            self,
-            edge_index=self.edge_index.to(device),
-            x=None if self.x is None else self.x.to(device),
-            categories=None if self.categories is None else self.categories.to(device),
-            edge_attr=None if self.edge_attr is None else self.edge_attr.to(device),
-            y=self.y.to(device),
-            splits=tuple(split.to(device) for split in self.splits),
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, splits=tuple(split.to(device) for split in self.splits), **moved)
 
 
 class Part(NamedTuple):
@@ -203,18 +197,10 @@ def validate(graph: Graph) -> None:
         raise DataError(f"{graph.name}: {'; '.join(faults)}")
 
 
-def _is_index(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.int32, torch.int64)
-
-
 def _count(tensor: Tensor, fault: Callable[[Tensor], Tensor], dim: int = 0) -> int:
     """Number of entries with a fault, counted in slices along a dimension."""
     slices: tuple[Tensor, ...] = torch.split(tensor, EDGE_CHUNK, dim)
     return sum([int(fault(part).sum()) for part in slices])
-
-
-def _is_not_finite(tensor: Tensor) -> Tensor:
-    return ~torch.isfinite(tensor)
 
 
 def _edge_faults(graph: Graph) -> Iterator[str]:
@@ -222,7 +208,7 @@ def _edge_faults(graph: Graph) -> Iterator[str]:
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
         yield f"edge_index must be [2, E], not {list(edge_index.shape)}"
         return
-    if not _is_index(edge_index):
+    if edge_index.dtype not in (torch.int32, torch.int64):
         yield f"edge_index must hold int32 or int64 node ids, not {edge_index.dtype}"
         return
     negative = _count(edge_index, lambda ids: ids < 0, dim=1)
@@ -231,19 +217,21 @@ def _edge_faults(graph: Graph) -> Iterator[str]:
         yield f"edge_index holds {negative:,} negative node ids"
     if beyond:
         yield f"edge_index holds {beyond:,} node ids above {n - 1:,}, the last of {n:,} nodes"
-    edge_attr = graph.edge_attr
-    if edge_attr is None:
-        return
-    if edge_attr.ndim != 2 or edge_attr.shape[0] != edge_index.shape[1]:
-        yield f"edge_attr must be [E, D] with E = {edge_index.shape[1]:,}, not {list(edge_attr.shape)}"
-    elif edge_attr.dtype != torch.float32:
-        yield f"edge_attr must be float32, not {edge_attr.dtype}"
-    elif not edge_attr.shape[1]:
-        yield "edge_attr has no columns; leave it out"
-    elif edge_attr.shape[1] > MAX_EDGE_FEATURES:
-        yield f"edge_attr has {edge_attr.shape[1]:,} columns, more than {MAX_EDGE_FEATURES:,}"
-    elif bad := _count(edge_attr, _is_not_finite):
-        yield f"edge_attr holds {bad:,} values that are NaN or infinite in float32"
+    if graph.edge_attr is not None:
+        yield from _feature_faults("edge_attr", graph.edge_attr, "E, D", graph.num_edges, MAX_EDGE_FEATURES)
+
+
+def _feature_faults(name: str, features: Tensor, shape: str, num_rows: int, max_columns: int) -> Iterator[str]:
+    if features.ndim != 2 or features.shape[0] != num_rows:
+        yield f"{name} must be [{shape}] with {shape[0]} = {num_rows:,}, not {list(features.shape)}"
+    elif features.dtype != torch.float32:
+        yield f"{name} must be float32, not {features.dtype}"
+    elif not features.shape[1]:
+        yield f"{name} has no columns; leave it out"
+    elif features.shape[1] > max_columns:
+        yield f"{name} has {features.shape[1]:,} columns, more than {max_columns:,}"
+    elif bad := _count(features, lambda values: ~torch.isfinite(values)):
+        yield f"{name} holds {bad:,} values that are NaN or infinite in float32"
 
 
 def _node_faults(graph: Graph) -> Iterator[str]:
@@ -251,17 +239,8 @@ def _node_faults(graph: Graph) -> Iterator[str]:
     if n < 1:
         yield "the graph has no nodes"
     if graph.x is not None:
-        if graph.x.ndim != 2 or graph.x.shape[0] != n:
-            yield f"x must be [N, F] with N = {n:,}, not {list(graph.x.shape)}"
-        elif graph.x.dtype != torch.float32:
-            yield f"x must be float32, not {graph.x.dtype}"
-        elif not graph.x.shape[1]:
-            yield "x has no columns; leave it out"
-        elif graph.x.shape[1] > MAX_WIDTH:
-            yield f"x has {graph.x.shape[1]:,} columns, more than {MAX_WIDTH:,}"
-        elif bad := _count(graph.x, _is_not_finite):
-            yield f"x holds {bad:,} values that are NaN or infinite in float32"
-        elif graph.num_categories > graph.x.shape[1]:
+        yield from _feature_faults("x", graph.x, "N, F", n, MAX_WIDTH)
+        if graph.x.ndim == 2 and graph.num_categories > graph.x.shape[1]:
             yield f"num_categories is {graph.num_categories}, but x has only {graph.x.shape[1]} columns"
     if graph.categories is not None:
         if graph.categories.shape != (n,) or graph.categories.dtype != torch.int64:

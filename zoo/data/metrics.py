@@ -1,4 +1,13 @@
-"""Metrics: predictions compared with labels."""
+"""Metrics: predictions compared with labels.
+
+A metric takes the labels ``y`` of some nodes, as ``Graph.y`` holds them, and their logits:
+
+- classes: y [n] with -1 for unlabeled; logits [n, C], of which the largest wins, or [n, 1] or [n], of which those above
+  0 mean class 1.
+- several labels, and numbers to predict: y [n, T] with NaN for unlabeled; logits [n, T].
+
+Unlabeled entries are left out. A DataError says that nothing is left to score, or that a logit is not finite.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +20,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import DataError
+
+# scikit-learn's metrics are imported where they are called, because that takes longer than all else at the start.
 
 Array = np.ndarray[Any, Any]
 
@@ -51,192 +62,92 @@ def check_metric(task: str, metric: str) -> None:
         raise DataError(f"the metric {metric!r} does not fit a {task} task; use {', '.join(metrics_of(task))}")
 
 
-def rocauc(y_true: Tensor, logits: Tensor) -> float:
-    """Area under the ROC curve, averaged over the tasks that have labels of both classes, as OGB does.
-
-    Args:
-        y_true: [n, T] zeros and ones with NaN for unlabeled, or [n] with -1 for unlabeled.
-        logits: [n, T], or [n, 1] or [n] if T is 1.
-
-    Returns:
-        In 0 .. 1.
-
-    Raises:
-        DataError: if no task has both classes, or a logit is not finite.
-    """
-    # Imported here, because it takes longer than all else that a command needs to start.
+def rocauc(y: Tensor, logits: Tensor) -> float:
+    """Area under the ROC curve in 0 .. 1, averaged over the labels that occur and fail to occur, as OGB does."""
     from sklearn.metrics import roc_auc_score
 
-    return _mean_area("rocauc", roc_auc_score, y_true, logits)
+    return _mean_area("rocauc", roc_auc_score, y, logits)
 
 
-def average_precision(y_true: Tensor, logits: Tensor) -> float:
-    """Area under the precision-recall curve as a sum of steps, averaged over the tasks with labels of both classes.
-
-    Args:
-        y_true: [n, T] zeros and ones with NaN for unlabeled, or [n] with -1 for unlabeled.
-        logits: [n, T], or [n, 1] or [n] if T is 1.
-
-    Returns:
-        In 0 .. 1.
-
-    Raises:
-        DataError: if no task has both classes, or a logit is not finite.
-    """
+def average_precision(y: Tensor, logits: Tensor) -> float:
+    """Area under the precision-recall curve as a sum of steps, in 0 .. 1, averaged as for ``rocauc``."""
     from sklearn.metrics import average_precision_score
 
-    return _mean_area("average_precision", average_precision_score, y_true, logits)
+    return _mean_area("average_precision", average_precision_score, y, logits)
 
 
-def _mean_area(name: str, area: Callable[[Array, Array], float], y_true: Tensor, logits: Tensor) -> float:
-    labels, scores = _columns(y_true, logits)
+def _mean_area(name: str, area: Callable[[Array, Array], float], y: Tensor, logits: Tensor) -> float:
     areas = []
-    for task in range(labels.shape[1]):
-        known = ~np.isnan(labels[:, task])
-        column = labels[known, task]
-        if (column == 1).any() and (column == 0).any():
-            areas.append(area(column, scores[known, task]))
+    for truth, scores in _known_columns(y, logits):
+        if (truth == 1).any() and (truth == 0).any():
+            areas.append(area(truth, scores))
     if not areas:
         raise DataError(f"{name} is not defined: no task has labels of both classes among these nodes")
     # Summed in this order, the mean is that of OGB's evaluator to the last bit.
     return float(sum(areas) / len(areas))
 
 
-def accuracy(y_true: Tensor, logits: Tensor) -> float:
-    """Share of the labelled nodes whose class is predicted.
-
-    Args:
-        y_true: [n] classes, -1 for unlabeled.
-        logits: [n, C], the largest wins; or [n, 1] or [n], above 0 means class 1.
-
-    Returns:
-        In 0 .. 1.
-
-    Raises:
-        DataError: if no node has a label, or a logit is not finite.
-    """
-    truth, guess = _known_classes("accuracy", y_true, logits)
+def accuracy(y: Tensor, logits: Tensor) -> float:
+    """Share of the labeled nodes whose class is predicted, in 0 .. 1."""
+    truth, guess = _known_classes("accuracy", y, logits)
     return float((guess == truth).mean())
 
 
-def micro_f1(y_true: Tensor, logits: Tensor) -> float:
-    """F1 of all labels of all nodes counted together; for one class per node it equals accuracy.
-
-    Args:
-        y_true: [n, T] zeros and ones with NaN for unlabeled, or [n] classes with -1 for unlabeled.
-        logits: [n, T], above 0 means 1; or [n, C], the largest wins.
-
-    Returns:
-        In 0 .. 1; 0 if nothing is true and nothing predicted.
-
-    Raises:
-        DataError: if no node has a label, or a logit is not finite.
-    """
-    if y_true.ndim == 1:
-        return accuracy(y_true, logits)
-    labels, scores = _columns(y_true, logits)
-    known = ~np.isnan(labels)
-    if not known.any():
-        raise DataError("micro_f1 is not defined: none of these nodes has a label")
-    truth, guess = labels[known] == 1, scores[known] > 0
-    positives = int(truth.sum()) + int(guess.sum())
-    return 2 * int((truth & guess).sum()) / positives if positives else 0.0
+def micro_f1(y: Tensor, logits: Tensor) -> float:
+    """F1 in 0 .. 1 of all labels of all nodes counted together; for one class per node it equals accuracy."""
+    if y.ndim == 1:
+        return accuracy(y, logits)
+    truth, scores = _known_values("micro_f1", y, logits)
+    # scikit-learn would sort the labels of a whole graph for the same two counts.
+    num_right = int(((truth == 1) & (scores > 0)).sum())
+    num_positive = int((truth == 1).sum()) + int((scores > 0).sum())
+    return 2 * num_right / num_positive if num_positive else 0.0
 
 
-def macro_f1(y_true: Tensor, logits: Tensor) -> float:
-    """F1 of each class, or of each of several labels, averaged without weights.
+def macro_f1(y: Tensor, logits: Tensor) -> float:
+    """F1 in 0 .. 1 of each class that occurs or is predicted, or of each of several labels, averaged without weights.
 
-    Args:
-        y_true: [n] classes with -1 for unlabeled, or [n, T] zeros and ones with NaN for unlabeled.
-        logits: [n, C], the largest wins; [n, 1] or [n], above 0 means class 1; or [n, T], above 0 means 1.
-
-    Returns:
-        In 0 .. 1, over the classes that occur or are predicted; 0 for a class that is never right.
-
-    Raises:
-        DataError: if no node has a label, or a logit is not finite.
+    A class that is never right counts 0.
     """
     from sklearn.metrics import f1_score
 
-    if y_true.ndim == 1:
-        return float(f1_score(*_known_classes("macro_f1", y_true, logits), average="macro", zero_division=0.0))
-    labels, scores = _columns(y_true, logits)
-    known = ~np.isnan(labels)
-    columns = [(known[:, task], task) for task in range(labels.shape[1]) if known[:, task].any()]
-    if not columns:
-        raise DataError("macro_f1 is not defined: none of these nodes has a label")
-    return float(np.mean([f1_score(labels[n, t], scores[n, t] > 0, zero_division=0.0) for n, t in columns]))
+    if y.ndim == 1:
+        return float(f1_score(*_known_classes("macro_f1", y, logits), average="macro", zero_division=0.0))
+    _known_values("macro_f1", y, logits)
+    columns = _known_columns(y, logits)
+    return float(np.mean([f1_score(truth, scores > 0, zero_division=0.0) for truth, scores in columns if len(truth)]))
 
 
-def mcc(y_true: Tensor, logits: Tensor) -> float:
-    """Matthews correlation coefficient of true and predicted classes.
-
-    Args:
-        y_true: [n] classes, -1 for unlabeled.
-        logits: [n, C], the largest wins; or [n, 1] or [n], above 0 means class 1.
-
-    Returns:
-        In -1 .. 1; 0 if all nodes are of one class or all predictions are.
-
-    Raises:
-        DataError: if no node has a label, or a logit is not finite.
-    """
+def mcc(y: Tensor, logits: Tensor) -> float:
+    """Matthews correlation coefficient of true and predicted classes, in -1 .. 1; 0 if either are all of one class."""
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(*_known_classes("mcc", y_true, logits)))
+    return float(matthews_corrcoef(*_known_classes("mcc", y, logits)))
 
 
-def mae(y_true: Tensor, logits: Tensor) -> float:
-    """Mean absolute error over all known numbers.
+def mae(y: Tensor, logits: Tensor) -> float:
+    """Mean absolute error over all known numbers."""
+    truth, guess = _known_values("mae", y, logits)
+    return float(np.abs(guess - truth).mean())
 
-    Args:
-        y_true: [n, T] numbers, NaN for unlabeled.
-        logits: [n, T] predictions.
 
-    Raises:
-        DataError: if no number is known, or a prediction is not finite.
+def rmse(y: Tensor, logits: Tensor) -> float:
+    """Square root of the mean squared error over all known numbers."""
+    truth, guess = _known_values("rmse", y, logits)
+    return float(np.sqrt(np.square(guess - truth).mean()))
+
+
+def r2(y: Tensor, logits: Tensor) -> float:
+    """Coefficient of determination, averaged over the columns whose known numbers differ; at most 1.
+
+    It is 1 - (sum of squared errors) / (sum of squared distances from the mean), so 0 for the mean itself.
     """
-    return float(np.abs(_errors("mae", y_true, logits)).mean())
+    from sklearn.metrics import r2_score
 
-
-def rmse(y_true: Tensor, logits: Tensor) -> float:
-    """Square root of the mean squared error over all known numbers.
-
-    Args:
-        y_true: [n, T] numbers, NaN for unlabeled.
-        logits: [n, T] predictions.
-
-    Raises:
-        DataError: if no number is known, or a prediction is not finite.
-    """
-    return float(np.sqrt(np.square(_errors("rmse", y_true, logits)).mean()))
-
-
-def r2(y_true: Tensor, logits: Tensor) -> float:
-    """Coefficient of determination, averaged over the columns whose known numbers differ.
-
-    It is 1 - (sum of squared errors) / (sum of squared distances from the mean).
-
-    Args:
-        y_true: [n, T] numbers, NaN for unlabeled.
-        logits: [n, T] predictions.
-
-    Returns:
-        At most 1; 0 for the mean itself.
-
-    Raises:
-        DataError: if no column has two different numbers, or a prediction is not finite.
-    """
-    labels, predictions = _columns(y_true, logits)
-    values = []
-    for truth, guess in zip(labels.T, predictions.T, strict=True):
-        known = ~np.isnan(truth)
-        distances = np.square(truth[known] - truth[known].mean()).sum() if known.any() else 0.0
-        if distances > 0:
-            values.append(1 - np.square(truth[known] - guess[known]).sum() / distances)
-    if not values:
+    columns = [(truth, guess) for truth, guess in _known_columns(y, logits) if len(truth) and np.ptp(truth) > 0]
+    if not columns:
         raise DataError("r2 is not defined: the numbers of these nodes do not differ")
-    return float(np.mean(values))
+    return float(np.mean([r2_score(truth, guess) for truth, guess in columns]))
 
 
 METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = MappingProxyType(
@@ -252,18 +163,6 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = MappingProxyType(
         "r2": r2,
     }
 )
-
-
-def predicted_classes(logits: Tensor) -> Tensor:
-    """[n] int64 classes from [n, C] logits, or from [n, 1] or [n] logits of class 1.
-
-    Raises:
-        DataError: if a logit is not finite.
-    """
-    _check_finite(logits)
-    if logits.ndim == 1 or logits.shape[1] == 1:
-        return (logits.reshape(-1) > 0).long()
-    return logits.argmax(dim=1)
 
 
 def evaluate(metric: str, y: Tensor, logits: Tensor) -> float:
@@ -292,32 +191,36 @@ def _check_finite(logits: Tensor) -> None:
         raise DataError(f"{bad:,} of {logits.numel():,} predictions are NaN or infinite")
 
 
-def _known_classes(name: str, y_true: Tensor, logits: Tensor) -> tuple[Array, Array]:
+def _known_classes(name: str, y: Tensor, logits: Tensor) -> tuple[Array, Array]:
     """True and predicted classes of the labeled nodes."""
-    guess, known = predicted_classes(logits), y_true >= 0
+    _check_finite(logits)
+    one_logit = logits.ndim == 1 or logits.shape[1] == 1
+    guess, known = (logits.reshape(-1) > 0).long() if one_logit else logits.argmax(dim=1), y >= 0
     if not bool(known.any()):
         raise DataError(f"{name} is not defined: none of these nodes has a label")
-    return y_true[known].numpy(), guess[known].numpy()
+    return y[known].numpy(), guess[known].numpy()
 
 
-def _errors(name: str, y_true: Tensor, logits: Tensor) -> Array:
-    """Predictions minus known numbers, in one row."""
-    labels, predictions = _columns(y_true, logits)
-    known = ~np.isnan(labels)
-    if not known.any():
+def _known_values(name: str, y: Tensor, logits: Tensor) -> tuple[Array, Array]:
+    """Known labels or numbers of all columns and the logits that go with them, each in one row."""
+    truth, scores = (np.concatenate(columns) for columns in zip(*_known_columns(y, logits), strict=True))
+    if not len(truth):
         raise DataError(f"{name} is not defined: none of these nodes has a label")
-    errors: Array = predictions[known] - labels[known]
-    return errors
+    return truth, scores
 
 
-def _columns(y_true: Tensor, logits: Tensor) -> tuple[Array, Array]:
-    """Labels and logits as [n, T] float arrays, NaN for unlabeled."""
+def _known_columns(y: Tensor, logits: Tensor) -> list[tuple[Array, Array]]:
+    """Known labels or numbers and their logits, as float64, for each of T columns; [n] classes are one column."""
     _check_finite(logits)
-    labels = y_true.detach().cpu().double()
+    labels = y.detach().cpu().double()
     if labels.ndim == 1:
         labels = torch.where(labels < 0, torch.nan, labels).unsqueeze(1)
     scores = logits.detach().cpu().double()
     scores = scores.unsqueeze(1) if scores.ndim == 1 else scores
     if labels.shape != scores.shape:
-        raise DataError(f"labels {list(y_true.shape)} do not go with predictions {list(logits.shape)}")
-    return labels.numpy(), scores.numpy()
+        raise DataError(f"labels {list(y.shape)} do not go with predictions {list(logits.shape)}")
+    columns = []
+    for truth, guess in zip(labels.T, scores.T, strict=True):
+        known = ~truth.isnan()
+        columns.append((truth[known].numpy(), guess[known].numpy()))
+    return columns

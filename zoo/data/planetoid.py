@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from zoo.data.arrays import undirected_edges
+from zoo.data.arrays import multiclass_arrays
 from zoo.errors import DataError
 
 PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
@@ -130,22 +129,10 @@ def planetoid_arrays(folder: Path, name: str) -> dict[str, Array]:
         x[:num_known], y[:num_known] = parts["allx"], np.asarray(parts["ally"]).argmax(axis=1)
         x[test], y[test] = parts["tx"], np.asarray(parts["ty"]).argmax(axis=1)
         edges = [(int(source), int(target)) for source, targets in parts["graph"].items() for target in targets]
-        edge_index = np.array([edge for edge in edges if edge[0] != edge[1]], dtype=np.int64).T
-        if not ((edge_index >= 0) & (edge_index < num_nodes)).all():
-            raise ValueError("edges lead to nodes that are not there")
+        masks = np.zeros((3, num_nodes), dtype=bool)
+        masks[0, :num_train] = True
+        masks[1, num_train : num_train + NUM_VALID] = True
+        masks[2, test] = True
+        return multiclass_arrays(np.array(edges, dtype=np.int64).T, x, y, masks)
     except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: the files of {name} do not make a graph ({error})") from error
-    masks = np.zeros((3, num_nodes), dtype=bool)
-    masks[0, :num_train] = True
-    masks[1, num_train : num_train + NUM_VALID] = True
-    masks[2, test] = True
-    pairs = undirected_edges(torch.from_numpy(edge_index), num_nodes).numpy().astype(np.int32)
-    return {
-        "edge_index": pairs,
-        "x": x,
-        "y": y,
-        "train_mask": masks[0],
-        "valid_mask": masks[1],
-        "test_mask": masks[2],
-        "task": np.array("multiclass"),
-    }
