@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GENConv, GroupAddRev
 
-from zoo.ops.csr import CSR
-from zoo.ops.segment import edge_targets
+from zoo.ops.csr import CSR, edge_targets
 from zoo.spec.shape import GraphShape
 
 

@@ -15,7 +15,7 @@ from zoo.ops import numba_launch, work_items
 from zoo.ops.csr import CSR, csr_from_edge_index
 from zoo.ops.dispatch import use_backend
 from zoo.ops.edges import EdgeInput
-from zoo.ops.gen_aggregate import cpu, gen_aggregate
+from zoo.ops.gen_aggregate import cpu, cpu_kernels, gen_aggregate
 
 PARITY = Path(__file__).parents[1] / "parity"
 BACKENDS = ("chunked", "numba")
@@ -153,6 +153,18 @@ class TestBackend:
         assert not expected.all()
         assert torch.equal(found, expected)
 
+    @pytest.mark.parametrize("aggr", ["max", "mean", "sum"])
+    def test_infinity_comes_through(self, backend, aggr):
+        case = make_case(C=8)
+        case.x[3, 2] = torch.inf
+        with use_backend("reference"):
+            expected = forward(case, aggr).isinf()
+        with use_backend(backend):
+            found = forward(case, aggr)
+        assert 0 < expected.sum() < expected.numel()
+        assert torch.equal(found.isinf(), expected)
+        assert not found.isnan().any()
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("aggr", AGGREGATIONS)
     def test_half_precision_is_computed_in_float32(self, backend, aggr, dtype):
@@ -281,10 +293,10 @@ def test_kernels_need_no_place_to_be_kept(monkeypatch):
         return real_njit(form, **options)
 
     monkeypatch.setattr(numba_launch, "njit", njit)
-    cpu._max_forward.cache_clear()
+    cpu_kernels.max_forward.cache_clear()
     case = make_case()
     assert_close(run(case, "numba", "max"), run(case.to(torch.float64), "reference", "max"), F32)
-    cpu._max_forward.cache_clear()
+    cpu_kernels.max_forward.cache_clear()
 
 
 def test_rows_with_equal_messages_give_the_gradient_to_their_first_edge():

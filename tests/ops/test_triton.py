@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.interpreted import assert_checks_pass
-from zoo.ops.gen_aggregate import cuda
+from zoo.ops.gen_aggregate import cuda_kernels
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = dict.fromkeys(("start", "end", "target", "further"), "*i64") | {"col": "*i32", "win": "*i32"}
@@ -38,16 +38,18 @@ def test_interpreted_kernels_equal_the_reference():
         ("merge_softmax", 2, {"BC": 64}),
         ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64}),
         ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64, "FEATURE": "fp16"}),
-        ("softmax_forward", 2, SHARED | {"BC": 64}),
-        ("softmax_backward", 4, SHARED | GRADIENTS | {"BC": 64}),
-        ("softmax_backward", 2, SHARED | GRADIENTS | {"BC": 16, "WITH_EDGES": True}),
+        ("sum_forward", 2, SHARED | {"BC": 64, "SOFTMAX": True}),
+        ("sum_forward", 2, SHARED | {"BC": 64, "SOFTMAX": False}),
+        ("sum_backward", 4, SHARED | GRADIENTS | {"BC": 64, "SOFTMAX": True}),
+        ("sum_backward", 4, SHARED | GRADIENTS | {"BC": 64, "SOFTMAX": False}),
+        ("sum_backward", 2, SHARED | GRADIENTS | {"BC": 16, "WITH_EDGES": True, "SOFTMAX": True}),
     ],
 )
 def test_kernels_compile_for_hopper_within_their_registers(name, num_warps, constants, tmp_path):
     number = constants.get("NUMBER", "fp32")
     reads = {"x": f"*{number}", "attr": f"*{constants.get('FEATURE', number)}"}
     constants = {key: value for key, value in constants.items() if key not in ("NUMBER", "FEATURE")}
-    kernel = getattr(cuda, f"{name}_kernel")
+    kernel = getattr(cuda_kernels, f"{name}_kernel")
     signature = {}
     for argument in kernel.arg_names:
         read = {**POINTERS, **NUMBERS, **reads}.get(argument, "*fp32")

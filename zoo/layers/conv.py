@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from zoo.layers.block import NORMS, NormName, is_plain, normed_relu
 from zoo.layers.inputs import BlockInputs
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, edge_targets, out_degrees, segment_softmax, without_loops
 from zoo.ops.gen_aggregate import gen_aggregate
-from zoo.ops.segment import edge_targets, out_degrees, segment_softmax, without_loops
 from zoo.ops.weighted_sum import weighted_sum
 
 AggrName = Literal["max", "mean", "sum", "softmax", "powermean"]

@@ -22,14 +22,14 @@ Kernel = Callable[..., None]
 BLOCK = 32
 
 
-def compiled(num_floats: int, kind: str) -> Callable[[Callable[..., None]], Kernel]:
+def compiled(num_floats: int, dtype: str) -> Callable[[Callable[..., None]], Kernel]:
     """Compile for integers followed by so many floats; kept on disk where some folder can be written.
 
     Args:
         num_floats: how many.
-        kind: of the floats, as :func:`kind_of` calls it.
+        dtype: of the floats, as :func:`dtype_code` calls it.
     """
-    scalar = float32 if kind == "f32" else float64
+    scalar = scalar_type(dtype)
 
     def compile_(function: Callable[..., None]) -> Kernel:
         form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[scalar] * num_floats)
@@ -57,6 +57,11 @@ def addresses(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(address(tensor) for tensor in tensors)
 
 
-def kind_of(tensor: Tensor) -> str:
-    """The number type as the kernels call it."""
+def dtype_code(tensor: Tensor) -> str:
+    """The precision of a tensor as the kernels call it: f32 or f64."""
     return "f64" if tensor.dtype == torch.float64 else "f32"
+
+
+def scalar_type(dtype: str) -> Any:
+    """Numba's type of one number."""
+    return float64 if dtype == "f64" else float32

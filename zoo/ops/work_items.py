@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from zoo.errors import BackendError
 from zoo.ops.csr import CSR, cached
+from zoo.ops.tensors import address
+from zoo.ops.threads import run_tasks
 
 # Segments after the first of a row are this many at most, since each has results of its own; longer ones then.
 MAX_FURTHER_SEGMENTS = 1 << 16
@@ -84,7 +87,7 @@ class WorkItems(NamedTuple):
         merge_steps: pairs of [K] rows and [K] segments; no row appears twice in a pair. Merging pair after pair merges
             the segments of each row in the order of its edges.
         items: first segment, and the one after the last, of each item; they cost about the same.
-        col: [E] int32.
+        col: [E] int32, where that of the CSR is not.
     """
 
     segments: Segments
@@ -96,6 +99,18 @@ class WorkItems(NamedTuple):
     def of(cls, csr: CSR) -> WorkItems:
         """The work items of a CSR, made once; they do not depend on the number of threads, so sums do not either."""
         return cached(csr, "work items", _make_work_items)
+
+    def int32_col(self, csr: CSR) -> Tensor:
+        """[E] int32, the source node of each edge."""
+        return csr.col if self.col is None else self.col
+
+    def bounds(self, n: int) -> tuple[int, ...]:
+        """The first four arguments of a kernel: addresses of start and end, and the segments of item ``n``."""
+        return address(self.segments.start), address(self.segments.end), *self.items[n]
+
+    def run(self, kernel: Callable[..., None], *rest: float) -> None:
+        """Run a Numba kernel over all segments."""
+        run_tasks([partial(kernel, *self.bounds(n), *rest) for n in range(len(self.items))])
 
 
 def _make_work_items(csr: CSR) -> WorkItems:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -27,14 +26,8 @@ from zoo.ops.tensors import compute_dtype, plain
 
 Aggr = Literal["max", "mean", "sum", "softmax", "powermean"]
 AGGREGATIONS: tuple[Aggr, ...] = get_args(Aggr)
-# The functions of a backend that compute each aggregation. At temperature zero all softmax weights are equal.
-_FUNCTIONS: dict[Aggr, str] = {
-    "max": "max",
-    "mean": "softmax",
-    "sum": "softmax",
-    "softmax": "softmax",
-    "powermean": "power",
-}
+# The functions of a backend that compute each aggregation: NAME_forward and NAME_backward.
+_FUNCTIONS: dict[Aggr, str] = {"max": "max", "mean": "sum", "sum": "sum", "softmax": "sum", "powermean": "power"}
 
 __all__ = ["AGGREGATIONS", "Aggr", "gen_aggregate"]
 
@@ -57,7 +50,7 @@ def gen_aggregate(
         x: [N, C] node features; rows may lie apart, as in a slice of the columns of a larger tensor.
         csr: incoming edges of each node.
         edges: edge embeddings a_e of C channels in the order of ``csr.col``, or None: a_e = 0.
-        aggr: how messages are joined. ``max``: of equal messages the first in the row wins and gets the gradient.
+        aggr: how messages are combined. ``max``: of equal messages the first in the row wins and gets the gradient.
             ``softmax``: sum_e softmax_e(temperature * m_e) m_e. ``powermean``: (mean_e m_e^power)^(1 / power), messages
             being clamped to 1e-7 .. 10. A node without incoming edges gets zeros, under ``powermean`` the power mean
             of 1e-7.
@@ -100,24 +93,17 @@ def _aggregate(messages: Messages, aggr: Aggr, factor: Tensor | None, detach_wei
     if name == "reference":
         return reference.gen_aggregate(messages, aggr, factor, detach_weights=detach_weights)
     refuse_transforms("gen_aggregate", name)
-    if aggr in ("mean", "sum"):
-        factor, detach_weights = torch.zeros((), dtype=compute_dtype(messages.x), device=messages.x.device), True
     x, csr, edges, eps = messages
-    forward, backward = (
-        kernel_function("gen_aggregate", name, f"{_FUNCTIONS[aggr]}_{direction}")
-        for direction in ("forward", "backward")
-    )
     if needs_grad(x, *(edges or ()), factor):
-        call = _Call(csr, eps, forward, backward, detach_weights)
+        call = _Call(csr, eps, name, _FUNCTIONS[aggr], detach_weights)
         out: Tensor = _Aggregate.apply(x, *(edges or (None, None, None)), factor, call)  # type: ignore[no-untyped-call]
     else:
+        forward = kernel_function("gen_aggregate", name, f"{_FUNCTIONS[aggr]}_forward")
         out = forward(messages, factor, needs_grad=False)[0]
-    degree = csr.rowptr.diff()[:, None]
-    if aggr == "sum":
-        return out * degree
-    if aggr == "powermean" and factor is not None:
-        return (out / degree.clamp(min=1)).clamp(POWER_MIN, POWER_MAX).pow(1 / factor)
-    return out
+    if aggr not in ("mean", "powermean"):
+        return out
+    mean = out / csr.rowptr.diff().clamp(min=1)[:, None]
+    return mean if factor is None else mean.clamp(POWER_MIN, POWER_MAX).pow(1 / factor)
 
 
 class _Call(NamedTuple):
@@ -125,13 +111,13 @@ class _Call(NamedTuple):
 
     csr: CSR
     eps: float
-    forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-    backward: Callable[..., tuple[Tensor | None, ...]]
+    backend: str
+    function: str
     detach_weights: bool
 
 
 class _Aggregate(Function):
-    """An aggregation under autograd; the arithmetic of both passes is the backend's."""
+    """An aggregation under autograd; the arithmetic of both passes is the backend's, see ``chunked``."""
 
     @staticmethod
     def forward(
@@ -143,23 +129,27 @@ class _Aggregate(Function):
         factor: Tensor | None,
         call: _Call,
     ) -> Tensor:
-        """See ``chunked``."""
+        """[N, C] results for [N, C] features; see :class:`Messages`."""
         edges = None if attr is None else EdgeInput(attr, weight, bias)
-        out, state = call.forward(Messages(x, call.csr, edges, call.eps), factor, needs_grad=True)
+        forward = kernel_function("gen_aggregate", call.backend, f"{call.function}_forward")
+        out: Tensor
+        out, state = forward(Messages(x, call.csr, edges, call.eps), factor, needs_grad=True)
         # Max needs its winners alone: neither its input nor its output is kept, so both may be overwritten.
-        ctx.save_for_backward(None if factor is None else x, attr, weight, bias, factor, *call.csr, *state)
+        ctx.save_for_backward(None if call.function == "max" else x, attr, weight, bias, factor, *call.csr, *state)
         ctx.call = call
         return out
 
     @staticmethod
     @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """See ``chunked``."""
+        """Gradients of the tensors of forward."""
         x, attr, weight, bias, factor, rowptr, col, *state = ctx.saved_tensors
+        call: _Call = ctx.call
         edges = None if attr is None else EdgeInput(attr, weight, bias)
-        messages = Messages(grad if x is None else x, CSR(rowptr, col), edges, ctx.call.eps)
-        options = {"detach_weights": ctx.call.detach_weights, "with_edges": ctx.needs_input_grad[1]}
-        grads = ctx.call.backward(grad, messages, factor, *state, **options)
+        messages = Messages(grad if x is None else x, CSR(rowptr, col), edges, call.eps)
+        backward = kernel_function("gen_aggregate", call.backend, f"{call.function}_backward")
+        options = {"detach_weights": call.detach_weights, "with_edges": ctx.needs_input_grad[1]}
+        grads = backward(grad, messages, factor, *state, **options)
         return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
 
 

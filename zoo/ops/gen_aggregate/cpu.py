@@ -1,54 +1,24 @@
-"""Max and softmax on the CPU: Numba kernels, and the layout of tensors for them.
+"""Max, sums and softmax on the CPU: layout of tensors for the kernels, and their work shared over threads.
 
-Kernels go over the segments of rows in blocks of few edges. Within a block they go over the channels eight at a time
-and, innermost, over the edges: the D weights of eight channels then stay in registers, and the rows of x that a block
-reads stay in the nearest cache. Arguments are addresses, counts and scalars, so one compiled form serves all tensors of
-a precision. Channels come in multiples of eight; results of segments are [S, C] without gaps.
-
-Forward passes, and the gradients of max, are the same whatever the number of threads; the gradient of softmax with
-respect to x is a sum over threads and the same for the same number of threads.
+Forward passes, and the gradients of max, are the same whatever the number of threads; the gradient of sums with respect
+to x is itself a sum over threads, the same for the same number of threads.
 """
-
-# Numba carries no types.
-# mypy: disable-error-code="untyped-decorator, operator"
 
 from __future__ import annotations
 
-import math
-from functools import cache, partial
+from functools import partial
 
 import torch
-from numba import float32, float64, int32, int64, njit
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.ops.gen_aggregate import cpu_kernels
 from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
-from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, kind_of
+from zoo.ops.numba_launch import addresses, dtype_code
 from zoo.ops.tensors import address, unit_stride
 from zoo.ops.threads import run_tasks
-from zoo.ops.vector_math import exp, log
-from zoo.ops.vectors import (
-    LANES,
-    accumulate,
-    add_item,
-    add_scaled,
-    either,
-    is_nan,
-    item,
-    lane,
-    load,
-    load_rows,
-    next_ids,
-    pointer,
-    prefetch,
-    project,
-    scratch,
-    splat,
-    store,
-    store_rows,
-    where,
-)
+from zoo.ops.vectors import LANES
 from zoo.ops.work_items import WorkItems
 
 # Reading this many edges ahead hides the latency of memory; tables of x below a size stay in the cache anyway.
@@ -56,21 +26,19 @@ PREFETCH_EDGES = 32
 PREFETCH_BYTES = 4 << 20
 # Rows whose gradients with respect to the weights are summed in the tensors' own precision, then in float64.
 ROWS_PER_SUM = 4096
-# Numbers in the messages of a block, for eight channels.
-TILE = 8 * BLOCK
 
 
 class _Layout:
     """The tensors of one call as the kernels want them, kept alive while the kernels use their addresses."""
 
     def __init__(self, messages: Messages) -> None:
-        x, csr, edges, self.eps = messages
+        x, self.csr, edges, self.eps = messages
         attr, weight, bias = edges or (None, None, None)
-        self.csr, self.num_channels, self.work = csr, x.shape[1], WorkItems.of(csr)
-        self.kind = kind_of(x)
+        self.num_channels, self.work, self.dtype = x.shape[1], WorkItems.of(self.csr), dtype_code(x)
         self.C = -(-self.num_channels // LANES) * LANES
         self.D = 0 if weight is None else weight.shape[1]
         self.embedded = attr is not None and weight is None
+        self.col = self.work.int32_col(self.csr)
         nothing = x.new_empty(0)
         self.x = self.padded(x)
         self.attr = nothing
@@ -88,22 +56,19 @@ class _Layout:
         """[S, C] for the results of segments."""
         return torch.empty(self.work.segments.start.numel(), self.C, dtype=dtype or self.x.dtype)
 
-    def segments(self, first: int, stop: int) -> tuple[int, ...]:
-        """The first four arguments of a kernel."""
-        return *addresses(self.work.segments.start, self.work.segments.end), first, stop
-
     def inputs(self) -> tuple[int, ...]:
-        """The next ten: edges, node features, edge features, weight, bias, number of channels."""
-        col = self.csr.col if self.work.col is None else self.work.col
+        """Arguments of every kernel: edges, node features, edge features, weight, bias, number of channels."""
         ahead = PREFETCH_EDGES if self.x.numel() * self.x.element_size() > PREFETCH_BYTES else 0
         nodes, edges = (address(self.x), self.x.stride(0)), (address(self.attr), self.attr.stride(0))
-        weights = addresses(self.weight, self.bias)
-        return address(col), self.csr.num_edges - 1, ahead, *nodes, *edges, *weights, self.C
-
-    def run(self, kernel: Kernel, *rest: float) -> None:
-        """Run a kernel over all segments."""
-        inputs = self.inputs()
-        run_tasks([partial(kernel, *self.segments(*segments), *inputs, *rest) for segments in self.work.items])
+        return (
+            address(self.col),
+            self.csr.num_edges - 1,
+            ahead,
+            *nodes,
+            *edges,
+            *addresses(self.weight, self.bias),
+            self.C,
+        )
 
     def cropped(self, tensor: Tensor) -> Tensor:
         """[S, padded C] to [N, C]."""
@@ -117,8 +82,8 @@ def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[
     layout = _Layout(messages)
     out = layout.empty()
     winner = layout.empty(torch.int32) if needs_grad else torch.empty(0, dtype=torch.int32)
-    kernel = _max_forward(layout.D, layout.embedded, needs_grad, layout.kind)
-    layout.run(kernel, *addresses(out, winner), layout.eps)
+    kernel = cpu_kernels.max_forward(layout.D, layout.embedded, needs_grad, layout.dtype)
+    layout.work.run(kernel, *layout.inputs(), *addresses(out, winner), layout.eps)
     for rows, segments in layout.work.merge_steps:
         # The first of equals stays, and a NaN.
         better = ~(out[segments] <= out[rows]) & ~out[rows].isnan()
@@ -136,17 +101,16 @@ def max_backward(
     attr, weight, _ = edges or (None, None, None)
     N, C = grad.shape
     D = 0 if weight is None else weight.shape[1]
-    work = WorkItems.of(csr)
-    col = csr.col if work.col is None else work.col
+    col = WorkItems.of(csr).int32_col(csr)
     grad, winner = grad.contiguous(), winner.to(torch.int32).contiguous()
     attr = grad.new_empty(0) if attr is None or weight is None else unit_stride(attr)
     dx = torch.zeros(N, C, dtype=grad.dtype)
     starts = range(0, N + ROWS_PER_SUM, ROWS_PER_SUM)
     dw = torch.zeros(len(starts), C, D, dtype=grad.dtype)
     db = torch.zeros(len(starts), C, dtype=grad.dtype)
-    kernel = _max_backward(D, kind_of(grad))
+    kernel = cpu_kernels.max_backward(D, dtype_code(grad))
 
-    # Each task owns a slice of the channels, so no two of them write to one place.
+    # Each task owns a slice of the channels, so that no two of them write to one address.
     def task(low: int, high: int) -> None:
         for n, first in enumerate(starts):
             rows, sums = (first, min(first + ROWS_PER_SUM, N)), addresses(dx, dw[n], db[n])
@@ -162,30 +126,35 @@ def _total(parts: Tensor) -> Tensor:
     return parts.sum(0, dtype=torch.float64).to(parts.dtype)
 
 
-def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+def sum_forward(
+    messages: Messages, temperature: Tensor | None, *, needs_grad: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See ``chunked``."""
-    layout = _Layout(messages)
-    out, logsum = layout.empty(), layout.empty()
-    # Each work item has a row of its own for the peaks of the row at hand.
-    peaks = torch.empty(len(layout.work.items), layout.C, dtype=out.dtype)
-    kernel = _softmax_forward(layout.D, layout.embedded, layout.kind)
-    rest, scalars = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature))
-    tasks = zip(layout.work.items, peaks, strict=True)
-    run_tasks([partial(kernel, *layout.segments(*work), *rest, address(peak), *scalars) for work, peak in tasks])
-    for rows, segments in layout.work.merge_steps:
+    layout, softmax = _Layout(messages), temperature is not None
+    work, out = layout.work, layout.empty()
+    logsum = layout.empty() if softmax else out
+    # Each work item has a buffer for the peaks of the row at hand.
+    peaks = torch.empty(len(work.items), layout.C if softmax else 0, dtype=out.dtype)
+    kernel = cpu_kernels.sum_forward(layout.D, layout.embedded, softmax, layout.dtype)
+    rest, scalars = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature or 0))
+    run_tasks([partial(kernel, *work.bounds(n), *rest, address(peak), *scalars) for n, peak in enumerate(peaks)])
+    for rows, segments in work.merge_steps:
+        if not softmax:
+            out[rows] += out[segments]
+            continue
         both = torch.logaddexp(logsum[rows], logsum[segments])
         out[rows] = out[rows] * (logsum[rows] - both).exp() + out[segments] * (logsum[segments] - both).exp()
         logsum[rows] = both
     out = layout.cropped(out)
-    return out, (out, layout.cropped(logsum))
+    return out, (out, layout.cropped(logsum)) if softmax else ()
 
 
-def softmax_backward(
+def sum_backward(
     grad: Tensor,
     messages: Messages,
-    temperature: Tensor,
-    out: Tensor,
-    logsum: Tensor,
+    temperature: Tensor | None,
+    out: Tensor | None = None,
+    logsum: Tensor | None = None,
     *,
     detach_weights: bool,
     with_edges: bool,
@@ -195,7 +164,8 @@ def softmax_backward(
     attr, weight, _ = messages.edges or (None, None, None)
     C, D, work, N = layout.C, layout.D, layout.work, layout.csr.num_nodes
     with_edges = with_edges and attr is not None
-    grad, out, logsum = (layout.padded(tensor).contiguous() for tensor in (grad, out, logsum))
+    # Without softmax ``out`` and ``logsum`` are not read.
+    grad, out, logsum = (layout.padded(grad if t is None else t).contiguous() for t in (grad, out, logsum))
     transposed = grad.new_empty(0) if weight is None else F.pad(weight, (0, 0, 0, C - weight.shape[0])).contiguous()
     d_attr = torch.zeros(layout.csr.num_edges if with_edges else 0, C if layout.embedded else D, dtype=grad.dtype)
     # Several edges share a source, so each group of work items sums into rows of its own.
@@ -203,14 +173,14 @@ def softmax_backward(
     dx = torch.zeros(num_groups, N, C, dtype=grad.dtype)
     dw = torch.zeros(len(work.items), D + 1, C, dtype=grad.dtype)
     d_factor = torch.zeros(len(work.items), LANES, dtype=grad.dtype)
-    kernel = _softmax_backward(D, layout.embedded, with_edges, layout.kind)
-    rest = (address(work.segments.row), N, *layout.inputs(), *addresses(transposed, grad, out, logsum))
-    scalars = (int(not detach_weights), layout.eps, float(temperature))
+    kernel = cpu_kernels.sum_backward(D, layout.embedded, temperature is not None, with_edges, layout.dtype)
+    rest = (*layout.inputs(), address(work.segments.row), N, *addresses(transposed, grad, out, logsum))
+    scalars = (int(not detach_weights), layout.eps, float(temperature or 0))
 
     def task(group: int) -> None:
         for n in range(len(work.items) * group // num_groups, len(work.items) * (group + 1) // num_groups):
             sums = addresses(dx[group], d_attr, dw[n], dw[n, D], d_factor[n])
-            kernel(*layout.segments(*work.items[n]), *rest, *sums, *scalars)
+            kernel(*work.bounds(n), *rest, *sums, *scalars)
 
     run_tasks([partial(task, group) for group in range(num_groups)])
     total = _total(dw)[:, : layout.num_channels]
@@ -219,223 +189,5 @@ def softmax_backward(
         d_attr[:, : attr.shape[1]] if with_edges and attr is not None else None,
         None if weight is None else total[:D].t().contiguous(),
         total[D].contiguous(),
-        None if detach_weights else d_factor.sum(dtype=torch.float64).to(grad.dtype),
+        None if temperature is None or detach_weights else d_factor.sum(dtype=torch.float64).to(grad.dtype),
     )
-
-
-@njit(forceinline=True, error_model="numpy")
-def _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C):  # type: ignore[no-untyped-def]
-    """Ask for the rows of x that the block ``ahead`` edges later will read."""
-    if ahead > 0:
-        for e in range(edge, block_end):
-            row = int64(item(cols, min(e + ahead, last))) * x_stride
-            for c in range(0, C, 16):
-                prefetch(xs, row + c)
-
-
-@njit(forceinline=True, error_model="numpy")
-def _preactivations(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, bias, c, embedded):  # type: ignore[no-untyped-def]
-    """Write the numbers before the ReLU of each edge of a block, eight channels from c on."""
-    for e in range(edge, block_end):
-        value = load(xs, int64(item(cols, e)) * x_stride + c) + bias
-        value = project(value, rows, attrs, e * a_stride)
-        if embedded:
-            value = value + load(attrs, e * a_stride + c)
-        store(tile, (e - edge) * 8, value)
-
-
-@cache
-def _max_forward(D: int, embedded: bool, with_winner: bool, kind: str) -> Kernel:
-    """The largest message of each segment, and the edge that sent it."""
-    scalar = float32 if kind == "f32" else float64
-
-    @compiled(1, kind)
-    def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, win, eps):  # type: ignore[no-untyped-def]
-        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
-        xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
-        outs, wins = pointer(out, kind), pointer(win, "i32")
-        zero, lowest, nan = splat(scalar(0)), splat(scalar(-math.inf)), splat(scalar(math.nan))
-        epsilon, no_edge = splat(scalar(eps)), splat(int32(-1))
-        for k in range(first, stop):
-            row = k * C
-            edge, edge_end = item(starts, k), item(ends, k)
-            if edge == edge_end:
-                for c in range(0, C, 8):
-                    store(outs, row + c, zero)
-                    if with_winner:
-                        store(wins, row + c, no_edge)
-                continue
-            for c in range(0, C, 8):
-                store(outs, row + c, lowest)
-                if with_winner:
-                    store(wins, row + c, no_edge)
-            while edge < edge_end:
-                block_end = min(edge_end, edge + BLOCK)
-                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
-                for c in range(0, C, 8):
-                    rows = load_rows(weights, c, C, D)
-                    best = load(outs, row + c)
-                    has_nan = is_nan(best)
-                    if with_winner:
-                        winner = load(wins, row + c)
-                        ids = splat(int32(edge))
-                    for e in range(edge, block_end):
-                        value = project(load(xs, int64(item(cols, e)) * x_stride + c), rows, attrs, e * a_stride)
-                        if embedded:
-                            value = value + load(attrs, e * a_stride + c)
-                        # The comparison passes over a NaN, so it is noted apart.
-                        has_nan = either(has_nan, is_nan(value))
-                        better = value > best
-                        if with_winner:
-                            winner = where(better, ids, winner)
-                            ids = next_ids(ids)
-                        best = where(better, value, best)
-                    store(outs, row + c, where(has_nan, nan, best))
-                    if with_winner:
-                        store(wins, row + c, winner)
-                edge = block_end
-            # The largest message is that of the largest preactivation: ReLU, bias and eps do not change the order.
-            for c in range(0, C, 8):
-                value = load(outs, row + c) + load(biases, c)
-                if with_winner:
-                    store(wins, row + c, where(value > zero, load(wins, row + c), no_edge))
-                store(outs, row + c, where(value <= zero, zero, value) + epsilon)
-
-    return kernel
-
-
-@cache
-def _max_backward(D: int, kind: str) -> Kernel:
-    """Gradients of rows ``first`` to ``stop`` and of channels ``low`` to ``high`` from the winning edges."""
-
-    @compiled(0, kind)
-    def kernel(first, stop, low, high, C, col, grad, win, a, a_stride, dx, dw, db):  # type: ignore[no-untyped-def]
-        cols, grads, wins, attrs = pointer(col, "i32"), pointer(grad, kind), pointer(win, "i32"), pointer(a, kind)
-        dxs, dws, dbs = pointer(dx, kind), pointer(dw, kind), pointer(db, kind)
-        for i in range(first, stop):
-            for c in range(low, high):
-                e = int64(item(wins, i * C + c))
-                if e >= 0:
-                    g = item(grads, i * C + c)
-                    add_item(dxs, int64(item(cols, e)) * C + c, g)
-                    add_item(dbs, c, g)
-                    add_scaled(dws, c * D, g, attrs, e * a_stride, D)
-
-    return kernel
-
-
-@cache
-def _softmax_forward(D: int, embedded: bool, kind: str) -> Kernel:
-    """The softmax-weighted mean of the messages of each segment, and the log of the sum of exponentials."""
-    scalar = float32 if kind == "f32" else float64
-
-    @compiled(2, kind)
-    def kernel(  # type: ignore[no-untyped-def]
-        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, lse, peak, eps, temperature
-    ):
-        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
-        xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
-        outs, totals, peaks = pointer(out, kind), pointer(lse, kind), pointer(peak, kind)
-        tile = scratch(TILE, kind)
-        zero, lowest = splat(scalar(0)), splat(scalar(-math.inf))
-        epsilon, factor = splat(scalar(eps)), splat(scalar(temperature))
-        for k in range(first, stop):
-            row = k * C
-            edge, edge_end = item(starts, k), item(ends, k)
-            for c in range(0, C, 8):
-                store(outs, row + c, zero)
-                store(totals, row + c, zero)
-                store(peaks, c, lowest)
-            if edge == edge_end:
-                continue
-            while edge < edge_end:
-                block_end = min(edge_end, edge + BLOCK)
-                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
-                for c in range(0, C, 8):
-                    rows, old = load_rows(weights, c, C, D), load(peaks, c)
-                    _preactivations(
-                        tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
-                    )
-                    top = old
-                    for t in range(0, (block_end - edge) * 8, 8):
-                        value = load(tile, t)
-                        value = where(value <= zero, zero, value) + epsilon
-                        store(tile, t, value)
-                        score = value * factor
-                        top = where(score > top, score, top)
-                    # Sums so far are relative to the old peak.
-                    shrink = exp(old - top)
-                    denominator, numerator = zero, zero
-                    for t in range(0, (block_end - edge) * 8, 8):
-                        value = load(tile, t)
-                        share = exp(value * factor - top)
-                        denominator = denominator + share
-                        numerator = numerator + share * value
-                    store(peaks, c, top)
-                    store(totals, row + c, load(totals, row + c) * shrink + denominator)
-                    store(outs, row + c, load(outs, row + c) * shrink + numerator)
-                edge = block_end
-            for c in range(0, C, 8):
-                total = load(totals, row + c)
-                store(outs, row + c, load(outs, row + c) / total)
-                store(totals, row + c, load(peaks, c) + log(total))
-
-    return kernel
-
-
-@cache
-def _softmax_backward(D: int, embedded: bool, with_edges: bool, kind: str) -> Kernel:
-    """Gradients of the weighted means; messages are computed again."""
-    scalar = float32 if kind == "f32" else float64
-
-    @compiled(2, kind)
-    def kernel(  # type: ignore[no-untyped-def]
-        start, end, first, stop, target, num_rows, col, last, ahead, x, x_stride, a, a_stride, w, b, C,
-        wt, grad, out, lse, dx, da, dw, db, dt, attached, eps, temperature
-    ):  # fmt: skip
-        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
-        xs, attrs, weights, biases = pointer(x, kind), pointer(a, kind), pointer(w, kind), pointer(b, kind)
-        transposed, grads, outs, lses = pointer(wt, kind), pointer(grad, kind), pointer(out, kind), pointer(lse, kind)
-        dxs, das, dws, dbs = pointer(dx, kind), pointer(da, kind), pointer(dw, kind), pointer(db, kind)
-        targets, dts, tile = pointer(target, "i64"), pointer(dt, kind), scratch(TILE, kind)
-        zero, one, epsilon, factor = splat(scalar(0)), splat(scalar(1)), splat(scalar(eps)), splat(scalar(temperature))
-        # Zero if the softmax weights count as constants.
-        attached_factor = splat(scalar(temperature) * scalar(attached))
-        for k in range(first, stop):
-            row = k * C if k < num_rows else item(targets, k - num_rows) * C
-            edge, edge_end = item(starts, k), item(ends, k)
-            while edge < edge_end:
-                block_end = min(edge_end, edge + BLOCK)
-                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
-                _fetch(cols, edge, block_end, last, ahead, dxs, C, C)
-                for c in range(0, C, 8):
-                    rows, g = load_rows(weights, c, C, D), load(grads, row + c)
-                    _preactivations(
-                        tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, load(biases, c), c, embedded
-                    )
-                    mean, logsum, d_factor = load(outs, row + c), load(lses, row + c), zero
-                    for e in range(edge, block_end):
-                        source, pre = int64(item(cols, e)), load(tile, (e - edge) * 8)
-                        value = where(pre <= zero, zero, pre) + epsilon
-                        share = g * exp(value * factor - logsum)
-                        centered = value - mean
-                        d_factor = d_factor + share * value * centered
-                        slope = where(pre > zero, share * (one + attached_factor * centered), zero)
-                        store(tile, (e - edge) * 8, slope)
-                        store(dxs, source * C + c, load(dxs, source * C + c) + slope)
-                        if with_edges:
-                            if embedded:
-                                store(das, e * C + c, slope)
-                            for i in range(8):
-                                add_scaled(das, e * D, lane(slope, i), transposed, (c + i) * D, D)
-                    sums, total = load_rows(dws, c, C, D), load(dbs, c)
-                    for e in range(edge, block_end):
-                        slope = load(tile, (e - edge) * 8)
-                        sums = accumulate(sums, slope, attrs, e * a_stride)
-                        total = total + slope
-                    store_rows(dws, c, C, sums)
-                    store(dbs, c, total)
-                    store(dts, 0, load(dts, 0) + d_factor)
-                edge = block_end
-
-    return kernel

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import torch
-from numba import carray, float32, float64, njit
+from numba import carray, njit
 from torch import Tensor
 
-from zoo.ops.numba_launch import Kernel, compiled, kind_of
+from zoo.ops.numba_launch import Kernel, compiled, dtype_code, scalar_type
 from zoo.ops.tensors import address
 from zoo.ops.threads import run_tasks
 from zoo.ops.vectors import LANES, lane, load, pointer, splat, store, where
@@ -53,7 +53,7 @@ def _address_and_stride(tensor: Tensor) -> tuple[int, int]:
 
 
 def _kernel(make: Callable[[bool, str], Kernel], x: Tensor, mask: Tensor | None) -> Kernel:
-    return make(mask is not None, kind_of(x))
+    return make(mask is not None, dtype_code(x))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,15 +92,15 @@ def _sum(v):  # type: ignore[no-untyped-def]
 
 
 @cache
-def _forward(masked: bool, kind: str) -> Kernel:
+def _forward(masked: bool, dtype: str) -> Kernel:
     """relu(layer_norm(x)) * mask of the rows ``first`` to ``stop``, and the mean and 1 / deviation of each."""
-    scalar = float32 if kind == "f32" else float64
+    scalar = scalar_type(dtype)
 
-    @compiled(1, kind)
+    @compiled(1, dtype)
     def kernel(first, stop, C, x, x_stride, m, m_stride, w, b, keep, out, mean, rstd, eps):  # type: ignore[no-untyped-def]
-        xs, masks, weights, biases = pointer(x, kind), pointer(m, kind), pointer(w, kind), pointer(b, kind)
-        keeps, outs = pointer(keep, kind), pointer(out, kind)
-        means, rstds = carray(pointer(mean, kind), stop), carray(pointer(rstd, kind), stop)
+        xs, masks, weights, biases = pointer(x, dtype), pointer(m, dtype), pointer(w, dtype), pointer(b, dtype)
+        keeps, outs = pointer(keep, dtype), pointer(out, dtype)
+        means, rstds = carray(pointer(mean, dtype), stop), carray(pointer(rstd, dtype), stop)
         zero, count = splat(scalar(0)), scalar(C)
         for i in range(first, stop):
             row = i * x_stride
@@ -129,21 +129,21 @@ def _forward(masked: bool, kind: str) -> Kernel:
 
 
 @cache
-def _backward(masked: bool, kind: str) -> Kernel:
+def _backward(masked: bool, dtype: str) -> Kernel:
     """Gradients of rows ``first`` to ``stop``; those of weight and bias are added to ``dw`` and ``db``.
 
     ``slope`` is a buffer of C numbers, rounded up to a multiple of eight.
     """
-    scalar = float32 if kind == "f32" else float64
+    scalar = scalar_type(dtype)
 
-    @compiled(0, kind)
+    @compiled(0, dtype)
     def kernel(  # type: ignore[no-untyped-def]
         first, stop, C, x, x_stride, m, m_stride, w, b, keep, grad, grad_stride, mean, rstd, slope, dx, dw, db
     ):
-        xs, masks, weights, biases = pointer(x, kind), pointer(m, kind), pointer(w, kind), pointer(b, kind)
-        keeps, grads, slopes = pointer(keep, kind), pointer(grad, kind), pointer(slope, kind)
-        means, rstds = carray(pointer(mean, kind), stop), carray(pointer(rstd, kind), stop)
-        dxs, dws, dbs = pointer(dx, kind), pointer(dw, kind), pointer(db, kind)
+        xs, masks, weights, biases = pointer(x, dtype), pointer(m, dtype), pointer(w, dtype), pointer(b, dtype)
+        keeps, grads, slopes = pointer(keep, dtype), pointer(grad, dtype), pointer(slope, dtype)
+        means, rstds = carray(pointer(mean, dtype), stop), carray(pointer(rstd, dtype), stop)
+        dxs, dws, dbs = pointer(dx, dtype), pointer(dw, dtype), pointer(db, dtype)
         zero, count = splat(scalar(0)), scalar(C)
         for i in range(first, stop):
             row = i * x_stride

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from zoo.errors import DataError
-from zoo.ops.csr import CSR, cached, check_csr, csr_from_edge_index
+from zoo.ops.csr import CSR, cached, check_csr, csr_from_edge_index, edge_targets
 from zoo.ops.dispatch import (
     backend_for,
     check_floats,
@@ -19,7 +19,6 @@ from zoo.ops.dispatch import (
     refuse_transforms,
     uncompiled,
 )
-from zoo.ops.segment import edge_targets
 from zoo.ops.tensors import compute_dtype, plain
 from zoo.ops.weighted_sum import reference
 

@@ -9,17 +9,16 @@ reads stay in the nearest cache. Channels come in multiples of eight. Results do
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 
 import torch
-from numba import float32, float64, int64
+from numba import int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.ops.csr import CSR
-from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, kind_of
+from zoo.ops.numba_launch import BLOCK, Kernel, compiled, dtype_code, scalar_type
 from zoo.ops.tensors import address, unit_stride
-from zoo.ops.threads import run_tasks
 from zoo.ops.vectors import (
     LANES,
     add_scaled_rows,
@@ -45,8 +44,8 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
     rows, C = _rows(x)
     weights = None if weight is None else weight.contiguous()
     out = torch.empty(work.segments.start.numel(), H, C, dtype=x.dtype)
-    source = (address(rows), rows.stride(0), 0 if weights is None else address(weights))
-    _run(_weighted_sum(weight is not None, kind_of(x)), csr, work, *source, H, C, address(out))
+    source = (address(work.int32_col(csr)), address(rows), rows.stride(0), 0 if weights is None else address(weights))
+    work.run(_weighted_sum(weight is not None, dtype_code(x)), *source, H, C, address(out))
     for first, more in work.merge_steps:
         out[first] += out[more]
     # A fresh tensor, not a view of one: autograd would forbid to change a view in place.
@@ -59,9 +58,9 @@ def edge_products(grad: Tensor, x: Tensor, csr: CSR) -> Tensor:
     rows, C = _rows(x)
     grads, _ = _rows(grad)
     out = torch.empty(csr.num_edges, x.shape[1], dtype=x.dtype)
-    targets = (address(work.segments.row), csr.num_nodes)
-    both = (address(rows), rows.stride(0), address(grads), grads.stride(0))
-    _run(_edge_products(kind_of(x)), csr, work, *targets, *both, x.shape[1], C, address(out))
+    edges = (address(work.int32_col(csr)), address(work.segments.row), csr.num_nodes)
+    nodes = (address(rows), rows.stride(0), address(grads), grads.stride(0))
+    work.run(_edge_products(dtype_code(x)), *edges, *nodes, x.shape[1], C, address(out))
     return out
 
 
@@ -72,21 +71,15 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
     return unit_stride(padded.flatten(1)), padded.shape[2]
 
 
-def _run(kernel: Kernel, csr: CSR, work: WorkItems, *rest: int) -> None:
-    segments, col = work.segments, csr.col if work.col is None else work.col
-    edges = addresses(segments.start, segments.end)
-    run_tasks([partial(kernel, *edges, *work_item, address(col), *rest) for work_item in work.items])
-
-
 @cache
-def _weighted_sum(weighted: bool, kind: str) -> Kernel:
+def _weighted_sum(weighted: bool, dtype: str) -> Kernel:
     """The sum of weight * x over each segment, for every head; out is [segments, H, C] without gaps."""
-    scalar = float32 if kind == "f32" else float64
+    scalar = scalar_type(dtype)
 
-    @compiled(0, kind)
+    @compiled(0, dtype)
     def kernel(start, end, first, stop, col, x, x_stride, weight, H, C, out):  # type: ignore[no-untyped-def]
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
-        xs, weights, outs = pointer(x, kind), pointer(weight, kind), pointer(out, kind)
+        xs, weights, outs = pointer(x, dtype), pointer(weight, dtype), pointer(out, dtype)
         factor = scalar(1)
         for k in range(first, stop):
             row = k * H * C
@@ -119,14 +112,14 @@ def _weighted_sum(weighted: bool, kind: str) -> Kernel:
 
 
 @cache
-def _edge_products(kind: str) -> Kernel:
+def _edge_products(dtype: str) -> Kernel:
     """For every edge of each segment, and every head, the inner product of x at its source and grad at its row."""
-    scalar = float32 if kind == "f32" else float64
+    scalar = scalar_type(dtype)
 
-    @compiled(0, kind)
+    @compiled(0, dtype)
     def kernel(start, end, first, stop, col, target, num_rows, x, x_stride, grad, grad_stride, H, C, out):  # type: ignore[no-untyped-def]
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
-        targets, xs, grads, outs = pointer(target, "i64"), pointer(x, kind), pointer(grad, kind), pointer(out, kind)
+        targets, xs, grads, outs = pointer(target, "i64"), pointer(x, dtype), pointer(grad, dtype), pointer(out, dtype)
         for k in range(first, stop):
             row = (k if k < num_rows else item(targets, k - num_rows)) * grad_stride
             for e in range(item(starts, k), item(ends, k)):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from zoo.ops.csr import CSR
-from zoo.ops.segment import edge_targets
+from zoo.ops.csr import CSR, edge_targets
 from zoo.ops.tensors import compute_dtype
 
 
