@@ -49,7 +49,36 @@ def test_list_names_every_recipe_with_its_reported_figure(zoo_command: Command) 
     assert set(list_recipes()) <= set(rows)
     for part in ("ogbn-proteins", "1001 x 80", "20,031,384", "test rocauc 87.74 (10 views of 3 parts)"):
         assert part in rows["rev_deep"]
-    assert "test accuracy 95.32" in rows["quickstart"]
+    assert "  accuracy 95.32" in rows["quickstart"]
+
+
+def test_list_can_be_filtered(zoo_command: Command) -> None:
+    def names(*arguments: str) -> list[str]:
+        return [row["name"] for row in json.loads(zoo_command("list", "--json", *arguments).out)]
+
+    assert names("rev_*", "--family", "rev_gat") == ["rev_gat_arxiv", "rev_gat_arxiv_kd", "rev_gat_wide_arxiv"]
+    assert "quickstart" in names("--pretrained", "--dataset", "digits")
+    assert "rev_deep" not in names("--pretrained")
+    nothing = zoo_command("list", "--family", "rew")
+    assert (nothing.code, nothing.err) == (3, ["Error: no such model; 'revgnn-zoo list' shows all"])
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_on_a_terminal_tables_fit_its_width(
+    columns: int, zoo_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("zoo.cli.common.on_terminal", lambda: True)
+    lines = zoo_command("list").out.splitlines()
+    assert max(map(len, lines)) <= columns
+    rows = [line for line in lines if line.startswith(("rev_deep ", "minesweeper_rev_deq "))]
+    assert len(rows) == 2
+    # What does not fit is left out, never cut.
+    assert "20,031,384" in rows[1]
+    assert "…" not in "".join(lines)
+    assert ("87.74 (10 views of 3 parts)" in rows[1]) == (columns == 160)
+    facts = zoo_command("info", "rev_deep").out.splitlines()
+    assert max(map(len, facts)) <= columns
 
 
 def test_list_as_json(zoo_command: Command) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,18 +100,72 @@ def echo_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """A table on stdout.
+def on_terminal() -> bool:
+    """True if stdout is a terminal that can show colors; pipes and files get plain text."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def echo_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), optional: Sequence[int] = ()
+) -> None:
+    """A table on stdout: drawn to the width of a terminal; elsewhere a line for each row.
 
     Args:
         head: the titles of the columns.
         rows: cells as text.
         right: columns that are aligned to the right.
+        optional: columns that a terminal may be too narrow for; the first goes first.
     """
+    if on_terminal():
+        _draw_table(head, rows, right, optional)
+        return
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         echo("  ".join(cells).rstrip())
+
+
+def _draw_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], optional: Sequence[int]
+) -> None:
+    # Imported here, because most output goes to no table and start-up must stay quick.
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(left_out: Sequence[int]) -> Table:
+        drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="bold")
+        shown = [i for i in range(len(head)) if i not in left_out]
+        for i in shown:
+            drawn.add_column(head[i], justify="right" if i in right else "left", style="" if i else "cyan")
+        for row in rows:
+            # As Text, so that brackets in a name are no markup.
+            drawn.add_row(*(Text(printable(row[i])) for i in shown))
+        return drawn
+
+    console = Console(highlight=False)
+    tables = [table(optional[:count]) for count in range(len(optional) + 1)]
+    unlimited = console.options.update(max_width=10_000)
+    fitting = (drawn for drawn in tables if console.measure(drawn, options=unlimited).maximum <= console.width)
+    console.print(next(fitting, tables[-1]))
+
+
+def echo_facts(facts: Mapping[str, object], *, width: int = 12) -> None:
+    """Names and values on stdout, a line each; on a terminal, long values are wrapped beside their names."""
+    if not on_terminal():
+        for key, value in facts.items():
+            echo(f"{key:{width}} {value}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="cyan", min_width=width, no_wrap=True)
+    for key, value in facts.items():
+        grid.add_row(key, Text(printable(str(value))))
+    Console(highlight=False).print(grid)
 
 
 def echo_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | None = None) -> None:

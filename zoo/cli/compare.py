@@ -90,7 +90,9 @@ def command(
     if as_json:
         echo_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
         return
-    echo_table(HEAD, rows(results), right=range(1, len(HEAD)))
+    # The caption says the runs, and compare.md has all columns.
+    optional = [HEAD.index(name) for name in ("training", "runs", "channels")]
+    echo_table(HEAD, rows(results), right=range(1, len(HEAD)), optional=optional)
     echo()
     for line in caption(results):
         echo(line)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_figures, echo_json, example, json_option, reference
+from zoo.cli.common import common_options, echo, echo_facts, echo_figures, echo_json, example, json_option, reference
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape, known_shape
@@ -62,10 +62,9 @@ def _published(name: str, *, as_json: bool, quiet: bool) -> None:
         return
     _describe(config.recipe, config.shape, config.results, as_json=False)
     echo()
-    echo(f"commit       {pulled.commit}")
-    held = ", ".join(f"{count:,} {kind}" for kind, count in types.items())
-    echo(f"weights      {held or 'not asked for'}, {config.weights.num_bytes:,} bytes")
-    echo(f"SHA-256      {config.weights.sha256}")
+    held = ", ".join(f"{count:,} {kind}" for kind, count in types.items()) or "not asked for"
+    weights = f"{held}, {config.weights.num_bytes:,} bytes"
+    echo_facts({"commit": pulled.commit, "weights": weights, "SHA-256": config.weights.sha256})
 
 
 def _environment(*, as_json: bool) -> None:
@@ -76,11 +75,12 @@ def _environment(*, as_json: bool) -> None:
     if as_json:
         echo_json({**facts, "backends": backends})
         return
-    for key, value in facts.items():
-        echo(f"{key:16} {value}")
-    for kind, choice in backends.items():
-        if "reason" in choice:
-            echo(f"kernels on {kind:5} {choice['backend']}: {choice['reason']}")
+    kernels = {
+        f"kernels on {kind}": f"{choice['backend']}: {choice['reason']}"
+        for kind, choice in backends.items()
+        if "reason" in choice
+    }
+    echo_facts({**facts, **kernels}, width=16)
 
 
 def _describe(recipe: Recipe, shape: GraphShape | None, figures: Sequence[Measured], *, as_json: bool) -> None:
@@ -96,17 +96,19 @@ def _describe(recipe: Recipe, shape: GraphShape | None, figures: Sequence[Measur
     count = "depends on the graph" if num_parameters is None else f"{num_parameters:,}"
     if source is not None and source.num_parameters:
         count += f" (published: {source.num_parameters:,})"
-    echo(f"parameters   {count}")
-    echo(f"data set     {recipe.data.dataset} {recipe.data.path}".rstrip())
-    echo(f"features     {', '.join(recipe.data.node_features)}")
-    for part in ("model", "train", "eval", "test"):
-        echo(f"{part:12} {_in_one_line(data[part])}")
+    facts = {
+        "parameters": count,
+        "data set": f"{recipe.data.dataset} {recipe.data.path}".rstrip(),
+        "features": ", ".join(recipe.data.node_features),
+        **{part: _in_one_line(data[part]) for part in ("model", "train", "eval", "test")},
+    }
     if source is not None:
-        echo(f"paper        {source.paper}")
-        for reported in source.reported:
-            deviation = "" if reported.std is None else f" +- {100 * reported.std:.2f}"
-            value = f"{reported.metric} {100 * reported.mean:.2f}{deviation}"
-            echo(f"reported     {reported.split} {value}, {reported.protocol} ({reported.source})")
+        facts["paper"] = source.paper
+    echo_facts(facts)
+    for reported in source.reported if source is not None else ():
+        deviation = "" if reported.std is None else f" +- {100 * reported.std:.2f}"
+        value = f"{reported.split} {reported.metric} {100 * reported.mean:.2f}{deviation}"
+        echo_facts({"reported": f"{value}, {reported.protocol} ({reported.source})"})
     if figures:
         echo()
         echo_figures(figures)

@@ -2,44 +2,85 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any
 
 import click
 
 from zoo.cli.common import common_options, echo, echo_json, echo_table, example, json_option
+from zoo.errors import NotFoundError
 from zoo.hub.config import read_config
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import known_shape
 from zoo.spec.shipped import list_recipes, recipe_path, shipped_dir
 
 
-@click.command("list", epilog=example("revgnn-zoo list", "revgnn-zoo list --remote --author org"))
+@click.command(
+    "list",
+    epilog=example(
+        "revgnn-zoo list --pretrained",
+        "revgnn-zoo list 'rev_*' --family rev --dataset ogbn-proteins",
+        "revgnn-zoo list --remote --author org",
+    ),
+)
+@click.argument("pattern", default="*")
+@click.option("--family", help="Only models of this family, such as rev, res, deq or rev_gat.")
+@click.option("--dataset", help="Only models for this data set.")
+@click.option("--pretrained", is_flag=True, help="Only models whose weights come with this installation.")
 @click.option("--remote", is_flag=True, help="List the models on the Hub instead.")
 @click.option("--cached", is_flag=True, help="List the models that were fetched from the Hub instead.")
 @click.option("--author", help="With --remote: only those of this user or organisation.")
 @json_option
 @common_options
-def command(*, remote: bool, cached: bool, author: str | None, as_json: bool, quiet: bool) -> None:
-    """List the recipes that come with this installation."""
+def command(
+    *,
+    pattern: str,
+    family: str | None,
+    dataset: str | None,
+    pretrained: bool,
+    remote: bool,
+    cached: bool,
+    author: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """List the models that come with this installation, as recipes and some with trained weights.
+
+    PATTERN is of the name, with * and ? as in a shell; put it in quotes.
+    """
     if remote and cached:
         raise click.UsageError("give either --remote or --cached")
     if author and not remote:
         raise click.UsageError("--author goes with --remote")
     if remote or cached:
+        if family or dataset or pretrained or pattern != "*":
+            raise click.UsageError("PATTERN, --family, --dataset and --pretrained choose among installed models")
         _models(author, remote=remote, as_json=as_json, quiet=quiet)
         return
-    rows = [_row(read_recipe(recipe_path(name))) for name in list_recipes()]
+    recipes = [read_recipe(recipe_path(name)) for name in fnmatch.filter(list_recipes(), pattern)]
+    rows = [
+        _row(recipe)
+        for recipe in recipes
+        if family in (None, recipe.model.type) and dataset in (None, recipe.data.dataset)
+    ]
+    if pretrained:
+        rows = [row for row in rows if row["trained"]]
     if as_json:
         echo_json(rows)
         return
+    if not rows:
+        raise NotFoundError("no such model; 'revgnn-zoo list' shows all")
     cells = []
     for row in rows:
         parameters = "-" if row["num_parameters"] is None else f"{row['num_parameters']:,}"
-        size = f"{row['num_layers']} x {row['hidden_channels']}"
+        # Of an equilibrium, as many layers are evaluated as its solver needs, up to a limit.
+        limit = "<= " if row["family"] == "deq" else ""
+        size = f"{limit}{row['num_layers']} x {row['hidden_channels']}"
         reported = row["reported"][0] if row["reported"] else "-"
-        cells.append([row["name"], row["dataset"], size, parameters, row["trained"] or "-", reported])
-    head = ["name", "data set", "layers x channels", "parameters", "weights in the package", "reported"]
-    echo_table(head, cells, right=(2, 3))
+        trained = (row["trained"] or "-").removeprefix("test ")
+        cells.append([row["name"], row["family"], row["dataset"], size, parameters, trained, reported])
+    head = ["name", "family", "data set", "layers x channels", "parameters", "weights", "reported"]
+    echo_table(head, cells, right=(3, 4), optional=(6, 3))
 
 
 def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> None:
@@ -92,6 +133,7 @@ def _row(recipe: Recipe) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "summary": recipe.summary,
+        "family": recipe.model.type,
         "dataset": recipe.data.dataset,
         "num_layers": recipe.model.num_layers,
         "hidden_channels": recipe.model.hidden_channels,
