@@ -167,8 +167,25 @@ def test_all_splits_are_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert labels == [f"tiny_rev, split {split}, seed 7" for split in range(NUM_SPLITS)]
 
 
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Five minutes, so that a process that does not stop fails the test instead of holding up all others."""
+
+    def too_late(signum: int, frame: object) -> None:
+        raise TimeoutError("the test took longer than five minutes")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(300)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("time_limit")
 def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_BACKEND", "chunked")
+    # As a shell does to its background processes; those that they start inherit it.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     recipe, folder = tiny(train__num_epochs=100_000), tmp_path / "run"
     request = TrainRequest(recipe=recipe, folder=str(folder), device="cpu", num_threads=1)
 
@@ -189,7 +206,11 @@ def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, mo
             started.append(label)
 
     stop, progress = Stop(), Stages(2, unit="run", quiet=True)
-    ended = list(run_tasks([Task("first", request), Task("second", request)], num_jobs=1, stop=stop, progress=progress))
+    tasks = [Task("first", request), Task("second", request)]
+    try:
+        ended = list(run_tasks(tasks, num_jobs=1, stop=stop, progress=progress))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (ended, started, stop.name) == ([], ["first"], "SIGINT")
     num_done = len((folder / "metrics.jsonl").read_text().splitlines())
     assert num_done >= 1

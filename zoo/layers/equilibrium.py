@@ -213,9 +213,14 @@ def take_solve_metrics(model: nn.Module) -> dict[str, float]:
         ``max_KIND_residual``.
     """
     figures: dict[str, float] = {}
-    for layer in _layers(model):
-        figures |= layer.forward_log.take() | layer.backward_log.take()
+    for log in solve_logs(model):
+        figures |= log.take()
     return figures
+
+
+def solve_logs(model: nn.Module) -> list[SolveLog]:
+    """The logs of a model's solves, always in the same order; a run that is saved carries them on."""
+    return [log for layer in _layers(model) for log in (layer.forward_log, layer.backward_log)]
 
 
 def _layers(model: nn.Module) -> Iterator[EquilibriumLayer]:

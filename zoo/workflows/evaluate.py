@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -81,6 +82,19 @@ def views(graph: Graph, protocol: Protocol) -> Iterator[Part]:
         yield from random_parts(graph, protocol.num_parts, session.generator(*key))
 
 
+@dataclass
+class Partial:
+    """A prediction that is not complete yet: one that is stopped can go on from there.
+
+    Attributes:
+        total: [N, T] sum of the logits so far, on the CPU.
+        num_done: number of parts that are in it.
+    """
+
+    total: Tensor
+    num_done: int = 0
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -91,6 +105,7 @@ def predict(
     precision: str,
     known: KnownLabels | None = None,
     on_part: Callable[[], None] = lambda: None,
+    partial: Partial | None = None,
 ) -> Tensor:
     """Run a model on a graph, part by part, without dropout.
 
@@ -102,23 +117,25 @@ def predict(
         precision: "fp32" or "bf16".
         known: the labels that a model of a recipe with label reuse reads, on ``device``; None for all others.
         on_part: called after each part.
+        partial: takes the sum so far; parts that are in it already are not run again.
 
     Returns:
         [N, T] float32 logits on the CPU, averaged over the views.
     """
     training = model.training
     model.eval()
-    total = torch.zeros(graph.num_nodes, graph.num_tasks)
+    partial = partial or Partial(torch.zeros(graph.num_nodes, graph.num_tasks))
     try:
-        for part in views(graph, protocol):
+        for part in islice(views(graph, protocol), partial.num_done, None):
             part = part.to(device)
             with session.autocast(device, precision):
                 logits = model(part.x, part.csr, part.edge_attr) if known is None else known.run(model, part)
-            total[part.nodes.cpu()] += logits.float().cpu()
+            partial.total[part.nodes.cpu()] += logits.float().cpu()
+            partial.num_done += 1
             on_part()
     finally:
         model.train(training)
-    return total.div_(protocol.num_views)
+    return partial.total / protocol.num_views
 
 
 def measure(

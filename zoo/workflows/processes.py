@@ -91,8 +91,8 @@ def run_tasks(
 ) -> Iterator[tuple[Task, dict[str, Any] | RunError]]:
     """Run tasks in order, some at a time.
 
-    When a stop is asked for, the signal is passed on to the processes that run, which save their state; no further
-    task is started. The caller looks at ``stop`` afterwards. A caller that leaves the loop early stops the tasks that
+    When a stop is asked for, SIGTERM goes to the processes that run, which save their state; no further task is
+    started. The caller looks at ``stop`` afterwards. A caller that leaves the loop early stops the tasks that
     still run.
 
     Args:
@@ -114,7 +114,9 @@ def run_tasks(
             if stop and not passed_on:
                 passed_on = True
                 for process in running:
-                    process.popen.send_signal(stop.signum)
+                    # Never the signal itself: a shell that starts this process in the background lets all below it
+                    # ignore SIGINT, and the run would go on to its end.
+                    process.popen.send_signal(signal.SIGTERM)
             for process in [process for process in running if process.popen.poll() is not None]:
                 running.remove(process)
                 answer, error = process.end()

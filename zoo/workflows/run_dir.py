@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import Field
 from torch import Tensor
@@ -38,23 +38,13 @@ from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, RunResults
 from zoo.spec.shape import GraphShape
-from zoo.tensor_file import digest_of, read_tensors, write_tensors
+from zoo.workflows.saved import NewerError, Saved, read_saved, write_saved
 
-STATE_FORMAT = 1
 _NUM_STATES = 2
-_METADATA_KEY = "zoo"
 _STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
 _TEMPORARY = re.compile(r"^(recipe\.json|results\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$")
 _FIRST_FILES = (".lock", "recipe.json")
 _DECIDING = ("data", "model", "train", "eval", "test")
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Tensors and the JSON tree that was saved with them."""
-
-    tensors: dict[str, Tensor]
-    tree: dict[str, Any]
 
 
 class BestEpoch(Spec):
@@ -73,10 +63,11 @@ class BestEpoch(Spec):
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch so far and its weights."""
+    """The best epoch so far, its weights, and the SHA-256 by which a state names them."""
 
     epoch: BestEpoch
     tensors: dict[str, Tensor]
+    sha256: str
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -162,17 +153,21 @@ class RunDir:
         path = self.path / "best.safetensors"
         if not path.exists():
             return None
-        saved = _read_saved(path)
-        return Best(parse_spec(BestEpoch, saved.tree, where=f"{path}: metadata", error=RunError), saved.tensors)
+        saved = read_saved(path)
+        epoch = parse_spec(BestEpoch, saved.tree, where=f"{path}: metadata", error=RunError)
+        return Best(epoch, saved.tensors, saved.sha256)
 
-    def write_best(self, epoch: BestEpoch, tensors: Mapping[str, Tensor]) -> None:
+    def write_best(self, epoch: BestEpoch, tensors: Mapping[str, Tensor]) -> str:
         """Replace the best weights.
+
+        Returns:
+            Their SHA-256, by which a state names them.
 
         Raises:
             RunError: if they cannot be stored; the previous ones are then still there.
         """
         # One file holds both, so that no crash can separate the weights from their epoch and value.
-        _write_saved(self.path / "best.safetensors", tensors, epoch.model_dump(mode="json"))
+        return write_saved(self.path / "best.safetensors", tensors, epoch.model_dump(mode="json"))
 
     def states(self) -> list[Path]:
         """The saved states, newest first."""
@@ -180,26 +175,50 @@ class RunDir:
         return [path for _, path in sorted(names, reverse=True)]
 
     def latest_state(self) -> Saved | None:
-        """The newest whole state; None if none was saved yet. A damaged one is passed over with a warning.
+        """The newest whole state whose best weights are there; None if none was saved yet.
+
+        A damaged state, or one whose best weights are lost, is passed over with a warning.
 
         Raises:
-            RunError: if there are states and all of them are damaged.
+            RunError: if there are states and none of them can be used, or a later version wrote them.
         """
-        damaged: list[Path] = []
-        for path in self.states():
+        states = self.states()
+        for tried, path in enumerate(states):
             try:
-                saved = _read_saved(path)
+                saved = read_saved(path)
+                self._check_best(path, saved)
+            except NewerError:
+                raise
             except RunError as error:
                 warnings.warn(f"{error}; trying the one before", ZooWarning, stacklevel=4)
-                damaged.append(path)
                 continue
             # Out of the way of the states to come, which would count it among the newest two.
-            for bad in damaged:
+            for bad in states[:tried]:
                 bad.rename(bad.with_name(f"{bad.name}.damaged"))
             return saved
-        if damaged:
-            raise RunError(f"{self.path}: no saved state is whole ({len(damaged)} tried); start again in another --out")
+        if states:
+            raise RunError(
+                f"{self.path}: no saved state can be continued ({len(states)} tried); put back what was lost from a "
+                "copy, or start again in another --out"
+            )
         return None
+
+    def _check_best(self, path: Path, saved: Saved) -> None:
+        """Make sure that the best weights are those that a state names, or later ones.
+
+        Later ones were written after the state and before the run was killed; when the run comes to their epoch again,
+        it finds them again.
+
+        Raises:
+            RunError: if they are damaged, missing or older.
+        """
+        named = saved.tree.get("best")
+        if named is None:
+            return
+        best = self.best()
+        if best is None or (best.sha256 != named and best.epoch.epoch < saved.tree["cursor"]["epoch"]):
+            held = "is missing" if best is None else f"is of epoch {best.epoch.epoch}"
+            raise RunError(f"{path}: its best weights are lost: best.safetensors {held} and has not SHA-256 {named}")
 
     def write_state(self, step: int, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> Path:
         """Save a state and then forget all but the newest two.
@@ -208,9 +227,12 @@ class RunDir:
             RunError: if it cannot be stored; the previous ones are then still there.
         """
         path = self.path / f"state-{step}.safetensors"
-        _write_saved(path, tensors, tree)
+        write_saved(path, tensors, tree)
         for old in self.states()[_NUM_STATES:]:
-            old.unlink()
+            try:
+                old.unlink()
+            except OSError as error:
+                warnings.warn(f"{old}: cannot be removed: {error.strerror}", ZooWarning, stacklevel=3)
         return path
 
     def metrics(self) -> list[dict[str, float]]:
@@ -227,17 +249,20 @@ class RunDir:
             parse_spec(EpochRecord, records[-1], where=f"{path}:{number}", error=RunError)
         return records
 
-    def append_metrics(self, record: Mapping[str, float]) -> int:
+    def append_metrics(self, record: Mapping[str, float], at: int) -> int:
         """Add a line to ``metrics.jsonl``.
 
+        Args:
+            record: the figures of an epoch.
+            at: length of the file in bytes; what is longer is the rest of a line that could not be stored.
+
         Returns:
-            The length of the file in bytes, all of them safely stored.
+            The new length, all of it safely stored.
 
         Raises:
             RunError: if it cannot be stored.
         """
-        path = self.path / "metrics.jsonl"
-        with write_errors(path, RunError), path.open("ab") as file:
+        with self._open_metrics(at) as file:
             file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -249,14 +274,20 @@ class RunDir:
         Raises:
             RunError: if the file is shorter than that, or cannot be written.
         """
+        # A run that fails before it has anything to keep must leave nothing behind.
+        if num_bytes or (self.path / "metrics.jsonl").exists():
+            with self._open_metrics(num_bytes):
+                pass
+
+    @contextmanager
+    def _open_metrics(self, at: int) -> Iterator[BinaryIO]:
+        """Open the log, cut to a length, to append to it."""
         path = self.path / "metrics.jsonl"
-        if num_bytes == 0 and not path.exists():
-            # A run that fails before it has anything to keep must leave nothing behind.
-            return
         with write_errors(path, RunError), path.open("ab") as file:
-            if file.tell() < num_bytes:
+            if file.tell() < at:
                 raise RunError(f"{path}: shorter than when the state was saved; it was changed by something else")
-            file.truncate(num_bytes)
+            file.truncate(at)
+            yield file
 
 
 @contextmanager
@@ -376,24 +407,3 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         place = f"{prefix}{key}"
         result |= _flat(value, f"{place}.") if isinstance(value, dict) else {place: json.dumps(value)}
     return result
-
-
-def _write_saved(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
-    text = json.dumps({"format": STATE_FORMAT, **tree}, allow_nan=False, sort_keys=True)
-    # One metadata key: several would be stored in any order, and equal states could differ in their bytes.
-    metadata = {_METADATA_KEY: json.dumps({"sha256": digest_of(tensors, text), "tree": text})}
-    write_tensors(path, tensors, metadata, RunError)
-
-
-def _read_saved(path: Path) -> Saved:
-    file = read_tensors(path, RunError)
-    where = f"{path}: damaged: metadata"
-    raw = file.metadata.get(_METADATA_KEY, "").encode()
-    envelope = parse_json_object(raw, where=where, error=RunError, max_bytes=1 << 26)
-    text, digest = envelope.get("tree"), envelope.get("sha256")
-    if not isinstance(text, str) or digest_of(file.tensors, text) != digest:
-        raise RunError(f"{path}: damaged: its content does not match its SHA-256")
-    tree = parse_json_object(text.encode(), where=where, error=RunError, max_bytes=1 << 26)
-    if tree.pop("format") != STATE_FORMAT:
-        raise RunError(f"{path}: written by another version of revgnn-zoo; continue the run with that one")
-    return Saved(file.tensors, tree)

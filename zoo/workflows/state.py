@@ -11,14 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.data.graph import Graph
 from zoo.errors import RunError, ZooWarning
+from zoo.layers.equilibrium import solve_logs
 from zoo.spec.results import Environment
-from zoo.workflows.run_dir import RunDir, Saved
+from zoo.tensor_file import first_nonfinite
+from zoo.workflows import session
+from zoo.workflows.evaluate import Partial
+from zoo.workflows.run_dir import BestEpoch, RunDir
+from zoo.workflows.saved import Saved
 
 # A save at the end of an epoch may cost this share of the time since the last one.
 _MAX_SHARE = 0.05
 # Within an epoch a state is saved this often.
 _PERIOD_S = 600.0
+
+
+class DivergedError(RunError):
+    """Numbers of a run that are not finite."""
+
+
+def diverged(run: RunDir, place: str, fault: str) -> DivergedError:
+    """The error of a run whose numbers are no longer finite: where, what was kept, and what helps."""
+    kept = run.states()
+    last = f"the last good state is {kept[0].name}" if kept else "no state was saved yet"
+    advice = "lower train.optimizer.lr or set train.max_grad_norm in another --out"
+    return DivergedError(f"{run.path}: {place}: {fault}; {last}; {advice}")
 
 
 @dataclass
@@ -33,6 +51,9 @@ class Cursor:
         num_losses: how many of them there were.
         log_bytes: length of the log when the current epoch began.
         train_s: seconds spent in earlier epochs, all processes together.
+        epoch_s: seconds spent in the current epoch by earlier processes.
+        peak_memory_bytes: the most that any process used.
+        record: figures of the current epoch, once its last part is done.
     """
 
     epoch: int = 1
@@ -42,6 +63,9 @@ class Cursor:
     num_losses: int = 0
     log_bytes: int = 0
     train_s: float = 0.0
+    epoch_s: float = 0.0
+    peak_memory_bytes: int = 0
+    record: dict[str, float] = field(default_factory=dict)
 
     def next_part(self, loss: float | None) -> None:
         """Move on to the next part, given the loss of this one, or None if it had no train nodes."""
@@ -51,11 +75,11 @@ class Cursor:
             self.loss_sum += loss
             self.num_losses += 1
 
-    def next_epoch(self, log_bytes: int, epoch_s: float) -> None:
+    def next_epoch(self, epoch_s: float) -> None:
         """Move on to the next epoch, once this one is logged."""
         self.epoch += 1
-        self.part, self.loss_sum, self.num_losses = 0, 0.0, 0
-        self.log_bytes = log_bytes
+        self.part, self.loss_sum, self.num_losses, self.epoch_s = 0, 0.0, 0, 0.0
+        self.record = {}
         self.train_s += epoch_s
 
 
@@ -70,6 +94,8 @@ class RunState:
         identity: what must be the same when the run goes on.
         environment: what had better be the same.
         cursor: the place in the run.
+        best: the best epoch so far.
+        partials: logits of evaluations that are not complete, by name.
     """
 
     run: RunDir
@@ -78,11 +104,21 @@ class RunState:
     identity: dict[str, str]
     environment: Environment
     cursor: Cursor = field(default_factory=Cursor)
+    best: BestEpoch | None = None
+    partials: dict[str, Partial] = field(default_factory=dict)
+    # What a full disk did not take: the best weights and the lines of the log.
+    _unsaved_best: dict[str, Tensor] = field(default_factory=dict)
+    _unsaved_lines: list[dict[str, float]] = field(default_factory=list)
+    _best_sha256: str | None = None
+    # In place of the model's weights, once it holds the best ones.
+    _last_weights: dict[str, Tensor] | None = None
+    _has_warned: bool = False
+    _started: float = field(default_factory=time.monotonic)
     _saved_at: float = field(default_factory=time.monotonic)
     _save_s: float = 0.0
 
     def restore(self) -> bool:
-        """Continue from the newest whole state, if there is one.
+        """Continue from the newest state that can be continued, if there is one.
 
         Returns:
             Whether there was one. If not, the log of a process that was stopped before its first save is emptied.
@@ -93,17 +129,73 @@ class RunState:
         saved = self.run.latest_state()
         if saved is not None:
             self._load(saved)
+            # A later best epoch than the state's was found before the process was killed, and will be found again.
+            best = self.run.best()
+            if best is not None:
+                self.best, self._best_sha256 = best.epoch, best.sha256
         self.run.truncate_metrics(self.cursor.log_bytes)
+        self._started = time.monotonic()
         return saved is not None
 
+    def epoch_s(self) -> float:
+        """Seconds spent in the current epoch, those of earlier processes included."""
+        return self.cursor.epoch_s + time.monotonic() - self._started
+
+    def peak_memory_bytes(self, device: torch.device) -> int:
+        """The most memory that any process of this run has used."""
+        self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, session.peak_memory_bytes(device))
+        return self.cursor.peak_memory_bytes
+
+    def partial(self, name: str, graph: Graph) -> Partial:
+        """The logits of an evaluation so far, which every saved state carries on."""
+        return self.partials.setdefault(name, Partial(torch.zeros(graph.num_nodes, graph.num_tasks)))
+
+    def keep_best(self, best: BestEpoch) -> None:
+        """Store the weights of the model as the best ones.
+
+        Raises:
+            DivergedError: if some are not finite; the best ones so far are then still there.
+        """
+        weights = self.model.state_dict()
+        self._check_finite({f"model/{name}": tensor for name, tensor in weights.items()})
+        self.best, self._unsaved_best = best, {}
+        try:
+            self._best_sha256 = self.run.write_best(best, weights)
+        except RunError as error:
+            self._unsaved_best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+            self._warn(error)
+
+    def end_epoch(self, record: dict[str, float], epoch_s: float) -> None:
+        """Log the figures of the current epoch and move on to the next."""
+        self._unsaved_lines.append(record)
+        try:
+            self._store_lines()
+        except RunError as error:
+            self._warn(error)
+        self.partials.clear()
+        self.cursor.next_epoch(epoch_s)
+        self._started = time.monotonic()
+
+    def use_best_weights(self, weights: dict[str, Tensor]) -> None:
+        """Give the model the best weights; states that are saved from now on keep those of the last step."""
+        self._last_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(weights)
+
     def save(self) -> Path:
-        """Save the state now.
+        """Save the state now, and before it all that it relies on.
 
         Raises:
             RunError: if it cannot be stored; earlier states are still there.
+            DivergedError: if some of its numbers are not finite.
         """
         started = time.monotonic()
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self._unsaved_best and self.best is not None:
+            self._best_sha256 = self.run.write_best(self.best, self._unsaved_best)
+            self._unsaved_best = {}
+        self._store_lines()
+        is_training = self._last_weights is None
+        weights = self._last_weights or self.model.state_dict()
+        tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
         scalars: dict[str, dict[str, float]] = {}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -111,30 +203,58 @@ class RunState:
                     tensors[f"optimizer/{key}/{name}"] = value
                 elif value is not None:
                     scalars.setdefault(name, {})[key] = value
+        self._check_finite(tensors)
+        tensors |= {f"evaluation/{name}": partial.total for name, partial in self.partials.items()}
         tree = {
-            "cursor": asdict(self.cursor),
+            "cursor": {**asdict(self.cursor), "epoch_s": self.epoch_s() if is_training else 0.0},
             "identity": self.identity,
             "environment": self.environment.model_dump(),
             "optimizer": scalars,
+            "best": self._best_sha256,
+            "partials": {name: partial.num_done for name, partial in self.partials.items()},
+            "solves": [asdict(log) for log in solve_logs(self.model)],
         }
         path = self.run.write_state(self.cursor.step, tensors, tree)
         self._saved_at = time.monotonic()
         self._save_s = self._saved_at - started
+        self._has_warned = False
         return path
 
     def save_if_due(self, *, epoch_is_done: bool) -> None:
         """Save the state if that is cheap beside the work done since the last time, or if much time has passed.
 
         A full disk is no reason to lose the run: it is reported, and tried again later.
+
+        Raises:
+            DivergedError: if some numbers are not finite.
         """
         since_s = time.monotonic() - self._saved_at
         if not (since_s > _PERIOD_S or (epoch_is_done and since_s * _MAX_SHARE >= self._save_s)):
             return
         try:
             self.save()
+        except DivergedError:
+            raise
         except RunError as error:
-            warnings.warn(f"{error}; training goes on, the state is saved later", ZooWarning, stacklevel=2)
+            self._warn(error)
             self._saved_at = time.monotonic()
+
+    def _store_lines(self) -> None:
+        while self._unsaved_lines:
+            self.cursor.log_bytes = self.run.append_metrics(self._unsaved_lines[0], self.cursor.log_bytes)
+            del self._unsaved_lines[0]
+
+    def _warn(self, error: RunError) -> None:
+        """Say once, until a state is saved, that something could not be stored."""
+        if not self._has_warned:
+            warnings.warn(f"{error}; training goes on, it is stored later", ZooWarning, stacklevel=3)
+        self._has_warned = True
+
+    def _check_finite(self, tensors: dict[str, Tensor]) -> None:
+        name = first_nonfinite(tensors)
+        if name is not None:
+            place = f"epoch {self.cursor.epoch}, part {self.cursor.part}"
+            raise diverged(self.run, place, f"{name} is NaN or infinite")
 
     def _load(self, saved: Saved) -> None:
         tree = saved.tree
@@ -150,7 +270,12 @@ class RunState:
             weights = {n.removeprefix("model/"): t for n, t in saved.tensors.items() if n.startswith("model/")}
             self.model.load_state_dict(weights)
             self._load_optimizer(saved.tensors, tree["optimizer"])
-            self.cursor = Cursor(**{item.name: tree["cursor"][item.name] for item in fields(Cursor)})
+            # States of earlier versions lack the keys that have come since.
+            self.cursor = Cursor(**{f.name: v for f in fields(Cursor) if (v := tree["cursor"].get(f.name)) is not None})
+            for name, num_done in tree.get("partials", {}).items():
+                self.partials[name] = Partial(saved.tensors[f"evaluation/{name}"], num_done)
+            for log, figures in zip(solve_logs(self.model), tree.get("solves", []), strict=False):
+                vars(log).update(figures)
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(f"{self.run.path}: the saved state does not fit the model: {error}") from error
 

@@ -11,7 +11,6 @@ begins; so it is stopped, resumed, evaluated and exported like any other.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.data.graph import Graph, Split
 from zoo.errors import RunError
@@ -48,7 +47,7 @@ from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress
 from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
-from zoo.workflows.state import RunState
+from zoo.workflows.state import RunState, diverged
 from zoo.workflows.step import build_optimizer, epoch_parts, set_learning_rate, training_step
 
 
@@ -164,11 +163,10 @@ def _train(
     optimizer = build_optimizer(spec.optimizer, model)
     state = RunState(run, model, optimizer, {"data": data_digest}, session.environment(device))
     resumed = state.restore()
-    saved = run.best() if resumed else None
-    best = None if saved is None else saved.epoch
     cursor, num_parts = state.cursor, num_parts_of(spec.partition)
 
     def pause_if_asked() -> None:
+        state.save_if_due(epoch_is_done=False)
         if stop:
             path = state.save()
             place = f"epoch {cursor.epoch}, part {cursor.part}/{num_parts}"
@@ -183,8 +181,8 @@ def _train(
             progress.line(f"{run.path}: nothing to resume; starts at epoch 1")
         # Figures stay on the bar until newer ones take their place.
         figures: dict[str, str] = {}
-        while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, best):
-            label, started = f"epoch {cursor.epoch}/{spec.num_epochs}", time.monotonic()
+        while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, state.best):
+            label = f"epoch {cursor.epoch}/{spec.num_epochs}"
             set_learning_rate(optimizer, spec, cursor.epoch)
             start_epoch(model, cursor.epoch)
             # A resumed epoch draws the same parts again and passes over those that are done.
@@ -196,31 +194,34 @@ def _train(
                 cursor.next_part(loss)
                 figures["loss"] = f"{cursor.loss_sum / max(cursor.num_losses, 1):.4f}"
                 progress.step(label, figures)
-                state.save_if_due(epoch_is_done=False)
                 pause_if_asked()
 
-            record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": cursor.loss_sum / cursor.num_losses}
-            record |= take_solve_metrics(model)
+            # A run that was stopped in the evaluation has these figures in its state.
+            if not cursor.record:
+                loss = cursor.loss_sum / cursor.num_losses
+                cursor.record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": loss}
+                cursor.record |= take_solve_metrics(model)
+            record = dict(cursor.record)
             if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
                 progress.stage(f"{label} evaluating")
                 with _with_context(run, f"epoch {cursor.epoch}, evaluation", "eval"):
-                    measured, valid_loss = _measure(model, task, eval_protocol(recipe), pause_if_asked)
+                    measured, valid_loss = _measure(state, task, eval_protocol(recipe), pause_if_asked)
                 record |= {f"{figure.split}_{figure.metric}": figure.value for figure in measured}
                 record |= {"valid_loss": valid_loss}
                 record |= {f"eval_{name}": value for name, value in take_solve_metrics(model).items()}
-                value = record[selector]
+                best, value = state.best, record[selector]
                 if best is None or (value < best.value if recipe.eval.lower_is_better else value > best.value):
                     best = BestEpoch(epoch=cursor.epoch, value=value, shape=shape)
-                    run.write_best(best, model.state_dict())
+                    state.keep_best(best)
                 figures |= {name: f"{record[name]:.4f}" for name in (metric, selector)} | {"best": f"{best.value:.4f}"}
-            epoch_s, memory = time.monotonic() - started, session.peak_memory_bytes(device)
+            epoch_s, memory = state.epoch_s(), state.peak_memory_bytes(device)
             record |= {"lr": optimizer.param_groups[0]["lr"], "epoch_s": round(epoch_s, 3), "peak_memory_bytes": memory}
             figures |= {"epoch_s": f"{epoch_s:.2f}", "memory": f"{memory / 2**30:.2f}GiB"}
             if metric in record:
                 progress.figures(label, figures)
             board.add(record, cursor.epoch)
             # The log comes first: a state may lag behind it, and a resume then cuts it to the length in the state.
-            cursor.next_epoch(run.append_metrics(record), epoch_s)
+            state.end_epoch(record, epoch_s)
             state.save_if_due(epoch_is_done=True)
         state.save()
 
@@ -265,22 +266,23 @@ def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.devic
 
 
 def _measure(
-    model: nn.Module, task: _Task, protocol: Protocol, on_part: Callable[[], None]
+    state: RunState, task: _Task, protocol: Protocol, on_part: Callable[[], None]
 ) -> tuple[list[Measured], float]:
-    """Figures of all splits, and the loss on the valid nodes.
+    """Figures of all splits, and the loss on the valid nodes; an evaluation that was stopped goes on where it was.
 
     Raises:
         FloatingPointError: if a prediction or the loss is not finite.
     """
     objective, precision = task.objective, task.recipe.train.precision
     logits = predict(
-        model,
+        state.model,
         task.graph,
         protocol,
         device=objective.device,
         precision=precision,
         known=objective.known,
         on_part=on_part,
+        partial=state.partial(protocol.purpose, task.graph),
     )
     if not bool(torch.isfinite(logits).all()):
         raise FloatingPointError("some predictions are NaN or infinite")
@@ -295,13 +297,14 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
     run, model, recipe, best = state.run, state.model, task.recipe, state.run.best()
     if best is None:
         raise RunError(f"{run.path}: best.safetensors is missing; start again in another --out")
-    model.load_state_dict(best.tensors)
+    state.use_best_weights(best.tensors)
     protocols = [test_protocol(recipe), eval_protocol(recipe)]
     # One that says the same would show every figure twice.
     if str(protocols[0]) == str(protocols[1]):
         del protocols[1]
     figures: list[Measured] = []
-    with Progress(sum(p.num_steps for p in protocols), unit="part", quiet=quiet) as progress:
+    done = sum(partial.num_done for partial in state.partials.values())
+    with Progress(sum(p.num_steps for p in protocols), unit="part", quiet=quiet, done=done) as progress:
 
         def on_part() -> None:
             progress.step("testing", {})
@@ -310,7 +313,7 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
         for protocol in protocols:
             key = "test" if protocol is protocols[0] else "eval"
             with _with_context(run, f"epoch {best.epoch.epoch}, evaluation", key):
-                figures += _measure(model, task, protocol, on_part)[0]
+                figures += _measure(state, task, protocol, on_part)[0]
     return RunResults(
         name=recipe.name,
         results=tuple(figures),
@@ -319,7 +322,7 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
         num_steps=state.cursor.step,
         num_parameters=sum(p.numel() for p in model.parameters()),
         train_s=round(state.cursor.train_s, 3),
-        peak_memory_bytes=session.peak_memory_bytes(task.objective.device),
+        peak_memory_bytes=state.peak_memory_bytes(task.objective.device),
         data_sha256=state.identity["data"],
         data_is_synthetic=is_synthetic(recipe, task.graph),
         environment=state.environment,
@@ -343,8 +346,4 @@ def _with_context(run: RunDir, place: str, key: str) -> Iterator[None]:
         with session.oom_as_run_error(where, f"raise {key}.partition.num_parts"):
             yield
     except FloatingPointError as error:
-        kept = run.states()
-        last = f"the last good state is {kept[0].name}" if kept else "no state was saved yet"
-        raise RunError(
-            f"{where}: {error}; {last}; lower train.optimizer.lr or set train.max_grad_norm in another --out"
-        ) from error
+        raise diverged(run, place, str(error)) from error
