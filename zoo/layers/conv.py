@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.layers.block import NORMS, NormName, is_plain, normed_relu
 from zoo.layers.inputs import BlockInputs
+from zoo.layers.pyg_conv import PYG_CONVS, PygConv
 from zoo.ops.csr import CSR, edge_targets, out_degrees, segment_softmax, without_loops
 from zoo.ops.gen_aggregate import gen_aggregate
 from zoo.ops.weighted_sum import weighted_sum
@@ -292,4 +295,10 @@ class RevGATConv(nn.Module):
 
 
 # The convolutions that a model's stack may be built of, by the ``type`` of their specs.
-CONVS: dict[str, type[nn.Module]] = {"gen": GENConv, "gcn": GCNConv, "sage": SAGEConv, "gat": GATConv}
+CONVS: dict[str, Callable[..., nn.Module]] = {
+    "gen": GENConv,
+    "gcn": GCNConv,
+    "sage": SAGEConv,
+    "gat": GATConv,
+    **{name: partial(PygConv, name=name) for name in PYG_CONVS},
+}

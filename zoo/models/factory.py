@@ -164,7 +164,8 @@ def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec, shape: GraphShape) -> 
     if not spec.reads_edges:
         return 0
     if not shape.num_edge_features:
-        raise RecipeError("model.conv.edge_encoder: the graph has no edge features; expected 'none'")
+        hint = "set edge_encoder to 'none'" if spec.conv.type == "gen" else "choose another convolution"
+        raise RecipeError(f"model.conv: {spec.conv.type!r} reads edge features, and the graph has none; {hint}")
     return shape.num_edge_features
 
 

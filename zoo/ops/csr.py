@@ -205,6 +205,11 @@ def edge_targets(csr: CSR) -> Tensor:
     return torch.repeat_interleave(nodes, csr.rowptr.diff(), output_size=csr.num_edges)
 
 
+def edge_index_of(csr: CSR) -> Tensor:
+    """[2, E] int64 sources and targets, in the order of the rows."""
+    return _cached_for_training(csr, "edge_index", lambda csr: torch.stack([csr.col.long(), edge_targets(csr)]))
+
+
 def out_degrees(csr: CSR) -> Tensor:
     """[N] int64, the number of edges that leave every node."""
     return _cached_for_training(csr, "out-degrees", lambda csr: torch.bincount(csr.col, minlength=csr.num_nodes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -87,7 +87,13 @@ class Linear(NamedTuple):
 
 
 class ConvSpec(Spec):
-    """The base of every convolution of C channels; it describes the parameters of its layer."""
+    """The base of every convolution of C channels; it describes the parameters of its layer.
+
+    Attributes:
+        allows_weight_norm: True if ``linear_maps`` lists all linear maps, which weight normalization reparametrizes.
+    """
+
+    allows_weight_norm: ClassVar[bool] = True
 
     @property
     def reads_edges(self) -> bool:
@@ -100,13 +106,13 @@ class ConvSpec(Spec):
         return False
 
     def linear_maps(self, channels: int, embedding_channels: int) -> list[Linear]:
-        """The linear maps of the layer.
+        """The linear maps of the layer; none if all parameters are counted by ``num_other_parameters``.
 
         Args:
             channels: C, in and out.
             embedding_channels: width of the edge embeddings.
         """
-        raise NotImplementedError
+        return []
 
     def layer_arguments(self, embedding_channels: int, norm: Norm) -> dict[str, Any]:
         """The keyword arguments of the layer beside C: by default the keys of the spec.
@@ -209,4 +215,107 @@ class GATConvSpec(ConvSpec):
         return 2 * self.num_heads * channels + channels
 
 
-Conv = Annotated[GenConvSpec | GCNConvSpec | SAGEConvSpec | GATConvSpec, Field(discriminator="type")]
+PygName = Literal["gin", "gine", "res_gated", "graph", "film", "le"]
+PygAttentionName = Literal["gatv2", "transformer", "general"]
+
+
+class PygConvSpec(ConvSpec):
+    """Convolutions of PyTorch Geometric, run by its own layers.
+
+    GIN (arXiv 1810.00826), GINE, which reads edge features (1905.12265), residual gated graph convolution (1711.07553),
+    GraphConv of k-GNNs (1810.02244), GNN-FiLM (1906.12192), LEConv of ASAP (1911.07979).
+    """
+
+    allows_weight_norm: ClassVar[bool] = False
+    type: PygName
+
+    @property
+    def reads_edges(self) -> bool:
+        """True for GINE, whose messages are relu(x_j + e_ij)."""
+        return self.type == "gine"
+
+    def linear_maps(self, channels: int, embedding_channels: int) -> list[Linear]:
+        """The projection of edge embeddings; the maps inside PyTorch Geometric's layers are counted as a whole."""
+        return [Linear(embedding_channels, channels)] if self.reads_edges else []
+
+    def num_other_parameters(self, channels: int) -> int:
+        """Entries of all matrices, vectors and scalars."""
+        matrices, vectors, scalars = _PYG_SIZES[self.type]
+        return matrices * channels**2 + vectors * channels + scalars
+
+    def layer_arguments(self, embedding_channels: int, norm: Norm) -> dict[str, Any]:
+        """The width of the edge embeddings where they are read."""
+        return {"embedding_channels": embedding_channels} if self.reads_edges else {}
+
+
+# The number of C x C matrices, vectors of C entries, and scalars.
+_PYG_SIZES: dict[PygName, tuple[int, int, int]] = {
+    "gin": (4, 3, 1),
+    "gine": (4, 3, 1),
+    "res_gated": (4, 4, 0),
+    "graph": (2, 1, 0),
+    "film": (6, 2, 0),
+    "le": (3, 2, 0),
+}
+
+
+class PygAttentionSpec(ConvSpec):
+    """Attention of PyTorch Geometric, heads averaged: GATv2 (arXiv 2105.14491), the graph transformer (2009.03509).
+
+    ``general`` is the additive attention of the design space of GNNs (2011.08843).
+    """
+
+    allows_weight_norm: ClassVar[bool] = False
+    type: PygAttentionName
+    num_heads: int = Field(default=1, ge=1, le=1024)
+
+    def num_other_parameters(self, channels: int) -> int:
+        """The matrices and vectors of each head, and those that all heads share."""
+        matrices, vectors, shared_matrices, shared_vectors = _PYG_ATTENTION_SIZES[self.type]
+        head = matrices * channels**2 + vectors * channels
+        return self.num_heads * head + shared_matrices * channels**2 + shared_vectors * channels
+
+
+# The number of C x C matrices and vectors of C entries, of each head and of all together.
+_PYG_ATTENTION_SIZES: dict[PygAttentionName, tuple[int, int, int, int]] = {
+    "gatv2": (2, 3, 0, 1),
+    "transformer": (3, 3, 1, 1),
+    "general": (1, 2, 0, 0),
+}
+
+
+class PygHopsSpec(ConvSpec):
+    """Polynomials of the normalized adjacency, by PyTorch Geometric: ChebConv (arXiv 1606.09375), TAGConv (1710.10370).
+
+    A convolution reaches ``num_hops`` steps far.
+    """
+
+    allows_weight_norm: ClassVar[bool] = False
+    type: Literal["cheb", "tag"]
+    num_hops: int = Field(default=2, ge=1, le=64)
+
+    def num_other_parameters(self, channels: int) -> int:
+        """A matrix for each power, the zeroth included, and the bias."""
+        return (self.num_hops + 1) * channels**2 + channels
+
+
+class PNAConvSpec(ConvSpec):
+    """Principal neighborhood aggregation (arXiv 2004.05718), by PyTorch Geometric.
+
+    Mean, minimum, maximum and standard deviation, each as it is, times s and divided by s, where s is
+    log(degree + 1) / log(mean_degree + 1).
+    """
+
+    allows_weight_norm: ClassVar[bool] = False
+    type: Literal["pna"]
+    mean_degree: int = Field(ge=1, le=1_000_000, description="the usual number of incoming edges of a node")
+
+    def num_other_parameters(self, channels: int) -> int:
+        """Maps of 2 C to C for messages, of 13 C to C for x and the 12 aggregates, of C to C, each with a bias."""
+        return 16 * channels**2 + 3 * channels
+
+
+Conv = Annotated[
+    GenConvSpec | GCNConvSpec | SAGEConvSpec | GATConvSpec | PygConvSpec | PygAttentionSpec | PygHopsSpec | PNAConvSpec,
+    Field(discriminator="type"),
+]

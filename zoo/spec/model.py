@@ -137,6 +137,15 @@ class DeqSpec(_GnnSpec):
     )
     num_warmup_steps: int = Field(default=3, ge=1, le=10_000)
 
+    @model_validator(mode="after")
+    def _weight_norm(self) -> Self:
+        if self.weight_norm != "none" and not self.conv.allows_weight_norm:
+            raise ValueError(
+                f"weight_norm goes with the convolutions of this package, not with {self.conv.type!r}, whose linear "
+                "maps are PyTorch Geometric's"
+            )
+        return self
+
     @property
     def num_layers(self) -> int:
         """The depth as other families count it: the most convolutions that a forward solve passes."""

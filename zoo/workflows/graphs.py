@@ -63,7 +63,8 @@ def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe,
         if graph.x is None and recipe.data.node_features == ("node",):
             changes["data.node_features"] = ["degree"]
             warnings.warn(f"{graph.name}: has no node features; the model reads the degree", ZooWarning, stacklevel=3)
-        if graph.edge_attr is None and recipe.model.reads_edges:
+        reads = recipe.model.reads_edges and "edge_encoder" in recipe.to_json()["model"].get("conv", {})
+        if graph.edge_attr is None and reads:
             changes["model.conv.edge_encoder"] = "none"
             warnings.warn(f"{graph.name}: has no edge features; the model reads none", ZooWarning, stacklevel=3)
     if not changes:
