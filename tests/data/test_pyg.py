@@ -15,15 +15,19 @@ import zoo.data.pyg
 from tests.pyg import NUM_NODES, EdgeIndex, HeteroData, ToSparseTensor, ToUndirected, some_data
 from zoo.data.arrays import save_graph
 from zoo.data.datasets import load_graph
-from zoo.data.graph import Graph, directed_edges, with_self_loops
+from zoo.data.graph import Graph, directed_edges, directed_weights, with_self_loops
+from zoo.data.partition import random_parts
 from zoo.data.pyg import graph_from_pyg, graph_to_pyg
 from zoo.errors import DataError, ZooWarning
+from zoo.ops.segment import edge_targets
 
 
 def messages(graph: Graph) -> list[tuple[float, ...]]:
-    """Source, target and features of every message, sorted."""
+    """Source, target, features and weight of every message, sorted."""
     edge_index, edge_attr = directed_edges(graph)
-    columns = [edge_index.T.double()] + ([] if edge_attr is None else [edge_attr.double()])
+    weight = directed_weights(graph)
+    values = (edge_attr, None if weight is None else weight[:, None])
+    columns = [edge_index.T.double(), *(value.double() for value in values if value is not None)]
     return sorted(map(tuple, torch.cat(columns, 1).tolist()))
 
 
@@ -207,6 +211,53 @@ def test_a_graph_comes_back(num_splits: int, y: torch.Tensor) -> None:
         assert torch.equal(getattr(again, name), getattr(graph, name))
     for one, other in zip(again.splits, graph.splits, strict=True):
         assert torch.equal(one.test, other.test)
+
+
+def weighted_data(**changes: Any) -> Any:
+    data = some_data(**changes)
+    half = torch.rand(data.num_edges // 2) + 0.5
+    data.edge_weight = torch.cat([half, half])
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_weights_of_edges_are_read_saved_and_given_back(tmp_path: Path) -> None:
+    data = weighted_data(edge_attr=None)
+    graph = graph_from_pyg(data, name="own")
+    assert graph.undirected
+    expected = torch.cat([data.edge_index.T.double(), data.edge_weight[:, None].double()], 1)
+    assert messages(graph) == sorted(map(tuple, expected.tolist()))
+    assert messages(graph_from_pyg(graph.to_pyg())) == messages(graph)
+    assert messages(load_graph("file", path=save_graph(graph, tmp_path / "own.npz"))) == messages(graph)
+    sparse = ToSparseTensor(attr="edge_weight")(data.clone())
+    assert messages(graph_from_pyg(sparse)) == messages(graph)
+    data.edge_weight[0] += 1
+    assert not graph_from_pyg(data).undirected
+    with pytest.raises(DataError, match="its edges have weights, and self-loops would have none"):
+        with_self_loops(graph)
+    for weight, message in ((torch.ones(3), r"edge_weight must be float32 \[E\]"), (data.x, "must have one dimension")):
+        data.edge_weight = weight
+        with pytest.raises(DataError, match=message):
+            graph_from_pyg(data)
+    data.edge_weight = torch.full((data.num_edges,), torch.nan)
+    with pytest.raises(DataError, match=f"edge_weight holds {data.num_edges} values that are NaN"):
+        graph_from_pyg(data)
+
+
+def test_parts_carry_the_weights_of_their_edges() -> None:
+    graph = graph_from_pyg(weighted_data(), undirected=True)
+    graph = replace(graph, x=torch.arange(NUM_NODES)[:, None].float())
+    of_edge = {(source, target): weight for source, target, *_, weight in messages(graph)}
+    for num_parts in (1, 3):
+        total = 0
+        for part in random_parts(graph, num_parts, torch.Generator().manual_seed(0)):
+            assert part.edge_weight is not None
+            sources = part.nodes[part.csr.col.long()].tolist()
+            targets = part.nodes[edge_targets(part.csr)].tolist()
+            found = [of_edge[pair] for pair in zip(sources, targets, strict=True)]
+            assert part.to("cpu").edge_weight.tolist() == found  # type: ignore[union-attr]
+            total += len(found)
+        assert (total == 2 * graph.num_edges) == (num_parts == 1)
 
 
 def test_a_graph_is_saved_and_loaded(tmp_path: Path) -> None:

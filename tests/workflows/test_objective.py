@@ -43,7 +43,9 @@ class Recorder(nn.Module):
         self.calls: list[tuple[Tensor, bool, bool]] = []
         self.logits: Tensor | None = None
 
-    def forward(self, x: Tensor, csr: CSR, edge_attr: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, csr: CSR, edge_attr: Tensor | None = None, edge_weight: Tensor | None = None
+    ) -> Tensor:
         self.calls.append((x.clone(), torch.is_grad_enabled(), self.training))
         self.logits = x @ self.weight
         if self.logits.requires_grad:

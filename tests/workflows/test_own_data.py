@@ -106,6 +106,39 @@ def test_an_incomplete_recipe_resumes_its_run(tmp_path: Path) -> None:
     assert train(complete, tmp_path / "run", device="cpu", quiet=True).results == first.results
 
 
+@pytest.mark.parametrize("family", ["small_rev_gcn", "small_res"])
+def test_weights_of_edges_decide_what_is_learned(family: str, tmp_path: Path) -> None:
+    """Edges of weight 0 are no edges: the run is the one without them, through parts, evaluation and export."""
+    data = some_data(edge_attr=None)
+    weight = (data.edge_index.sum(0) % 3 > 0).float()
+    kept = weight > 0
+    runs = {}
+    for name, changes in (("weighted", {"edge_weight": weight}), ("ones", {"edge_weight": torch.ones_like(weight)})):
+        (tmp_path / name).mkdir()
+        recipe = own_recipe(family, some_data(edge_attr=None, **changes), tmp_path / name)
+        runs[name] = train(recipe, tmp_path / name / "run", device="cpu", quiet=True)
+    assert runs["weighted"].data_sha256 != runs["ones"].data_sha256
+    (tmp_path / "fewer").mkdir()
+    recipe = own_recipe(family, some_data(edge_attr=None, edge_index=data.edge_index[:, kept]), tmp_path / "fewer")
+    if family == "small_rev_gcn":  # whose degree is the sum of the weights
+        fewer = train(recipe, tmp_path / "fewer" / "run", device="cpu", quiet=True)
+        found = RunDir(tmp_path / "weighted" / "run").metrics()
+        for one, other in zip(found, RunDir(tmp_path / "fewer" / "run").metrics(), strict=True):
+            assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert fewer.results != ()
+    folder, _ = export(tmp_path / "weighted" / "run")
+    path = str(tmp_path / "weighted" / "own.npz")
+    assert not any(c.is_regression for c in evaluate(folder, data_path=path, device="cpu", quiet=True))
+
+
+def test_weights_that_no_convolution_reads_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+    data = some_data()
+    recipe = own_recipe("quickstart", some_data(edge_weight=torch.ones(data.num_edges)), tmp_path)
+    with pytest.warns(ZooWarning, match="own: has edge weights; the model reads none"):
+        recipe, loaded = complete_recipe(recipe)
+    assert recipe_graph(recipe, loaded)[0].edge_weight is None
+
+
 def test_a_loaded_graph_may_be_given(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, train__num_epochs=2)
     graph = zoo.load_graph("file", path=recipe.data.path)

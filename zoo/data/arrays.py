@@ -1,10 +1,11 @@
 """A graph from named arrays: the format of a user's own data and of the zoo's .npz files.
 
 Required arrays are ``edge_index`` [2, E], ``y`` and ``train_mask``, ``valid_mask`` (or ``val_mask``), ``test_mask``
-([N], [num_splits, N] or [N, num_splits], bool). Optional ones are ``x`` [N, F], ``edge_attr`` [E, D], ``categories``
-[N], and the scalars ``undirected`` (default true: each edge once, or every edge in both directions) and ``task``.
-Without ``task``, labels other than whole numbers are those of a regression; else a 2-D ``y`` is multilabel, a 1-D ``y``
-without labels above 1 is binary, any other is multiclass. Labels of -1 (but of a regression) and NaN are unlabeled.
+([N], [num_splits, N] or [N, num_splits], bool). Optional ones are ``x`` [N, F], ``edge_attr`` [E, D], ``edge_weight``
+[E], ``categories`` [N], and the scalars ``undirected`` (default true: each edge once, or every edge in both directions)
+and ``task``. Without ``task``, labels other than whole numbers are those of a regression; else a 2-D ``y`` is
+multilabel, a 1-D ``y`` without labels above 1 is binary, any other is multiclass. Labels of -1 (but of a regression)
+and NaN are unlabeled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from zoo.files import write_errors
 
 MASKS = ("train_mask", "valid_mask", "test_mask")
 REQUIRED = ("edge_index", "y", *MASKS)
-KNOWN = (*REQUIRED, "x", "edge_attr", "categories", "undirected", "task")
+KNOWN = (*REQUIRED, "x", "edge_attr", "edge_weight", "categories", "undirected", "task")
 ALIASES = {"val_mask": "valid_mask"}
 MAX_NPZ_BYTES = 32 << 30
 
@@ -111,6 +112,7 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, und
         x=_floats(arrays, "x", where),
         categories=None if categories is None else torch.from_numpy(categories.astype(np.int64)),
         edge_attr=_floats(arrays, "edge_attr", where),
+        edge_weight=_floats(arrays, "edge_weight", where),
         y=torch.from_numpy(labels),
         splits=_splits(arrays, len(labels), where),
         task=task,
@@ -123,8 +125,9 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, und
     if undirected or not told:
         kept = one_direction(graph)
         if kept is not None:
-            edge_attr = None if graph.edge_attr is None else graph.edge_attr[kept]
-            return replace(graph, edge_index=graph.edge_index[:, kept], edge_attr=edge_attr, undirected=True)
+            edge_attr, weight = (None if t is None else t[kept] for t in (graph.edge_attr, graph.edge_weight))
+            edges = graph.edge_index[:, kept]
+            return replace(graph, edge_index=edges, edge_attr=edge_attr, edge_weight=weight, undirected=True)
     if undirected and (twice := edges_in_both_directions(graph.edge_index, graph.num_nodes)):
         raise DataError(
             f"{where}: {twice:,} edges are listed in both directions though undirected is true; "
@@ -150,7 +153,7 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     if graph.self_loops or path.suffix != ".npz":
         raise DataError(f"{path}: only a graph without data.self_loops can be saved, under a name that ends in .npz")
     tensors = {"edge_index": graph.edge_index, "x": graph.x, "edge_attr": graph.edge_attr, "y": graph.y}
-    tensors["categories"] = graph.categories
+    tensors |= {"edge_weight": graph.edge_weight, "categories": graph.categories}
     arrays = {key: tensor.cpu().numpy() for key, tensor in tensors.items() if tensor is not None}
     for key, name in zip(MASKS, ("train", "valid", "test"), strict=True):
         arrays[key] = np.zeros((len(graph.splits), graph.num_nodes), bool)
@@ -180,7 +183,8 @@ def one_direction(graph: Graph) -> Tensor | None:
     if not torch.equal(keys, inverse_keys) or bool((keys[1:] == keys[:-1]).any()):
         return None
     # Edges order[k] and inverse[k] join the same nodes in opposite directions.
-    if graph.edge_attr is not None and not torch.equal(graph.edge_attr[order], graph.edge_attr[inverse]):
+    values = [tensor for tensor in (graph.edge_attr, graph.edge_weight) if tensor is not None]
+    if not all(torch.equal(tensor[order], tensor[inverse]) for tensor in values):
         return None
     return torch.nonzero(source < target).squeeze(1)
 
@@ -286,14 +290,16 @@ def _flag(value: Array, where: str) -> bool:
 
 
 def _floats(arrays: Mapping[str, Array], key: str, where: str) -> Tensor | None:
-    """[rows, columns] float32; a mapped float32 array stays mapped."""
+    """[rows, columns] float32, or [rows] weights; a mapped float32 array stays mapped."""
     if key not in arrays:
         return None
     array = arrays[key]
     if array.dtype.kind not in "iufb":
         raise DataError(f"{where}: {key} must hold numbers, not {array.dtype}")
-    if array.ndim != 2:
-        raise DataError(f"{where}: {key} must have two dimensions, not {list(array.shape)}")
+    num_dimensions = 1 if key == "edge_weight" else 2
+    if array.ndim != num_dimensions:
+        expected = "one dimension" if num_dimensions == 1 else "two dimensions"
+        raise DataError(f"{where}: {key} must have {expected}, not {list(array.shape)}")
     return torch.from_numpy(_float32(array))
 
 

@@ -103,8 +103,9 @@ def load_graph(
 def _made_undirected(graph: Graph) -> Graph:
     if graph.undirected:
         return graph
-    if graph.edge_attr is not None:
-        raise DataError(f"{graph.name}: a directed graph with edge features cannot be made undirected without a choice")
+    if graph.edge_attr is not None or graph.edge_weight is not None:
+        values = "features" if graph.edge_attr is not None else "weights"
+        raise DataError(f"{graph.name}: a directed graph with edge {values} cannot be made undirected without a choice")
     return replace(graph, edge_index=undirected_edges(graph.edge_index, graph.num_nodes), undirected=True)
 
 

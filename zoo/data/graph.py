@@ -50,6 +50,7 @@ class Graph:
         x: [N, F] float32 node features, or None.
         categories: [N] int64, one category per node in 0 .. K - 1 (the species of a protein), or None.
         edge_attr: [E, D] float32 edge features, possibly mapped from a file, or None.
+        edge_weight: [E] float32 factors of the messages, or None.
         y: [N] int64 classes with -1 for unlabeled (multiclass, binary), or [N, T] float32 zeros and ones with NaN for
             unlabeled (multilabel), or [N, T] float32 numbers with NaN for unlabeled (regression).
         splits: at least one.
@@ -66,6 +67,7 @@ class Graph:
     x: Tensor | None = None
     categories: Tensor | None = None
     edge_attr: Tensor | None = None
+    edge_weight: Tensor | None = None
     y: Tensor
     splits: tuple[Split, ...]
     task: Task
@@ -132,17 +134,19 @@ class Part(NamedTuple):
         csr: incoming edges of each of the n nodes, sources numbered 0 .. n - 1; both directions of undirected edges,
             and last of its row the self-loop, if the graph has them.
         edge_attr: [e, D] float32 edge features in the order of ``csr.col``, or None.
+        edge_weight: [e] float32 in that order, or None.
     """
 
     nodes: Tensor
     x: Tensor
     csr: CSR
     edge_attr: Tensor | None
+    edge_weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Part:
         """The same part on another device."""
-        edge_attr = None if self.edge_attr is None else self.edge_attr.to(device)
-        return Part(self.nodes.to(device), self.x.to(device), self.csr.to(device), edge_attr)
+        edge_attr, edge_weight = (None if t is None else t.to(device) for t in (self.edge_attr, self.edge_weight))
+        return Part(self.nodes.to(device), self.x.to(device), self.csr.to(device), edge_attr, edge_weight)
 
 
 def directed_edges(graph: Graph) -> tuple[Tensor, Tensor | None]:
@@ -165,17 +169,25 @@ def directed_edges(graph: Graph) -> tuple[Tensor, Tensor | None]:
     return edge_index, edge_attr
 
 
+def directed_weights(graph: Graph) -> Tensor | None:
+    """[M] the weights of the edges that ``directed_edges`` lists, or None."""
+    if graph.edge_weight is None or not graph.undirected:
+        return graph.edge_weight
+    return graph.edge_weight.repeat_interleave(2)
+
+
 def with_self_loops(graph: Graph) -> Graph:
     """The same graph with exactly one edge from every node to itself, whatever self-loops it had.
 
     They are not stored: an undirected edge counts in both directions, which would double them.
 
     Raises:
-        DataError: if the edges have features, which a self-loop would lack.
+        DataError: if the edges have features or weights, which a self-loop would lack.
     """
-    if graph.edge_attr is not None:
+    if graph.edge_attr is not None or graph.edge_weight is not None:
+        values = "features" if graph.edge_attr is not None else "weights"
         raise DataError(
-            f"{graph.name}: its edges have features, and self-loops would have none; leave out data.self_loops"
+            f"{graph.name}: its edges have {values}, and self-loops would have none; leave out data.self_loops"
         )
     kept = graph.edge_index[0] != graph.edge_index[1]
     # Without self-loops the edges stay where they are, which may be a file.
@@ -219,6 +231,12 @@ def _edge_faults(graph: Graph) -> Iterator[str]:
         yield f"edge_index holds {beyond:,} node ids above {n - 1:,}, the last of {n:,} nodes"
     if graph.edge_attr is not None:
         yield from _feature_faults("edge_attr", graph.edge_attr, "E, D", graph.num_edges, MAX_EDGE_FEATURES)
+    weight = graph.edge_weight
+    if weight is not None and (weight.shape != edge_index.shape[1:] or weight.dtype != torch.float32):
+        expected = f"float32 [E] with E = {graph.num_edges:,}"
+        yield f"edge_weight must be {expected}, not {weight.dtype} {list(weight.shape)}"
+    elif weight is not None and (bad := _count(weight, lambda values: ~torch.isfinite(values))):
+        yield f"edge_weight holds {bad:,} values that are NaN or infinite in float32"
 
 
 def _feature_faults(name: str, features: Tensor, shape: str, num_rows: int, max_columns: int) -> Iterator[str]:

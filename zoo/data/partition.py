@@ -55,18 +55,19 @@ def _parts(
             continue
         rows = rowptr[first : end + 1]
         start, stop = int(rows[0]), int(rows[-1])
-        edge_attr = None
-        if graph.edge_attr is not None and edges is not None:
-            edge_attr = graph.edge_attr.index_select(0, edges[start:stop])
+        edge_attr, edge_weight = (
+            None if values is None or edges is None else values.index_select(0, edges[start:stop])
+            for values in (graph.edge_attr, graph.edge_weight)
+        )
         ids = nodes[first:end]
         if end - first == len(nodes):
             # The only part takes all there is, and nothing is kept for others.
             del edges
-            yield Part(nodes, x.index_select(0, ids), CSR(rowptr, col), edge_attr)
+            yield Part(nodes, x.index_select(0, ids), CSR(rowptr, col), edge_attr, edge_weight)
             return
         # Copies, so that a part kept for long does not keep the edges of all others alive.
         csr = CSR(rows - start, col[start:stop] - first)
-        yield Part(ids.clone(), x.index_select(0, ids), csr, edge_attr)
+        yield Part(ids.clone(), x.index_select(0, ids), csr, edge_attr, edge_weight)
         first = end
 
 
@@ -83,7 +84,7 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
 
     Returns:
         [N + 1] int64 row starts, [M] int32 new number of each source, and [M] the stored edge each comes from (None if
-        edges have no features).
+        edges have neither features nor weights).
     """
     n, device = graph.num_nodes, graph.edge_index.device
     number = torch.empty(n, dtype=torch.int32 if n < 2**31 else torch.int64, device=device)
@@ -97,7 +98,8 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
     num_kept = int(rowptr[-1])
     col = torch.empty(num_kept, dtype=number.dtype, device=device)
     edge_dtype = torch.int32 if graph.num_edges < 2**31 else torch.int64
-    edges = torch.empty(0 if graph.edge_attr is None else num_kept, dtype=edge_dtype, device=device)
+    is_plain = graph.edge_attr is None and graph.edge_weight is None
+    edges = torch.empty(0 if is_plain else num_kept, dtype=edge_dtype, device=device)
     free = rowptr[:-1].clone()  # [N] the first place of each row that no edge has taken yet
     for source, target, edge in _kept_edges(graph, part_of, number):
         target, order = torch.sort(target, stable=True)
@@ -107,9 +109,9 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
         place += torch.arange(len(place), device=device)
         free += count
         col[place] = source.index_select(0, order)
-        if graph.edge_attr is not None:
+        if not is_plain:
             edges[place] = edge.index_select(0, order).to(edge_dtype)
-    return rowptr, col, None if graph.edge_attr is None else edges
+    return rowptr, col, None if is_plain else edges
 
 
 def _kept_edges(graph: Graph, part_of: Tensor, number: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.arrays import ALIASES, KNOWN, edges_in_both_directions, graph_from_arrays
-from zoo.data.graph import Graph, Split, Task, directed_edges
+from zoo.data.graph import Graph, Split, Task, directed_edges, directed_weights
 from zoo.errors import DataError, ZooWarning
 from zoo.ops.sparse import is_sparse, sparse_edges
 from zoo.ops.tensors import plain
@@ -25,9 +25,9 @@ _SPLIT_HINT = "bool [N] or [N, num_splits]; torch_geometric.transforms.RandomNod
 def graph_from_pyg(data: Any, *, name: str = "data", task: Task | None = None, undirected: bool | None = None) -> Graph:
     """Read a PyG ``Data`` object as a graph with a task on its nodes.
 
-    Read are ``x`` [N, F] (may be missing), ``edge_index`` or ``adj_t``, ``edge_attr`` [E, D] or [E], ``y`` and the
-    masks ``train_mask``, ``val_mask`` or ``valid_mask``, ``test_mask``. Whole numbers in ``y`` are classes, zeros and
-    ones [N, T] labels, other numbers those of a regression; -1 and NaN are unlabeled.
+    Read are ``x`` [N, F] (may be missing), ``edge_index`` or ``adj_t``, ``edge_attr`` [E, D] or [E], ``edge_weight``
+    [E], ``y`` and the masks ``train_mask``, ``val_mask`` or ``valid_mask``, ``test_mask``. Whole numbers in ``y`` are
+    classes, zeros and ones [N, T] labels, other numbers those of a regression; -1 and NaN are unlabeled.
 
     >>> import torch
     >>> from torch_geometric.data import Data
@@ -54,10 +54,15 @@ def graph_from_pyg(data: Any, *, name: str = "data", task: Task | None = None, u
     arrays = {key: _array(value) for key in (*KNOWN, *ALIASES) if (value := getattr(data, key, None)) is not None}
     if "edge_index" not in arrays and (adj_t := getattr(data, "adj_t", None)) is not None:
         arrays["edge_index"] = _array(adj_t)
+        value = sparse_edges(adj_t).value
+        if value is not None:
+            arrays.setdefault("edge_weight" if value.dim() == 1 else "edge_attr", _array(value))
     _check(arrays, name)
     for key in ("x", "edge_attr"):
         if key in arrays and arrays[key].ndim == 1:
             arrays[key] = arrays[key][:, None]
+    if "edge_weight" in arrays and arrays["edge_weight"].shape[1:] == (1,):
+        arrays["edge_weight"] = arrays["edge_weight"][:, 0]
     if task is not None:
         arrays["task"] = np.array(task)
     if undirected is False:
@@ -99,6 +104,8 @@ def graph_to_pyg(graph: Graph) -> Any:
     masks = {mask: _masks(graph.splits, name, graph.num_nodes) for name, mask in names.items()}
     data = Data(x=graph.x, edge_index=edge_index.long(), edge_attr=edge_attr, y=graph.y, task=graph.task, **masks)
     data.num_nodes = graph.num_nodes
+    if (edge_weight := directed_weights(graph)) is not None:
+        data.edge_weight = edge_weight
     if graph.categories is not None:
         data.categories = graph.categories
     return data

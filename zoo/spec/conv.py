@@ -91,9 +91,11 @@ class ConvSpec(Spec):
 
     Attributes:
         allows_weight_norm: True if ``linear_maps`` lists all linear maps, which weight normalization reparametrizes.
+        reads_edge_weight: True if the layer multiplies messages by the weights of edges.
     """
 
     allows_weight_norm: ClassVar[bool] = True
+    reads_edge_weight: ClassVar[bool] = False
 
     @property
     def reads_edges(self) -> bool:
@@ -182,6 +184,7 @@ class GenConvSpec(ConvSpec):
 class GCNConvSpec(ConvSpec):
     """Graph convolution with symmetric normalization and self-loops (arXiv 1609.02907)."""
 
+    reads_edge_weight: ClassVar[bool] = True
     type: Literal["gcn"]
 
     def linear_maps(self, channels: int, embedding_channels: int) -> list[Linear]:
@@ -192,6 +195,7 @@ class GCNConvSpec(ConvSpec):
 class SAGEConvSpec(ConvSpec):
     """GraphSAGE: the mean of the neighbors and the node itself, each through a linear map (arXiv 1706.02216)."""
 
+    reads_edge_weight: ClassVar[bool] = True
     type: Literal["sage"]
 
     def linear_maps(self, channels: int, embedding_channels: int) -> list[Linear]:
@@ -202,6 +206,7 @@ class SAGEConvSpec(ConvSpec):
 class GATConvSpec(ConvSpec):
     """Graph attention, heads averaged (arXiv 1710.10903)."""
 
+    reads_edge_weight: ClassVar[bool] = True
     type: Literal["gat"]
     num_heads: int = Field(default=1, ge=1, le=1024)
 

@@ -35,6 +35,11 @@ class _GnnSpec(Spec):
         """True if the model reads edge features where the graph has any."""
         return self.conv.reads_edges
 
+    @property
+    def reads_edge_weight(self) -> bool:
+        """True if the model reads edge weights where the graph has any."""
+        return self.conv.reads_edge_weight
+
     def num_parameters(self, shape: GraphShape) -> int:
         """The number of parameters of the model for graphs of ``shape``."""
         # The encoders and the head depend on the graph, the stack between them does not.
@@ -189,6 +194,11 @@ class RevGATSpec(Spec):
 
     @property
     def reads_edges(self) -> bool:
+        """False: its attention looks at nodes alone."""
+        return False
+
+    @property
+    def reads_edge_weight(self) -> bool:
         """False: its attention looks at nodes alone."""
         return False
 

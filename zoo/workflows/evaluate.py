@@ -129,7 +129,8 @@ def predict(
         for part in islice(views(graph, protocol), partial.num_done, None):
             part = part.to(device)
             with session.autocast(device, precision):
-                logits = model(part.x, part.csr, part.edge_attr) if known is None else known.run(model, part)
+                inputs = part.x, part.csr, part.edge_attr, part.edge_weight
+                logits = model(*inputs) if known is None else known.run(model, part)
             partial.total[part.nodes.cpu()] += logits.float().cpu()
             partial.num_done += 1
             on_part()

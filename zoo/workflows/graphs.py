@@ -67,6 +67,8 @@ def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe,
         if graph.edge_attr is None and reads:
             changes["model.conv.edge_encoder"] = "none"
             warnings.warn(f"{graph.name}: has no edge features; the model reads none", ZooWarning, stacklevel=3)
+        if graph.edge_weight is not None and not recipe.model.reads_edge_weight:
+            warnings.warn(f"{graph.name}: has edge weights; the model reads none", ZooWarning, stacklevel=3)
     if not changes:
         return recipe, graph
     assignments = [f"{place}={json.dumps(value)}" for place, value in changes.items()]
@@ -121,6 +123,8 @@ def prepare_graph(recipe: Recipe, graph: Graph) -> Graph:
     if not recipe.model.reads_edges:
         # Drop unused edge features so that parts need not gather them.
         graph = replace(graph, edge_attr=None)
+    if not recipe.model.reads_edge_weight:
+        graph = replace(graph, edge_weight=None)
     if recipe.data.self_loops and not graph.self_loops:
         graph = with_self_loops(graph)
     return graph
@@ -188,14 +192,16 @@ def place_graph(graph: Graph, device: torch.device, edge_precision: EdgePrecisio
         return graph
     if edge_precision == "fp16" and graph.edge_attr is not None:
         graph = replace(graph, edge_attr=graph.edge_attr.half())
-    num_bytes = sum(t.numel() * t.element_size() for t in (graph.edge_index, graph.x, graph.edge_attr) if t is not None)
+    tensors = graph.edge_index, graph.x, graph.edge_attr, graph.edge_weight
+    num_bytes = sum(t.numel() * t.element_size() for t in tensors if t is not None)
     return graph.to(device) if num_bytes <= _GPU_SHARE * torch.cuda.mem_get_info(device)[0] else graph
 
 
 def graph_digest(graph: Graph, split: Split) -> str:
     """SHA-256 over everything that a run reads of a graph, so that a resumed run is known to see the same data."""
     digest = hashlib.sha256()
-    for tensor in (graph.edge_index.t(), graph.edge_attr, graph.x, graph.y, split.train, split.valid, split.test):
+    edges, nodes = (graph.edge_index.t(), graph.edge_attr, graph.edge_weight), (graph.x, graph.y)
+    for tensor in (*edges, *nodes, split.train, split.valid, split.test):
         if tensor is not None:
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
             for rows in torch.split(tensor, EDGE_CHUNK):

@@ -151,7 +151,7 @@ class KnownLabels:
 
 
 def _run(model: nn.Module, part: Part, columns: Tensor) -> Tensor:
-    logits: Tensor = model(torch.cat([part.x, columns], 1), part.csr, part.edge_attr)
+    logits: Tensor = model(torch.cat([part.x, columns], 1), part.csr, part.edge_attr, part.edge_weight)
     return logits
 
 
@@ -199,7 +199,7 @@ class Objective:
             return None
         with session.autocast(self.device, self.spec.precision):
             if self.known is None or self.spec.label_reuse is None:
-                logits = model(part.x, part.csr, part.edge_attr)
+                logits = model(part.x, part.csr, part.edge_attr, part.edge_weight)
             else:
                 read = draw_read(chosen, self.spec.label_reuse.mask_rate)
                 chosen = chosen & ~read

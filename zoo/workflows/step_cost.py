@@ -136,7 +136,7 @@ def measure_training(
         partition_s=partition_s,
         epoch_s=partition_s + num_parts * median_step_s,
         graph_bytes=graph_bytes(graph),
-        part_bytes=num_bytes(t for t in (part.nodes, part.x, part.edge_attr, *part.csr) if t is not None),
+        part_bytes=num_bytes(t for t in (*part[:2], *part.csr, *part[3:]) if t is not None),
         state_bytes=num_bytes([*model.parameters(), *gradients, *optimizer_state]),
         peak_bytes=peak_bytes,
     )
