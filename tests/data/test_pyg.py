@@ -19,7 +19,7 @@ from zoo.data.graph import Graph, directed_edges, directed_weights, with_self_lo
 from zoo.data.partition import random_parts
 from zoo.data.pyg import graph_from_pyg, graph_to_pyg
 from zoo.errors import DataError, ZooWarning
-from zoo.ops.segment import edge_targets
+from zoo.ops.csr import edge_targets
 
 
 def messages(graph: Graph) -> list[tuple[float, ...]]:
