@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from zoo.data.ogb import OGB, load_ogb
 from zoo.data.planetoid import PARTS, planetoid_arrays
 from zoo.errors import DataError
 from zoo.files import locked, make_folder
+from zoo.spec.plugins import Table
 from zoo.spec.recipe import ReportedResult
 from zoo.spec.train import MetricName
 
@@ -231,7 +231,7 @@ def _test(metric: MetricName, model: str, mean: float, std: float | None, source
     return ReportedResult(split="test", metric=metric, mean=mean, std=std, model=model, source=source)
 
 
-DATASETS: Mapping[str, Dataset] = MappingProxyType(
+DATASETS: Mapping[str, Dataset] = Table(
     {
         "ogbn-proteins": _ogb_entry(
             "ogbn-proteins", "rocauc", "CC0", "Proteins of 8 species, 8 kinds of evidence per edge, 112 labels."
@@ -306,5 +306,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
         ),
         "citeseer": _planetoid_entry("Papers and citations, 6 topics, 20 train papers per topic."),
         "pubmed": _planetoid_entry("Papers on diabetes and citations, 3 topics, 20 train papers per topic."),
-    }
+    },
+    "datasets",
+    lambda plugin, _: plugin.load(),
 )

@@ -12,7 +12,6 @@ Unlabeled entries are left out. A DataError says that nothing is left to score, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,14 @@ import torch
 from torch import Tensor
 
 from zoo.errors import DataError
+from zoo.spec.plugins import Table
 
 # scikit-learn's metrics are imported where they are called, because that takes longer than all else at the start.
 
 Array = np.ndarray[Any, Any]
 
 # The tasks that a metric can score.
-METRIC_TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+METRIC_TASKS: Mapping[str, tuple[str, ...]] = Table(
     {
         "rocauc": ("multilabel", "binary"),
         "average_precision": ("multilabel", "binary"),
@@ -37,7 +37,9 @@ METRIC_TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "mae": ("regression",),
         "rmse": ("regression",),
         "r2": ("regression",),
-    }
+    },
+    "metrics",
+    lambda plugin, _: plugin.tasks,
 )
 
 
@@ -150,7 +152,7 @@ def r2(y: Tensor, logits: Tensor) -> float:
     return float(np.mean([r2_score(truth, guess) for truth, guess in columns]))
 
 
-METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = MappingProxyType(
+METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = Table(
     {
         "rocauc": rocauc,
         "average_precision": average_precision,
@@ -161,7 +163,9 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = MappingProxyType(
         "mae": mae,
         "rmse": rmse,
         "r2": r2,
-    }
+    },
+    "metrics",
+    lambda plugin, _: plugin.load(),
 )
 
 

@@ -29,6 +29,7 @@ from zoo.hub.config import (
     Provenance,
     Weights,
 )
+from zoo.spec.plugins import packages_of
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
@@ -114,6 +115,7 @@ def _write_files(folder: Path, contents: Contents) -> BundleConfig:
         results=contents.results,
         provenance=contents.provenance,
         weights=Weights(sha256=sha256, num_bytes=weights.stat().st_size),
+        packages=packages_of(recipe.to_json()) or None,
     )
     data = {**config.model_dump(mode="json", exclude_none=True), "recipe": recipe.to_json()}
     write_json(folder / CONFIG_FILE, data, BundleError)

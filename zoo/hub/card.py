@@ -149,7 +149,7 @@ def _metadata(config: BundleConfig, repo_id: str) -> str:
             dataset_type=dataset,
             dataset_name=dataset,
             dataset_split=figure.split,
-            metric_type=_METRICS[figure.metric],
+            metric_type=_METRICS.get(figure.metric, figure.metric),
             metric_name=f"{figure.split} {figure.metric} ({figure.protocol})",
             metric_value=figure.value,
         )
@@ -163,7 +163,7 @@ def _metadata(config: BundleConfig, repo_id: str) -> str:
         pipeline_tag=_TASK[0],
         tags=[*tags, "synthetic-data"] if is_synthetic else tags,
         datasets=None if dataset == "file" or is_synthetic else [dataset],
-        metrics=[_METRICS[metric]],
+        metrics=[_METRICS.get(metric, metric)],
         model_name=repo_id.rpartition("/")[2] or recipe.name,
         eval_results=results or None,
     )

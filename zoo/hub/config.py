@@ -16,6 +16,7 @@ from zoo.files import read_errors, read_regular
 from zoo.json_object import MAX_JSON_BYTES, parse_json_object
 from zoo.spec.base import Spec
 from zoo.spec.faults import parse_spec
+from zoo.spec.plugins import missing_package
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
@@ -46,7 +47,12 @@ class Weights(Spec):
 
 
 class BundleConfig(Spec):
-    """The content of ``config.json``."""
+    """The content of ``config.json``.
+
+    Attributes:
+        packages: versions of other packages whose parts the recipe names; reading a bundle imports only what is
+            installed already.
+    """
 
     format_version: Literal[1]
     recipe: Recipe
@@ -54,6 +60,7 @@ class BundleConfig(Spec):
     results: tuple[Measured, ...]
     provenance: Provenance
     weights: Weights
+    packages: dict[str, str] | None = None
 
 
 def read_config(folder: Path) -> BundleConfig:
@@ -85,6 +92,11 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
     version = data.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise BundleError(f"{where}: format_version {version} is of a newer revgnn-zoo; upgrade to read it")
+    # Before the recipe, whose choices would only be called unknown without the package.
+    if requirement := missing_package(data.get("packages")):
+        raise BundleError(
+            f"{where}: needs a package that is not installed here; if you trust it: pip install '{requirement}'"
+        )
     if isinstance(data.get("recipe"), dict):
         data["recipe"] = upgrade_recipe(data["recipe"], where=f"{where}: recipe", error=BundleError)
     config = parse_spec(BundleConfig, data, where=where, error=BundleError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from zoo.models.gnn import GNN
 from zoo.models.revgat import RevGAT
 from zoo.spec.conv import Conv, Norm
 from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model, ResSpec, RevGATSpec, RevSpec
+from zoo.spec.plugins import Table, find_plugin
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import GraphShape
 from zoo.spec.solver import Backward, PhantomSpec, ReversibleSolver, Solver
@@ -152,7 +153,12 @@ def _rev_gat(spec: RevGATSpec, shape: GraphShape) -> RevGAT:
 
 
 def _conv(spec: Conv, channels: int, embedding_channels: int, norm: Norm) -> nn.Module:
-    return CONVS[spec.type](channels, **spec.layer_arguments(embedding_channels, norm))
+    layer = CONVS.get(spec.type)
+    if layer is None:
+        plugin = find_plugin("convs", spec.type)
+        assert plugin is not None  # the spec was found the same way
+        layer = plugin.load()
+    return layer(channels, **spec.layer_arguments(embedding_channels, norm))
 
 
 def _copies(block: nn.Module, num_groups: int) -> list[nn.Module]:
@@ -169,4 +175,6 @@ def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec, shape: GraphShape) -> 
     return shape.num_edge_features
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"rev": _rev, "res": _res, "deq": _deq, "rev_gat": _rev_gat}
+BUILDERS: Mapping[str, Callable[..., nn.Module]] = Table(
+    {"rev": _rev, "res": _res, "deq": _deq, "rev_gat": _rev_gat}, "families", lambda plugin, _: plugin.load()
+)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from zoo.spec.base import Spec
+from zoo.spec.plugins import Installed
 
 Norm = Literal["layer", "batch"]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -323,4 +324,5 @@ class PNAConvSpec(ConvSpec):
 Conv = Annotated[
     GenConvSpec | GCNConvSpec | SAGEConvSpec | GATConvSpec | PygConvSpec | PygAttentionSpec | PygHopsSpec | PNAConvSpec,
     Field(discriminator="type"),
+    Installed("convs"),
 ]

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from zoo.spec.base import Spec
 from zoo.spec.conv import Conv, Linear, Norm
+from zoo.spec.plugins import Installed
 from zoo.spec.shape import GraphShape
 from zoo.spec.solver import ImplicitSolver, Solver
 
@@ -220,4 +221,4 @@ class RevGATSpec(Spec):
         return 2 * num_in * num_out + (2 if self.attend_target else 1) * num_out
 
 
-Model = Annotated[RevSpec | ResSpec | DeqSpec | RevGATSpec, Field(discriminator="type")]
+Model = Annotated[RevSpec | ResSpec | DeqSpec | RevGATSpec, Field(discriminator="type"), Installed("families")]

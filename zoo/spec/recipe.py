@@ -17,10 +17,11 @@ from zoo.spec.base import Spec
 from zoo.spec.faults import NAME_PATTERN, parse_spec
 from zoo.spec.model import MAX_PARAMETERS, Model
 from zoo.spec.overrides import changes_in_words, override
+from zoo.spec.plugins import Installed
 from zoo.spec.results import protocol_in_words
 from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
 from zoo.spec.shipped import recipe_path
-from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
+from zoo.spec.train import EvalSpec, Metric, MetricName, TestSpec, TrainSpec
 from zoo.spec.upgrade import upgrade_recipe
 
 _MAX_SUMMARY = 300
@@ -33,7 +34,7 @@ class ReportedResult(Spec):
     """
 
     split: Literal["train", "valid", "test"]
-    metric: MetricName
+    metric: Metric
     mean: float
     std: Annotated[float, Field(ge=0)] | None = None
     num_views: int | None = Field(default=None, ge=1, description="logits are averaged over so many views")
@@ -61,7 +62,7 @@ class SourceSpec(Spec):
 class DataSpec(Spec):
     """The graph and the node features the model sees."""
 
-    dataset: DatasetName
+    dataset: Annotated[DatasetName, Installed("datasets")]
     path: str = Field(default="", description="dataset 'file' only: a .npz file or a folder of .npy files")
     split: int = Field(default=0, ge=0, description="which of the data set's splits")
     node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1, validate_default=True)

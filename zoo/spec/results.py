@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from zoo.spec.base import Spec
-from zoo.spec.train import LOWER_IS_BETTER, METRIC_RANGES, REGRESSION_METRICS, MetricName
+from zoo.spec.train import METRIC_RANGES, REGRESSION_METRICS, Metric, lower_is_better
 
 
 class Measured(Spec):
     """One measured figure and how it was measured: logits averaged over views of so many parts."""
 
     split: Literal["train", "valid", "test"]
-    metric: MetricName
+    metric: Metric
     value: float
     num_views: int = Field(ge=1)
     num_parts: int = Field(ge=1)
@@ -22,7 +23,7 @@ class Measured(Spec):
     @field_validator("value")
     @classmethod
     def _range(cls, value: float, info: ValidationInfo) -> float:
-        low, high = METRIC_RANGES.get(info.data.get("metric", ""), (0.0, 1.0))
+        low, high = METRIC_RANGES.get(info.data.get("metric", ""), (-inf, inf))
         if not low <= value <= high:
             raise ValueError(f"must be from {low:g} to {high:g}")
         return value
@@ -100,7 +101,7 @@ class EpochRecord(Spec):
 
 def metric_in_words(metric: str) -> str:
     """The name of a metric, and that the lowest value is the best where it is."""
-    return f"{metric} (lower is better)" if metric in LOWER_IS_BETTER else metric
+    return f"{metric} (lower is better)" if lower_is_better(metric) else metric
 
 
 def baseline_in_words(metric: str) -> str:

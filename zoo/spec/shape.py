@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from zoo.spec.base import Spec
+from zoo.spec.plugins import Plugin, Table
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
@@ -76,7 +76,14 @@ DatasetName = Literal[
 ]
 NodeFeature = Literal["node", "edge_sum", "species_one_hot", "degree", "laplacian", "constant"]
 
-DATASET_WIDTHS: Mapping[str, Widths] = MappingProxyType(
+
+def _widths(plugin: Plugin, name: str) -> Widths:
+    if plugin.widths is None:
+        raise KeyError(name)
+    return plugin.widths
+
+
+DATASET_WIDTHS: Mapping[str, Widths] = Table(
     {
         "ogbn-proteins": Widths(0, 8, 8, 112),
         "ogbn-arxiv": Widths(128, 0, 0, 40),
@@ -97,7 +104,9 @@ DATASET_WIDTHS: Mapping[str, Widths] = MappingProxyType(
         "cora": Widths(1433, 0, 0, 7),
         "citeseer": Widths(3703, 0, 0, 6),
         "pubmed": Widths(500, 0, 0, 3),
-    }
+    },
+    "datasets",
+    _widths,
 )
 _LAPLACIAN_WIDTH = 32
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from zoo.spec.base import Spec
+from zoo.spec.plugins import Installed, find_plugin
 
 LearningRate = Annotated[float, Field(gt=0, le=1e3)]
 WeightDecay = Annotated[float, Field(ge=0, le=1e3)]
@@ -19,6 +20,8 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 MetricName = Literal["rocauc", "average_precision", "accuracy", "micro_f1", "macro_f1", "mcc", "mae", "rmse", "r2"]
 Loss = Literal["bce_with_logits", "cross_entropy", "log_cross_entropy", "mse", "mae", "huber"]
 
+# What a recipe may name: those of this package and of others that are installed.
+Metric = Annotated[MetricName, Installed("metrics")]
 # Errors: the lowest is the best.
 LOWER_IS_BETTER = frozenset[str]({"mae", "rmse"})
 REGRESSION_METRICS = frozenset[str]({"mae", "rmse", "r2"})
@@ -35,6 +38,14 @@ METRIC_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "r2": (-inf, 1),
     }
 )
+
+
+def lower_is_better(metric: str) -> bool:
+    """True if the lowest value of a metric is the best."""
+    if metric in METRIC_RANGES:
+        return metric in LOWER_IS_BETTER
+    plugin = find_plugin("metrics", metric)
+    return plugin is not None and plugin.lower_is_better
 
 
 class FullPartition(Spec):
@@ -120,7 +131,7 @@ class TrainSpec(Spec):
     """One training run: one optimizer step per part of a fresh partition each epoch."""
 
     num_epochs: int = Field(ge=1, le=1_000_000)
-    loss: Loss | None = Field(
+    loss: Annotated[Loss, Installed("losses")] | None = Field(
         default=None,
         description="of classes: cross_entropy, or log_cross_entropy, the mean of log(eps + cross entropy) - log(eps), "
         "eps = 1 - ln 2; of zeros and ones: bce_with_logits; of numbers: mse, mae or huber; left out: the first that "
@@ -151,7 +162,7 @@ class TrainSpec(Spec):
 class EvalSpec(Spec):
     """Validation during training; selects the best state."""
 
-    metric: MetricName | None = Field(default=None, description="left out: the usual one of the labels")
+    metric: Metric | None = Field(default=None, description="left out: the usual one of the labels")
     select: Literal["metric", "loss"] = Field(
         default="metric", description="the best epoch: that of the best metric or of the lowest loss"
     )
@@ -162,7 +173,7 @@ class EvalSpec(Spec):
     @property
     def lower_is_better(self) -> bool:
         """True if the best epoch is that of the lowest value."""
-        return self.select == "loss" or self.metric in LOWER_IS_BETTER
+        return self.select == "loss" or (self.metric is not None and lower_is_better(self.metric))
 
 
 class TestSpec(Spec):

@@ -15,14 +15,14 @@ from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.download import data_root
 from zoo.data.features import build_features
 from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
-from zoo.data.metrics import check_metric, metrics_of
+from zoo.data.metrics import METRIC_TASKS, check_metric, metrics_of
 from zoo.data.ogb import OGB
 from zoo.data.pyg import graph_from_pyg
 from zoo.errors import DataError, RecipeError, ZooWarning
 from zoo.spec.faults import parse_spec
 from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe, read_recipe
-from zoo.workflows.objective import losses_of
+from zoo.workflows.objective import LOSSES, losses_of
 
 EdgePrecision = Literal["fp32", "fp16"]
 
@@ -157,9 +157,9 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
     changes: dict[str, Any] = {"data.dataset": "file", "data.path": path}
     if recipe.data.split < len(graph.splits):
         changes["data.split"] = recipe.data.split
-    if recipe.train.loss in losses_of(graph.task):
+    if (graph.task, recipe.train.loss) in LOSSES:
         changes["train.loss"] = recipe.train.loss
-    if recipe.eval.metric in metrics_of(graph.task):
+    if recipe.eval.metric is not None and graph.task in METRIC_TASKS.get(recipe.eval.metric, ()):
         changes["eval.metric"] = recipe.eval.metric
     if graph.task != "multiclass":
         changes |= {"train.label_reuse": None, "train.distillation": None}
@@ -213,7 +213,7 @@ def graph_digest(graph: Graph, split: Split) -> str:
 
 
 def _check_task(recipe: Recipe, task: str) -> None:
-    if recipe.train.loss not in (None, *losses_of(task)):
+    if recipe.train.loss is not None and (task, recipe.train.loss) not in LOSSES:
         expected = " or ".join(repr(loss) for loss in losses_of(task))
         raise RecipeError(f"train.loss: {recipe.train.loss!r} does not fit a {task} task; expected {expected}")
     try:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.data.graph import Graph, Part, Split
+from zoo.spec.plugins import Plugin, Table
 from zoo.spec.train import TrainSpec
 from zoo.workflows import session
 
@@ -66,7 +66,14 @@ def log_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return ((losses + _EPS).log() - math.log(_EPS)).mean()
 
 
-LOSSES: Mapping[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+def _installed_loss(plugin: Plugin, key: tuple[str, str]) -> Callable[[Tensor, Tensor], Tensor]:
+    if key[0] not in plugin.tasks:
+        raise KeyError(key)
+    loss: Callable[[Tensor, Tensor], Tensor] = plugin.load()
+    return loss
+
+
+LOSSES: Mapping[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = Table(
     {
         ("multilabel", "bce_with_logits"): multilabel_loss,
         ("binary", "bce_with_logits"): binary_loss,
@@ -75,7 +82,9 @@ LOSSES: Mapping[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = MappingPr
         ("regression", "mse"): partial(regression_loss, functional.mse_loss),
         ("regression", "mae"): partial(regression_loss, functional.l1_loss),
         ("regression", "huber"): partial(regression_loss, functional.huber_loss),
-    }
+    },
+    "losses",
+    _installed_loss,
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from zoo.hub.config import CONFIG_FILE
 from zoo.spec.recipe import Recipe, ReportedResult
 from zoo.spec.results import Measured
-from zoo.spec.train import LOWER_IS_BETTER
+from zoo.spec.train import lower_is_better
 
 # Another device or library may round a sum otherwise and so turn a few predictions over.
 _ROUNDING = 5e-4
@@ -74,7 +74,7 @@ def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num
         if (record.split, record.metric, record.num_views, record.num_parts) == protocol:
             flips = _NUM_FLIPS / max(num_nodes, 1)
             # An error has the unit of the labels, of which only a share can be said to be small.
-            is_error = figure.metric in LOWER_IS_BETTER
+            is_error = lower_is_better(figure.metric)
             tolerance = _ROUNDING * abs(record.value) if is_error else max(_ROUNDING, flips)
             return Comparison(figure, record.value, tolerance, CONFIG_FILE)
     reported = [
