@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 from zoo.errors import ZooError
 
 _CHUNK_BYTES = 1 << 20
+# Windows has O_BINARY alone, other systems the other two.
+_OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
 @contextlib.contextmanager
@@ -127,6 +129,9 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: if the folder cannot be opened or written.
     """
+    if os.name == "nt":
+        # Windows opens no folders, and writes names before a rename returns.
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -140,7 +145,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     Raises:
         OSError: if it cannot be opened or is something else; ``strerror`` says which.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(None, "not a regular file", str(path))

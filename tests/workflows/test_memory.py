@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -34,3 +35,12 @@ def test_a_machine_that_forbids_to_reset_the_peak_says_so_in_one_line(linux_else
     with pytest.raises(RunError, match=expected) as caught:
         memory.reset_peak(CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_without_proc_the_peak_is_what_psutil_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.platform, "system", lambda: "Windows")
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=5, peak_wset=8))
+    assert memory.peak(CPU) == 8
+    monkeypatch.setattr(memory.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=5))
+    assert memory.peak(CPU) == 5

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from zoo.errors import RunError
-from zoo.workflows import session
+from zoo.workflows import memory, session
 
 
 def test_the_cpu_is_always_there() -> None:
     assert session.resolve_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:", "cuda:-1", "cuda:x", "cpu:1", "", "CPU", "cuda:1:2"])
+@pytest.mark.parametrize("name", ["gpu", "mps:0", "cuda:", "cuda:-1", "cuda:x", "cpu:1", "", "CPU", "cuda:1:2"])
 def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(RunError, match=f"--device {name}: no such device; here: cpu"):
         session.resolve_device(name)
@@ -67,10 +67,10 @@ def test_autocast_is_on_for_bf16_only() -> None:
 
 
 def test_peak_memory_counts_what_was_used() -> None:
-    before = session.peak_memory_bytes(torch.device("cpu"))
+    before = memory.peak(torch.device("cpu"))
     torch.ones(50_000_000).sum()
     assert before > 10_000_000
-    assert session.peak_memory_bytes(torch.device("cpu")) >= before
+    assert memory.peak(torch.device("cpu")) >= before
 
 
 def test_ignored_signals_stay_ignored() -> None:
@@ -94,3 +94,13 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert handlers == [(False, signal.SIG_DFL)]
+
+
+def test_an_apple_gpu_can_be_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(RunError, match="--device mps: PyTorch finds no Apple GPU on this machine; use --device cpu"):
+        session.resolve_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert session.resolve_device("mps") == torch.device("mps")
+    with pytest.raises(RunError, match=r"no such device; here: cpu.*, mps"):
+        session.resolve_device("mps:1")

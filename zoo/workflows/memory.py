@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,8 +114,12 @@ def peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if platform.system() == "Linux":
         return _status("VmHWM")
-    # macOS counts in bytes; there the peak cannot be reset, so what came before hides small steps.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Imported here, because on Linux nothing else needs it.
+    import psutil
+
+    # Windows knows a peak, which cannot be reset, so what came before hides small steps; macOS says what is in use now.
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", info.rss))
 
 
 def _mallopt(mmap_bytes: int, trim_bytes: int) -> None:

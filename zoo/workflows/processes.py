@@ -130,7 +130,7 @@ def run_tasks(
     except BaseException as error:
         for process in running:
             # A second Ctrl-C does not wait for a state to be saved; the one before is whole.
-            process.popen.send_signal(signal.SIGKILL if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            process.popen.kill() if isinstance(error, KeyboardInterrupt) else process.popen.terminate()
         for process in running:
             with process.out, process.err:
                 process.popen.wait()
@@ -174,7 +174,7 @@ class _Process:
         code, label = self.popen.returncode, self.task.label
         if code == 0 and answer.result is not None:
             return None
-        if code == -signal.SIGKILL:
+        if code < 0 and signal.Signals(-code).name == "SIGKILL":
             # The way in which Linux ends a process when the machine is out of memory.
             return OutOfMemoryError(f"{label}: stopped by SIGKILL, out of memory?")
         if code < 0:

@@ -6,9 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import resource
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,11 +28,11 @@ class StoppedError(ZooError):
         self.exit_code = 128 + signum
 
 
-def resolve_device(name: str | None) -> torch.device:
+def resolve_device(name: str | torch.device | None) -> torch.device:
     """The device to compute on.
 
     Args:
-        name: ``cpu``, ``cuda`` or ``cuda:N``; None takes the first GPU if there is one, else the CPU.
+        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; None takes the first CUDA GPU if there is one, else the CPU.
 
     Raises:
         RunError: if the device does not exist here.
@@ -42,17 +40,20 @@ def resolve_device(name: str | None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         name = "cuda" if count else "cpu"
-    here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    name = str(name)
+    has_mps = torch.backends.mps.is_available()
+    here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count)), *(["mps"] if has_mps else [])])
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (":" in name and not (kind == "cuda" and index.isascii() and index.isdigit())):
+    is_numbered = kind == "cuda" and index.isascii() and index.isdigit()
+    if kind not in ("cpu", "cuda", "mps") or (":" in name and not is_numbered):
         raise RunError(f"--device {name}: no such device; here: {here}")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if not count:
+    if kind == "cuda" and not count:
         raise RunError(f"--device {name}: PyTorch finds no GPU on this machine; use --device cpu")
-    if int(index or 0) >= count:
+    if kind == "cuda" and int(index or 0) >= count:
         raise RunError(f"--device {name}: there are only {count} GPUs; here: {here}")
-    return torch.device("cuda", int(index or 0))
+    if kind == "mps" and not has_mps:
+        raise RunError(f"--device {name}: PyTorch finds no Apple GPU on this machine; use --device cpu")
+    return torch.device("cuda", int(index or 0)) if kind == "cuda" else torch.device(kind)
 
 
 def start(device: str | None, num_threads: int | None = None) -> torch.device:
@@ -133,14 +134,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory"))
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the process on the CPU, of PyTorch's tensors on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def device_name(device: torch.device) -> str:
     """Name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
@@ -202,7 +195,8 @@ def stop_requests() -> Iterator[StopRequest]:
         request.signum = signum
 
     # What is ignored on purpose, as SIGHUP under nohup, stays ignored.
-    signals = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [s for s in (signal.Signals[name] for name in names) if signal.getsignal(s) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, note) for signum in signals}
     try:
         yield request

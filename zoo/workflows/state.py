@@ -16,7 +16,7 @@ from zoo.errors import RunError, ZooWarning
 from zoo.layers.equilibrium import solve_logs
 from zoo.spec.results import Environment
 from zoo.tensor_file import first_nonfinite
-from zoo.workflows import session
+from zoo.workflows import memory
 from zoo.workflows.evaluate import Partial
 from zoo.workflows.run_dir import BestEpoch, RunDir
 from zoo.workflows.saved import Saved
@@ -143,7 +143,7 @@ class RunState:
 
     def peak_memory_bytes(self, device: torch.device) -> int:
         """The most memory that any process of this run has used."""
-        self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, session.peak_memory_bytes(device))
+        self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, memory.peak(device))
         return self.cursor.peak_memory_bytes
 
     def partial(self, name: str, graph: Graph) -> Partial:
