@@ -34,45 +34,45 @@ _INTS = ir.VectorType(ir.IntType(32), LANES)
 
 
 def _polynomial(builder: Any, at: Any, coefficients: tuple[float, ...]) -> Any:
-    """Highest power first; terms are joined in pairs, which depend on each other far less than Horner's do."""
+    """Highest power first; terms are combined in pairs, which depend on each other far less than Horner's do."""
     terms = [constant(at.type, coefficient) for coefficient in reversed(coefficients)]
     while len(terms) > 1:
-        joined = [llvm(builder, "fmuladd", high, at, low) for low, high in zip(terms[::2], terms[1::2], strict=False)]
-        terms = joined + terms[len(joined) * 2 :]
+        pairs = [llvm(builder, "fmuladd", high, at, low) for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms = pairs + terms[len(pairs) * 2 :]
         at = builder.fmul(at, at)
     return terms[0]
 
 
 def _exp32(builder: Any, x: Any) -> Any:
-    kind = x.type
-    lowest, highest = constant(kind, -87.0), constant(kind, 88.0)
+    vector_type = x.type
+    lowest, highest = constant(vector_type, -87.0), constant(vector_type, 88.0)
     x = builder.select(builder.fcmp_ordered("<", x, lowest), lowest, x)
     x = builder.select(builder.fcmp_ordered(">", x, highest), highest, x)
     # x = n ln 2 + r with |r| below ln(2) / 2; a NaN keeps r a NaN, whatever its n becomes.
-    n = llvm(builder, "nearbyint", builder.fmul(x, constant(kind, 1.44269504088896341)))
-    r = llvm(builder, "fmuladd", n, constant(kind, -_LN2_HIGH), x)
-    r = llvm(builder, "fmuladd", n, constant(kind, -_LN2_LOW), r)
+    n = llvm(builder, "nearbyint", builder.fmul(x, constant(vector_type, 1.44269504088896341)))
+    r = llvm(builder, "fmuladd", n, constant(vector_type, -_LN2_HIGH), x)
+    r = llvm(builder, "fmuladd", n, constant(vector_type, -_LN2_LOW), r)
     tail = builder.fmul(_polynomial(builder, r, _EXP), builder.fmul(r, r))
-    value = builder.fadd(builder.fadd(tail, r), constant(kind, 1.0))
+    value = builder.fadd(builder.fadd(tail, r), constant(vector_type, 1.0))
     exponent = builder.shl(builder.add(builder.fptosi(n, _INTS), constant(_INTS, 127)), constant(_INTS, 23))
-    return builder.fmul(value, builder.bitcast(exponent, kind))
+    return builder.fmul(value, builder.bitcast(exponent, vector_type))
 
 
 def _log32(builder: Any, x: Any) -> Any:
     """For positive normal numbers and NaN, which is all the kernels ask for."""
-    kind = x.type
+    vector_type = x.type
     bits = builder.bitcast(x, _INTS)
     # x = 2^n m with m between sqrt(1/2) and sqrt(2): subtracting the bits of sqrt(1/2) makes the exponent round.
     shifted = builder.sub(bits, constant(_INTS, 0x3F3504F3))
     n = builder.ashr(shifted, constant(_INTS, 23))
-    m = builder.bitcast(builder.sub(bits, builder.shl(n, constant(_INTS, 23))), kind)
-    r = builder.fsub(m, constant(kind, 1.0))
+    m = builder.bitcast(builder.sub(bits, builder.shl(n, constant(_INTS, 23))), vector_type)
+    r = builder.fsub(m, constant(vector_type, 1.0))
     square = builder.fmul(r, r)
     tail = builder.fmul(builder.fmul(_polynomial(builder, r, _LOG), r), square)
-    count = builder.sitofp(n, kind)
-    tail = llvm(builder, "fmuladd", count, constant(kind, _LN2_LOW), tail)
-    tail = llvm(builder, "fmuladd", square, constant(kind, -0.5), tail)
-    value = llvm(builder, "fmuladd", count, constant(kind, _LN2_HIGH), builder.fadd(tail, r))
+    count = builder.sitofp(n, vector_type)
+    tail = llvm(builder, "fmuladd", count, constant(vector_type, _LN2_LOW), tail)
+    tail = llvm(builder, "fmuladd", square, constant(vector_type, -0.5), tail)
+    value = llvm(builder, "fmuladd", count, constant(vector_type, _LN2_HIGH), builder.fadd(tail, r))
     # x - x is zero, or NaN for a NaN.
     return builder.fadd(value, builder.fsub(x, x))
 

@@ -59,16 +59,16 @@ def constant(vector_type: Any, value: float) -> Any:
 
 def llvm(builder: Any, name: str, *args: Any) -> Any:
     """Call the LLVM intrinsic ``name`` on vectors of one type."""
-    kind = args[0].type
-    bits = {"float": 32, "double": 64}[str(kind.element)]
-    function_type = ir.FunctionType(kind, [kind] * len(args))
-    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.v{kind.count}f{bits}")
-    return builder.call(function, args)
+    vector_type = args[0].type
+    bits = {"float": 32, "double": 64}[str(vector_type.element)]
+    function_type = ir.FunctionType(vector_type, [vector_type] * len(args))
+    full_name = f"llvm.{name}.v{vector_type.count}f{bits}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, full_name), args)
 
 
 def _address(builder: Any, pointer: Any, index: Any, lanes: int = LANES) -> Any:
-    place = builder.gep(pointer, [index])
-    return builder.bitcast(place, ir.VectorType(place.type.pointee, lanes).as_pointer())
+    first = builder.gep(pointer, [index])
+    return builder.bitcast(first, ir.VectorType(first.type.pointee, lanes).as_pointer())
 
 
 def _load(builder: Any, pointer: Any, index: Any, lanes: int = LANES) -> Any:
@@ -80,101 +80,94 @@ def _store(builder: Any, pointer: Any, index: Any, value: Any, lanes: int = LANE
     builder.store(value, _address(builder, pointer, index, lanes), align=4)
 
 
-def _offset(builder: Any, index: Any, count: int) -> Any:
-    return builder.add(index, ir.Constant(index.type, count))
+def _load_item(builder: Any, pointer: Any, index: Any, offset: int = 0) -> Any:
+    return builder.load(builder.gep(pointer, [builder.add(index, ir.Constant(index.type, offset))]))
+
+
+def _store_item(builder: Any, pointer: Any, index: Any, value: Any) -> None:
+    builder.store(value, builder.gep(pointer, [index]))
+
+
+def _generator(emit: Callable[..., Any]) -> Callable[..., Any]:
+    """The code generator that Numba asks for, from a function of the builder and the arguments' values."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = emit(builder, *args)
+        return context.get_dummy_value() if value is None else value
+
+    return generate
 
 
 @intrinsic(prefer_literal=True)
-def pointer(typing_context: Any, address: Any, kind: Any) -> Any:
-    """The address as a pointer to ``kind``: f32, f64, i32 or i64."""
-    pointer_type = types.CPointer(_POINTEES[kind.literal_value])
+def pointer(typing_context: Any, address: Any, dtype: Any) -> Any:
+    """The address as a pointer to numbers of ``dtype``: f32, f64, i32 or i64."""
+    pointer_type = types.CPointer(_POINTEES[dtype.literal_value])
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(pointer_type))
 
-    return pointer_type(types.int64, kind), generate
+    return pointer_type(types.int64, dtype), generate
 
 
 @intrinsic(prefer_literal=True)
-def scratch(typing_context: Any, count: Any, kind: Any) -> Any:
+def scratch(typing_context: Any, count: Any, dtype: Any) -> Any:
     """A pointer to ``count`` numbers on the stack."""
-    pointer_type = types.CPointer(_POINTEES[kind.literal_value])
+    pointer_type = types.CPointer(_POINTEES[dtype.literal_value])
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         element = context.get_value_type(pointer_type.dtype)
         block = cgutils.alloca_once(builder, element, size=ir.Constant(ir.IntType(64), count.literal_value))
         return builder.bitcast(block, element.as_pointer())
 
-    return pointer_type(count, kind), generate
+    return pointer_type(count, dtype), generate
 
 
 @intrinsic
 def item(typing_context: Any, source: Any, index: Any) -> Any:
     """The single number ``source[index]``."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(builder.gep(args[0], [args[1]]))
-
-    return source.dtype(source, types.int64), generate
+    return source.dtype(source, types.int64), _generator(_load_item)
 
 
 @intrinsic
 def add_item(typing_context: Any, target: Any, index: Any, value: Any) -> Any:
     """Add one number to ``target[index]``."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = builder.gep(args[0], [args[1]])
-        builder.store(builder.fadd(builder.load(place), args[2]), place)
-        return context.get_dummy_value()
+    def emit(builder: Any, target: Any, index: Any, value: Any) -> None:
+        _store_item(builder, target, index, builder.fadd(_load_item(builder, target, index), value))
 
-    return types.void(target, types.int64, value), generate
+    return types.void(target, types.int64, value), _generator(emit)
 
 
 @intrinsic
 def put_item(typing_context: Any, target: Any, index: Any, value: Any) -> Any:
     """Write one number to ``target[index]``."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(args[0], [args[1]]))
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, value), generate
+    return types.void(target, types.int64, value), _generator(_store_item)
 
 
 @intrinsic
 def load(typing_context: Any, source: Any, index: Any) -> Any:
     """The vector that starts at ``source[index]``."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _load(builder, args[0], args[1])
-
-    return Vector(source.dtype)(source, types.int64), generate
+    return Vector(source.dtype)(source, types.int64), _generator(_load)
 
 
 @intrinsic
 def store(typing_context: Any, target: Any, index: Any, value: Any) -> Any:
-    """Write the vector to ``target[index]`` and the places after it."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _store(builder, *args)
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, value), generate
+    """Write the vector to ``target[index]`` and the numbers after it."""
+    return types.void(target, types.int64, value), _generator(_store)
 
 
 @intrinsic
 def prefetch(typing_context: Any, source: Any, index: Any) -> Any:
     """Ask for the cache line of ``source[index]``, which need not exist."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
-        function_type = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
+    def emit(builder: Any, source: Any, index: Any) -> None:
+        first = builder.bitcast(builder.gep(source, [index]), ir.IntType(8).as_pointer())
+        function_type = ir.FunctionType(ir.VoidType(), [first.type, _I32, _I32, _I32])
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
         # For reading, to be kept, data rather than code.
-        builder.call(function, [place, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
-        return context.get_dummy_value()
+        builder.call(function, [first, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
-    return types.void(source, types.int64), generate
+    return types.void(source, types.int64), _generator(emit)
 
 
 @intrinsic(prefer_literal=True)
@@ -184,10 +177,10 @@ def load_rows(typing_context: Any, source: Any, index: Any, stride: Any, num_row
     rows_type = types.UniTuple(Vector(source.dtype), count) if count else types.Tuple(())
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        rows, place = [], args[1]
+        rows, first = [], args[1]
         for _ in range(count):
-            rows.append(_load(builder, args[0], place))
-            place = builder.add(place, args[2])
+            rows.append(_load(builder, args[0], first))
+            first = builder.add(first, args[2])
         return context.make_tuple(builder, rows_type, rows)
 
     return rows_type(source, types.int64, types.int64, num_rows), generate
@@ -197,28 +190,25 @@ def load_rows(typing_context: Any, source: Any, index: Any, stride: Any, num_row
 def store_rows(typing_context: Any, target: Any, index: Any, stride: Any, rows: Any) -> Any:
     """Write a tuple of vectors to ``target[index + k * stride]``."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = args[1]
+    def emit(builder: Any, target: Any, index: Any, stride: Any, vectors: Any) -> None:
         for k in range(len(rows)):
-            _store(builder, args[0], place, builder.extract_value(args[3], k))
-            place = builder.add(place, args[2])
-        return context.get_dummy_value()
+            _store(builder, target, index, builder.extract_value(vectors, k))
+            index = builder.add(index, stride)
 
-    return types.void(target, types.int64, types.int64, rows), generate
+    return types.void(target, types.int64, types.int64, rows), _generator(emit)
 
 
 @intrinsic
 def project(typing_context: Any, total: Any, rows: Any, source: Any, index: Any) -> Any:
     """``total`` plus the sum over k of ``source[index + k] * rows[k]``."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value, vectors, place, first = args
+    def emit(builder: Any, value: Any, vectors: Any, source: Any, index: Any) -> Any:
         for k in range(len(rows)):
-            factor = builder.load(builder.gep(place, [_offset(builder, first, k)]))
-            value = llvm(builder, "fmuladd", _splat(builder, factor), builder.extract_value(vectors, k), value)
+            factor = _splat(builder, _load_item(builder, source, index, k))
+            value = llvm(builder, "fmuladd", factor, builder.extract_value(vectors, k), value)
         return value
 
-    return total(total, rows, source, types.int64), generate
+    return total(total, rows, source, types.int64), _generator(emit)
 
 
 @intrinsic
@@ -226,31 +216,28 @@ def accumulate(typing_context: Any, rows: Any, value: Any, source: Any, index: A
     """The rows with ``source[index + k] * value`` added to row k: the transpose of ``project``."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors, factor, place, first = args
+        vectors, factor, source, index = args
         added = []
         for k in range(len(rows)):
-            scalar = builder.load(builder.gep(place, [_offset(builder, first, k)]))
-            row = builder.extract_value(vectors, k)
-            added.append(llvm(builder, "fmuladd", _splat(builder, scalar), factor, row))
+            scalar = _splat(builder, _load_item(builder, source, index, k))
+            added.append(llvm(builder, "fmuladd", scalar, factor, builder.extract_value(vectors, k)))
         return context.make_tuple(builder, sig.return_type, added)
 
     return rows(rows, value, source, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)
-def add_scaled(typing_context: Any, target: Any, index: Any, factor: Any, source: Any, place: Any, count: Any) -> Any:
-    """Add ``factor * source[place + k]`` to ``target[index + k]`` for k below the literal ``count``."""
+def add_scaled(typing_context: Any, target: Any, index: Any, factor: Any, source: Any, start: Any, count: Any) -> Any:
+    """Add ``factor * source[start + k]`` to ``target[index + k]`` for k below the literal ``count``."""
     lanes = count.literal_value
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        goal, first, scalar, origin, second, _ = args
+    def emit(builder: Any, target: Any, index: Any, factor: Any, source: Any, start: Any, _: Any) -> None:
         if lanes:
-            value = _load(builder, origin, second, lanes)
-            old = _load(builder, goal, first, lanes)
-            _store(builder, goal, first, llvm(builder, "fmuladd", _splat(builder, scalar, lanes), value, old), lanes)
-        return context.get_dummy_value()
+            value, old = _load(builder, source, start, lanes), _load(builder, target, index, lanes)
+            total = llvm(builder, "fmuladd", _splat(builder, factor, lanes), value, old)
+            _store(builder, target, index, total, lanes)
 
-    return types.void(target, types.int64, factor, source, types.int64, count), generate
+    return types.void(target, types.int64, factor, source, types.int64, count), _generator(emit)
 
 
 @intrinsic
@@ -258,12 +245,12 @@ def add_scaled_rows(typing_context: Any, rows: Any, factor: Any, source: Any, in
     """The rows with ``factor`` times the vector at ``source[index + k * stride]`` added to row k."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors, scalar, origin, place, step = args
+        vectors, scalar, source, index, stride = args
         splatted, added = _splat(builder, scalar), []
         for k in range(len(rows)):
-            value = _load(builder, origin, place)
+            value = _load(builder, source, index)
             added.append(llvm(builder, "fmuladd", splatted, value, builder.extract_value(vectors, k)))
-            place = builder.add(place, step)
+            index = builder.add(index, stride)
         return context.make_tuple(builder, sig.return_type, added)
 
     return rows(rows, factor, source, types.int64, types.int64), generate
@@ -273,32 +260,32 @@ def add_scaled_rows(typing_context: Any, rows: Any, factor: Any, source: Any, in
 def total(typing_context: Any, value: Any) -> Any:
     """The sum of the eight lanes, pair by pair."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        lanes = [builder.extract_element(args[0], ir.Constant(_I32, i)) for i in range(LANES)]
+    def emit(builder: Any, value: Any) -> Any:
+        lanes = [builder.extract_element(value, ir.Constant(_I32, i)) for i in range(LANES)]
         while len(lanes) > 1:
             half = len(lanes) // 2
             lanes = [builder.fadd(lanes[i], lanes[i + half]) for i in range(half)]
         return lanes[0]
 
-    return value.dtype(value), generate
+    return value.dtype(value), _generator(emit)
 
 
 @intrinsic
 def splat(typing_context: Any, value: Any) -> Any:
     """The number in every lane."""
-    return Vector(value)(value), lambda context, builder, sig, args: _splat(builder, args[0])
+    return Vector(value)(value), _generator(_splat)
 
 
 @intrinsic
 def where(typing_context: Any, mask: Any, yes: Any, no: Any) -> Any:
     """In each lane ``yes`` where the mask is true, else ``no``."""
-    return yes(MASK, yes, no), lambda context, builder, sig, args: builder.select(*args)
+    return yes(MASK, yes, no), _generator(lambda builder, mask, yes, no: builder.select(mask, yes, no))
 
 
 @intrinsic
 def is_nan(typing_context: Any, value: Any) -> Any:
     """True in the lanes that hold no number."""
-    return MASK(value), lambda context, builder, sig, args: builder.fcmp_unordered("uno", args[0], args[0])
+    return MASK(value), _generator(lambda builder, value: builder.fcmp_unordered("uno", value, value))
 
 
 def _operator(python_operator: Callable[..., Any], result: Vector | None, emit: Callable[..., Any]) -> None:
@@ -309,7 +296,7 @@ def _operator(python_operator: Callable[..., Any], result: Vector | None, emit: 
 
     infer_global(python_operator)(Template)
     for t in FLOATS:
-        lower_builtin(python_operator, t, t)(lambda context, builder, sig, args: emit(builder, *args))
+        lower_builtin(python_operator, t, t)(_generator(emit))
 
 
 _operator(operator.add, None, lambda builder, a, b: builder.fadd(a, b))
@@ -323,24 +310,17 @@ _operator(operator.le, MASK, lambda builder, a, b: builder.fcmp_ordered("<=", a,
 @intrinsic
 def either(typing_context: Any, a: Any, b: Any) -> Any:
     """True in the lanes where one of the masks is."""
-    return MASK(MASK, MASK), lambda context, builder, sig, args: builder.or_(*args)
+    return MASK(MASK, MASK), _generator(lambda builder, a, b: builder.or_(a, b))
 
 
 @intrinsic
 def lane(typing_context: Any, value: Any, index: Any) -> Any:
     """The number in one lane."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.extract_element(args[0], builder.trunc(args[1], _I32))
-
-    return value.dtype(value, types.int64), generate
+    emit = _generator(lambda builder, value, index: builder.extract_element(value, builder.trunc(index, _I32)))
+    return value.dtype(value, types.int64), emit
 
 
 @intrinsic
 def next_ids(typing_context: Any, ids: Any) -> Any:
     """Every lane of an int32 vector plus one."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.add(args[0], constant(args[0].type, 1))
-
-    return I32(I32), generate
+    return I32(I32), _generator(lambda builder, ids: builder.add(ids, constant(ids.type, 1)))
