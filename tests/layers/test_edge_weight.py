@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.pyg import GCNConv as PygGCNConv
 from tests.pyg import GraphConv as PygGraphConv
-from zoo.layers import Block, BlockInputs, GATConv, GCNConv, GENConv, ResidualLayer, ResidualStack, ReversibleStack
+from zoo.layers import Block, BlockInputs, GATConv, GCNConv, GENConv, ResidualStack, ReversibleStack
 from zoo.layers.conv import RevGATConv, SAGEConv, reads_edge_weight
 from zoo.layers.equilibrium import EquilibriumLayer
 from zoo.layers.equilibrium_block import EquilibriumBlock
@@ -113,7 +113,7 @@ def stack_of(name: str, reversible: bool) -> nn.Module:
         return ReversibleStack(
             [[Block(C // 2, GCNConv(C // 2)) for _ in range(2)] for _ in range(3)], reversible=reversible
         )
-    return ResidualStack([ResidualLayer(C, SAGEConv(C)) for _ in range(3)], checkpoint=reversible)
+    return ResidualStack([Block(C, SAGEConv(C)) for _ in range(3)], checkpoint=reversible)
 
 
 @pytest.mark.parametrize("name", ["reversible", "residual"])

@@ -16,7 +16,6 @@ from zoo.layers import (
     GATConv,
     GCNConv,
     GENConv,
-    ResidualLayer,
     ResidualStack,
     Reversible,
     RevGATConv,
@@ -52,7 +51,7 @@ def test_a_printed_stack_shows_its_settings():
     assert "num_steps=6, num_groups=2, reversible=True" in shown
     assert "(0-1): 2 x Block(" in shown
     assert "4, aggr=max" in shown
-    assert "num_steps=1, checkpoint=False" in lines(ResidualStack([ResidualLayer(4, GENConv(4, aggr="mean"))]))
+    assert "num_steps=1, checkpoint=False" in lines(ResidualStack([Block(4, GENConv(4, aggr="mean"))]))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_a_printed_stack_shows_its_settings():
             RevGATConv(4, 2, num_heads=3, attend_target=True, symmetric_norm=False),
             "num_heads=3, attend_target=True, symmetric_norm=False",
         ),
-        (ResidualLayer(4, GCNConv(4), dropout=0.5), "4, dropout=0.5"),
+        (Block(4, GCNConv(4), dropout=0.5), "4, dropout=0.5"),
         (
             EquilibriumLayer(EquilibriumBlock(4, [GCNConv(4), GCNConv(4)]), solver=FixedPoint("broyden")),
             "solver=FixedPoint(method='broyden', tol=0.001, max_iters=30, history=5), "

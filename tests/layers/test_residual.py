@@ -6,15 +6,16 @@ from torch import nn
 
 from tests.layers.graphs import gradients, stack_inputs
 from tests.layers.memory import peak_bytes
+from zoo.layers.block import Block
 from zoo.layers.conv import GENConv
 from zoo.layers.inputs import BlockInputs
-from zoo.layers.residual import ResidualLayer, ResidualStack
+from zoo.layers.residual import ResidualStack
 
 
 def res_stack(num_layers: int = 4, channels: int = 8, *, norm="layer", dropout=0.0, **options) -> ResidualStack:
     torch.manual_seed(0)
     layers = [
-        ResidualLayer(channels, GENConv(channels, embedding_channels=channels, norm=norm), norm=norm, dropout=dropout)
+        Block(channels, GENConv(channels, embedding_channels=channels, norm=norm), norm=norm, dropout=dropout)
         for _ in range(options.pop("num_distinct", num_layers))
     ]
     return ResidualStack(layers, num_steps=num_layers, **options).double()

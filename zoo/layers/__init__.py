@@ -6,7 +6,7 @@ from zoo.layers.encoders import NodeEncoder
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
 from zoo.layers.equilibrium_block import EquilibriumBlock
 from zoo.layers.inputs import BlockInputs
-from zoo.layers.residual import ResidualLayer, ResidualStack
+from zoo.layers.residual import ResidualStack
 from zoo.layers.reversible import ReversibleStack
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "GENConv",
     "NodeEncoder",
     "Phantom",
-    "ResidualLayer",
     "ResidualStack",
     "RevGATConv",
     "Reversible",

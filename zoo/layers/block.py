@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -16,29 +17,31 @@ NORMS: dict[NormName, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.Bat
 
 
 class Block(nn.Module):
-    """f(x) = conv(mask * relu(norm(x))), the function that one residual step adds.
+    """f(x) = conv(dropout(mask * relu(norm(x)))), the function that one residual step adds.
 
     Args:
         channels: C of the block's input and output.
         conv: a graph convolution, called as ``conv(x, inputs)``.
         norm: the normalization.
+        dropout: probability of zeroing, by a mask of its own in every application; that of the inputs is shared.
 
     Source: the block of arXiv 2106.07476, equations 7 and 8; "res+" of arXiv 2006.07739.
     """
 
-    def __init__(self, channels: int, conv: nn.Module, *, norm: NormName = "layer") -> None:
+    def __init__(self, channels: int, conv: nn.Module, *, norm: NormName = "layer", dropout: float = 0.0) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.dropout = channels, dropout
         self.norm = NORMS[norm](channels)
         self.conv = conv
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""
-        return f"{self.channels}"
+        return f"{self.channels}, dropout={self.dropout}" if self.dropout else f"{self.channels}"
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to the [N, C] that is added to them."""
-        out: Tensor = self.conv(normed_relu(self.norm, x, inputs.mask), inputs)
+        h = F.dropout(normed_relu(self.norm, x, inputs.mask), self.dropout, self.training)
+        out: Tensor = self.conv(h, inputs)
         return out
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -33,16 +33,12 @@ from zoo.ops.dispatch import uncompiled
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Settings of :func:`zoo.layers.solvers.solve`, for the states or for the implicit gradient."""
+    """Arguments of :func:`zoo.layers.solvers.solve`, for the states or for the implicit gradient."""
 
     method: Method = "anderson"
     tol: float = 1e-3
     max_iters: int = 30
     history: int = 5
-
-    def __call__(self, f: StateFn, z0: Tensor) -> Solution:
-        """Solve z = f(z) from z0."""
-        return solve(f, z0, method=self.method, tol=self.tol, max_iters=self.max_iters, history=self.history)
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Reversible:
-    """Settings of :func:`zoo.layers.reversible_solver.solve_reversibly`, which is differentiated by running back."""
+    """Arguments of :func:`zoo.layers.reversible_solver.solve_reversibly`, which is differentiated by running back."""
 
     beta: float = 0.8
     tol: float = 1e-3
@@ -185,11 +181,10 @@ class EquilibriumLayer(nn.Module):
         f, z0 = self._equation(x, inputs), torch.zeros_like(x)
         states: tuple[Tensor, ...]
         if isinstance(self.solver, Reversible):
-            beta, tol, max_iters = self.solver.beta, self.solver.tol, self.solver.max_iters
-            solution, y, z = solve_reversibly(f, z0, beta=beta, tol=tol, max_iters=max_iters)
+            solution, y, z = solve_reversibly(f, z0, **asdict(self.solver))
             states = (*y, *z)
         else:
-            solution = self.solver(f, z0)
+            solution = solve(f, z0, **asdict(self.solver))
             states = (solution.z,)
         self.forward_log.add(solution)
         return solution, states
@@ -283,7 +278,7 @@ def _implicit_gradients(
             total += term
         w = rule.damping * total
     else:
-        solution = rule(lambda w: vjp(w) + grad, grad)
+        solution = solve(lambda w: vjp(w) + grad, grad, **asdict(rule))
         layer.backward_log.add(solution)
         w = solution.z
     return torch.autograd.grad(value, sources, w, allow_unused=True)

@@ -7,40 +7,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.layers.block import NORMS, NormName, normed_relu
+from zoo.layers.block import Block
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import collect, replaced
-
-
-class ResidualLayer(nn.Module):
-    """f(x) = conv(dropout(relu(norm(x)))), with a dropout mask of its own in every application.
-
-    Args:
-        channels: C.
-        conv: a graph convolution, called as ``conv(x, inputs)``.
-        norm: the normalization.
-        dropout: probability.
-    """
-
-    def __init__(self, channels: int, conv: nn.Module, *, norm: NormName = "layer", dropout: float = 0.0) -> None:
-        super().__init__()
-        self.norm = NORMS[norm](channels)
-        self.conv = conv
-        self.channels, self.dropout = channels, dropout
-
-    def extra_repr(self) -> str:
-        """The settings that a printed model shows."""
-        return f"{self.channels}, dropout={self.dropout}"
-
-    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        """[N, C] node states to the [N, C] that is added to them."""
-        h = F.dropout(normed_relu(self.norm, x), self.dropout, self.training)
-        out: Tensor = self.conv(h, inputs)
-        return out
 
 
 class ResidualStack(nn.Module):
@@ -61,9 +33,7 @@ class ResidualStack(nn.Module):
     Source: DeeperGCN's "res+", arXiv 2006.07739; ResGNN and WT-ResGNN of arXiv 2106.07476.
     """
 
-    def __init__(
-        self, layers: Sequence[ResidualLayer], *, num_steps: int | None = None, checkpoint: bool = False
-    ) -> None:
+    def __init__(self, layers: Sequence[Block], *, num_steps: int | None = None, checkpoint: bool = False) -> None:
         super().__init__()
         if not layers:
             raise ValueError("a residual stack needs at least one layer")
@@ -83,8 +53,8 @@ class ResidualStack(nn.Module):
             h = h + self._apply_layer(step, h, inputs.layer(step))
         return cast(Tensor, self._layer(self.num_steps).norm(h))
 
-    def _layer(self, step: int) -> ResidualLayer:
-        return cast(ResidualLayer, self.layers[step % len(self.layers)])
+    def _layer(self, step: int) -> Block:
+        return cast(Block, self.layers[step % len(self.layers)])
 
     def _apply_layer(self, step: int, x: Tensor, inputs: BlockInputs) -> Tensor:
         layer = self._layer(step)

@@ -13,7 +13,7 @@ from zoo.layers.block import Block
 from zoo.layers.conv import CONVS, RevGATConv
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
 from zoo.layers.equilibrium_block import EquilibriumBlock
-from zoo.layers.residual import ResidualLayer, ResidualStack
+from zoo.layers.residual import ResidualStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.gnn import GNN
 from zoo.models.revgat import RevGAT
@@ -70,9 +70,9 @@ def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
 def _res(spec: ResSpec, shape: GraphShape) -> GNN:
     channels = spec.hidden_channels
 
-    def layer() -> ResidualLayer:
+    def layer() -> Block:
         conv = _conv(spec.conv, channels, channels, spec.norm)
-        return ResidualLayer(channels, conv, norm=spec.norm, dropout=spec.dropout)
+        return Block(channels, conv, norm=spec.norm, dropout=spec.dropout)
 
     # With fewer distinct layers than steps the stack goes through them again and again.
     layers = [layer() for _ in range(spec.num_built_layers)]
