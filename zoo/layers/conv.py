@@ -40,7 +40,7 @@ class GENConv(nn.Module):
 
     Args:
         channels: C.
-        aggr: joins the messages.
+        aggr: combines the messages.
         temperature: inverse temperature of aggr "softmax".
         learn_temperature: make it a parameter.
         detach_weights: no gradient through the softmax weights.

@@ -63,9 +63,9 @@ class Reversible:
 
 @dataclass
 class SolveLog:
-    """Figures of the solves of one kind since the log was last taken."""
+    """Figures of the solves of one direction, forward or backward, since the log was last taken."""
 
-    kind: str
+    direction: str
     num_solves: int = 0
     num_unconverged: int = 0
     num_iters: int = 0
@@ -79,7 +79,7 @@ class SolveLog:
             FloatingPointError: if no finite state was found.
         """
         if not math.isfinite(solution.residual):
-            raise FloatingPointError(f"the {self.kind} solve met NaN or infinity in its first evaluation")
+            raise FloatingPointError(f"the {self.direction} solve met NaN or infinity in its first evaluation")
         self.num_solves += 1
         self.num_iters += solution.num_iters
         self.num_unconverged += not solution.converged
@@ -87,7 +87,7 @@ class SolveLog:
         if not solution.converged and not self.warned:
             self.warned = True
             warnings.warn(
-                f"a {self.kind} solve stopped at a residual of {solution.residual:.2g} after {solution.num_iters} "
+                f"a {self.direction} solve stopped at a residual of {solution.residual:.2g} after {solution.num_iters} "
                 "iterations without converging; later ones are only counted",
                 ZooWarning,
                 stacklevel=2,
@@ -98,10 +98,10 @@ class SolveLog:
         figures: dict[str, float] = {}
         if self.num_solves:
             figures = {
-                f"num_{self.kind}_solves": self.num_solves,
-                f"num_{self.kind}_unconverged": self.num_unconverged,
-                f"mean_{self.kind}_iters": self.num_iters / self.num_solves,
-                f"max_{self.kind}_residual": self.max_residual,
+                f"num_{self.direction}_solves": self.num_solves,
+                f"num_{self.direction}_unconverged": self.num_unconverged,
+                f"mean_{self.direction}_iters": self.num_iters / self.num_solves,
+                f"max_{self.direction}_residual": self.max_residual,
             }
         self.num_solves = self.num_unconverged = self.num_iters = 0
         self.max_residual = 0.0
@@ -204,8 +204,8 @@ def take_solve_metrics(model: nn.Module) -> dict[str, float]:
     """Figures of a model's solves since they were last taken, as metrics; empty for models that solve nothing.
 
     Returns:
-        For each kind, forward and backward: ``num_KIND_solves``, ``num_KIND_unconverged``, ``mean_KIND_iters`` and
-        ``max_KIND_residual``.
+        For each direction, forward and backward: ``num_DIRECTION_solves``, ``num_DIRECTION_unconverged``,
+        ``mean_DIRECTION_iters`` and ``max_DIRECTION_residual``.
     """
     figures: dict[str, float] = {}
     for log in solve_logs(model):

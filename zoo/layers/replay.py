@@ -22,25 +22,25 @@ _LOCKS_LOCK = threading.Lock()
 
 
 class Slot(NamedTuple):
-    """A place where a module keeps a tensor, ``holder[name]``, and which one of a list of tensors stands there."""
+    """The dictionary of a module that holds a tensor under ``name``, and the number of that tensor in a list."""
 
     holder: dict[str, Tensor | None]
     name: str
     which: int
 
 
-def collect(modules: Iterable[nn.Module], kind: str) -> tuple[list[Tensor], list[Slot]]:
-    """The distinct ``_parameters`` or ``_buffers`` of modules and their children, and all places that hold them."""
+def collect(modules: Iterable[nn.Module], attribute: str) -> tuple[list[Tensor], list[Slot]]:
+    """The distinct ``_parameters`` or ``_buffers`` of modules and their children, and the slots that hold them."""
     tensors: list[Tensor] = []
     slots: list[Slot] = []
-    known: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     pending = list(modules)
     while pending:
         module = pending.pop()
-        holder: dict[str, Tensor | None] = getattr(module, kind)
+        holder: dict[str, Tensor | None] = getattr(module, attribute)
         for name, tensor in holder.items():
             if tensor is not None:
-                which = known.setdefault(id(tensor), len(tensors))
+                which = numbers.setdefault(id(tensor), len(tensors))
                 if which == len(tensors):
                     tensors.append(tensor)
                 slots.append(Slot(holder, name, which))
@@ -50,7 +50,7 @@ def collect(modules: Iterable[nn.Module], kind: str) -> tuple[list[Tensor], list
 
 @contextmanager
 def replaced(slots: Sequence[Slot], tensors: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Iterator[None]:
-    """Put other tensors, ``tensors[slot.which]``, in the modules' places for a while."""
+    """Put other tensors, ``tensors[slot.which]``, in the modules' slots, and bring the present ones back at the end."""
     present = [slot.holder[slot.name] for slot in slots]
     try:
         for slot in slots:
@@ -101,9 +101,9 @@ class Guard:
         owner: the module of the pass; one thread at a time evaluates its blocks.
         tree: how the first tensors make up the arguments.
         num_leaves: how many they are; the others are the parameters.
-        parameter_slots: the places of the parameters.
+        parameter_slots: the slots of the parameters.
         buffers: copies of the buffers, from before the pass.
-        buffer_slots: the places of the buffers.
+        buffer_slots: the slots of the buffers.
         modules: all modules that are evaluated.
         training: their modes.
         autocast: device type, precision, and whether autocast is on.

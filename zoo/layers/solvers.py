@@ -133,15 +133,15 @@ class _Anderson:
         if self.last is not None:
             self._append(z - self.last[0], step - self.last[1])
         self.last = z, step
-        known = min(self.count, self.history)
-        if not known or self.steps is None or self.values is None:
+        num_pairs = min(self.count, self.history)
+        if not num_pairs or self.steps is None or self.values is None:
             return z + step
-        steps = self.steps[:known]
-        gram, goal = (steps @ steps.t()).double().cpu(), (steps @ step.flatten()).double().cpu()
+        steps = self.steps[:num_pairs]
+        gram, products = (steps @ steps.t()).double().cpu(), (steps @ step.flatten()).double().cpu()
         # Directions that rounding alone tells apart are left out.
-        rtol = 10 * known * torch.finfo(step.dtype).eps
-        weights: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=rtol) @ goal
-        return z + step - (weights.to(step) @ self.values[:known]).view_as(z)
+        rtol = 10 * num_pairs * torch.finfo(step.dtype).eps
+        weights: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=rtol) @ products
+        return z + step - (weights.to(step) @ self.values[:num_pairs]).view_as(z)
 
     def _append(self, moved: Tensor, change: Tensor) -> None:
         length = torch.linalg.vector_norm(change)

@@ -222,11 +222,11 @@ def without_loops(csr: CSR) -> CSR:
 
 
 def _without_loops(csr: CSR) -> CSR | None:
-    kept = csr.col != edge_targets(csr)
-    if bool(kept.all()):
+    no_loop = csr.col != edge_targets(csr)
+    if bool(no_loop.all()):
         return None
-    num_kept_before = F.pad(kept.cumsum(0), (1, 0))  # [E + 1]
-    return CSR(num_kept_before[csr.rowptr], csr.col[kept])
+    num_before = F.pad(no_loop.cumsum(0), (1, 0))  # [E + 1]
+    return CSR(num_before[csr.rowptr], csr.col[no_loop])
 
 
 def _cached_for_training(csr: CSR, key: str, build: Callable[[CSR], Value]) -> Value:

@@ -27,7 +27,7 @@ Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
 ENVIRONMENT_VARIABLE = "ZOO_BACKEND"
 
-# The package each backend needs besides PyTorch, and the kind of device it serves (None: any).
+# The package each backend needs besides PyTorch, and the type of device it serves (None: any).
 BACKENDS: dict[str, tuple[str | None, str | None]] = {
     "reference": (None, None),
     "chunked": (None, None),
@@ -84,11 +84,11 @@ def backend_for(device: torch.device | str) -> tuple[str, str]:
 
 
 def describe() -> dict[str, dict[str, str]]:
-    """For each kind of device at hand the backend and the reason, and the versions of what the backends build on."""
+    """For each type of device at hand the backend and the reason, and the versions of what the backends build on."""
     report: dict[str, dict[str, str]] = {}
-    for kind in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
-        name, reason = backend_for(kind)
-        report[kind] = {"backend": name, "reason": reason}
+    for device_type in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+        name, reason = backend_for(device_type)
+        report[device_type] = {"backend": name, "reason": reason}
     versions = {"torch": str(torch.__version__)}
     for package in ("numba", "triton"):
         try:
@@ -100,25 +100,25 @@ def describe() -> dict[str, dict[str, str]]:
 
 
 @cache
-def _choose(kind: str, name: str | None) -> tuple[str, str]:
+def _choose(device_type: str, name: str | None) -> tuple[str, str]:
     if name is not None:
         _check_name(name, f"set_backend() or the environment variable {ENVIRONMENT_VARIABLE}")
         _import_requirement(name)
         served = BACKENDS[name][1]
-        if served not in (None, kind) and not (name == "triton" and interpreting_triton()):
+        if served not in (None, device_type) and not (name == "triton" and interpreting_triton()):
             raise BackendError(
-                f"backend {name!r} serves {served} tensors, these are on {kind}; move them, or name another of "
-                f"{', '.join(other for other, (_, serves) in BACKENDS.items() if serves in (None, kind))}"
+                f"backend {name!r} serves {served} tensors, these are on {device_type}; move them, or name another of "
+                f"{', '.join(other for other, (_, serves) in BACKENDS.items() if serves in (None, device_type))}"
             )
         return name, "named by the user"
-    fastest = _FASTEST.get(kind)
+    fastest = _FASTEST.get(device_type)
     if fastest is None:
-        return "chunked", f"there are no kernels for {kind}"
+        return "chunked", f"there are no kernels for {device_type}"
     try:
         _import_requirement(fastest)
     except BackendError as error:
         return "chunked", str(error)
-    return fastest, f"the fastest on {kind}"
+    return fastest, f"the fastest on {device_type}"
 
 
 @cache

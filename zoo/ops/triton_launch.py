@@ -78,13 +78,13 @@ def cut_row(target, further, num_rows, C, BC: tl.constexpr):
     channels = tl.program_id(1) * BC + tl.arange(0, BC)
     row = tl.load(target + segment)
     # Segments that no row needs name a row beyond the last.
-    known = tl.minimum(row, num_rows - 1)
-    first = tl.load(further + known)
-    stop = tl.load(further + known + 1)
+    cut = tl.minimum(row, num_rows - 1)
+    first = tl.load(further + cut)
+    stop = tl.load(further + cut + 1)
     # For the first of a row's further segments; nothing is done for the others.
     width = tl.where(first == segment, C, 0)
     width = tl.where(row < num_rows, width, 0)
-    return first, tl.where(width > 0, stop, first), known * C + channels, channels, channels < width
+    return first, tl.where(width > 0, stop, first), cut * C + channels, channels, channels < width
 
 
 @triton.jit

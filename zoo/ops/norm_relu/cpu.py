@@ -78,8 +78,8 @@ def backward(
     rest = (*_address_and_stride(grad), address(mean), address(rstd))
     tasks = []
     for rows, buffer, total in zip(blocks, slope, sums, strict=True):
-        goal = (address(buffer), address(dx), address(total[0]), address(total[1]))
-        tasks.append(partial(kernel, *rows, *inputs, *rest, *goal))
+        results = (address(buffer), address(dx), address(total[0]), address(total[1]))
+        tasks.append(partial(kernel, *rows, *inputs, *rest, *results))
     run_tasks(tasks)
     dw, db = sums.sum(0, dtype=torch.float64).to(x.dtype)
     return dx, dw, db

@@ -29,8 +29,8 @@ def _run(kernel: Any, max_programs: int, x: Tensor, mask: Tensor | None, *args: 
     height = max(1, TILE_NUMBERS // width)
     grid = (min(triton.cdiv(len(x), height), max_programs), 1)
     # What a kernel does not read may be any tensor.
-    place = (x, x.stride(0), x, 0) if mask is None else (x, x.stride(0), mask, mask.stride(0))
-    launch(kernel, grid, x.device, *place, *args, MASKED=mask is not None, BR=height, BC=width, num_warps=NUM_WARPS)
+    rows = (x, x.stride(0), x, 0) if mask is None else (x, x.stride(0), mask, mask.stride(0))
+    launch(kernel, grid, x.device, *rows, *args, MASKED=mask is not None, BR=height, BC=width, num_warps=NUM_WARPS)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,6 +111,6 @@ def backward_kernel(
         offset = (tl.sum(g_unit, axis=1) / C)[:, None]
         slope_mean = (tl.sum(g_unit * unit, axis=1) / C)[:, None]
         tl.store(dx + rows * C + channels, (g_unit - offset - unit * slope_mean) * factor, mask=live)
-    goal = sums + tl.program_id(0) * 2 * C + tl.arange(0, BC)
-    tl.store(goal, tl.sum(dw, axis=0), mask=tl.arange(0, BC) < C)
-    tl.store(goal + C, tl.sum(db, axis=0), mask=tl.arange(0, BC) < C)
+    own_sums = sums + tl.program_id(0) * 2 * C + tl.arange(0, BC)
+    tl.store(own_sums, tl.sum(dw, axis=0), mask=tl.arange(0, BC) < C)
+    tl.store(own_sums + C, tl.sum(db, axis=0), mask=tl.arange(0, BC) < C)

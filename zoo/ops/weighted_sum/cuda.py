@@ -43,7 +43,7 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
         num_warps=num_warps,
     )
     merge(merge_sum, segments, out)
-    # A fresh tensor, not a view of one: autograd would forbid to change a view in place.
+    # A fresh tensor, not a view of one: autograd would forbid to change a view in offsets.
     return out if num_segments == N else out[:N].clone()
 
 
@@ -79,7 +79,7 @@ def weighted_sum_kernel(
     head = tl.program_id(1) // num_tiles
     channels = (tl.program_id(1) % num_tiles) * BC + tl.arange(0, BC)
     inside = channels < C
-    place = head * C + channels
+    offsets = head * C + channels
     first, stop = tl.load(start + segment), tl.load(end + segment)
     # Every lane of a block keeps its own sum; lanes meet once, after the loop.
     total = tl.zeros((BE, BC), out.dtype.element_ty)
@@ -88,11 +88,11 @@ def weighted_sum_kernel(
         live = edges < stop
         sources = tl.load(col + edges, mask=live, other=0).to(tl.int64)
         mask = live[:, None] & inside[None, :]
-        value = tl.load(x + sources[:, None] * x_stride + place[None, :], mask=mask, other=0.0).to(total.dtype)
+        value = tl.load(x + sources[:, None] * x_stride + offsets[None, :], mask=mask, other=0.0).to(total.dtype)
         if WEIGHTED:
             value *= tl.load(weight + edges * H + head, mask=live, other=0.0)[:, None]
         total += value
-    tl.store(out + segment * H * C + place, tl.sum(total, axis=0), mask=inside)
+    tl.store(out + segment * H * C + offsets, tl.sum(total, axis=0), mask=inside)
 
 
 @triton.jit
@@ -114,9 +114,9 @@ def edge_products_kernel(
         for low in range(0, C, BC):
             channels = low + tl.arange(0, BC)
             inside = channels < C
-            place = head * C + channels
+            offsets = head * C + channels
             mask = live[:, None] & inside[None, :]
-            g = tl.load(grad + row * H * C + place, mask=inside, other=0.0)
-            value = tl.load(x + sources[:, None] * x_stride + place[None, :], mask=mask, other=0.0)
+            g = tl.load(grad + row * H * C + offsets, mask=inside, other=0.0)
+            value = tl.load(x + sources[:, None] * x_stride + offsets[None, :], mask=mask, other=0.0)
             products += value.to(products.dtype) * g[None, :]
         tl.store(out + edges * H + head, tl.sum(products, axis=1), mask=live)
