@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,45 +25,41 @@ VERIFY_BYTES = 64 << 20
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 
-class ArrayWriter:
-    """Writes an array of known shape to a .npy file piece by piece.
+@contextmanager
+def array_writer(
+    path: Path, shape: tuple[int, ...], dtype: DTypeLike
+) -> Iterator[Callable[[int, np.ndarray[Any, Any]], None]]:
+    """Write an array of known shape to a .npy file, some values at a time.
 
     Plain writes, because a full disk then raises an error; writing to mapped memory would kill the process.
 
     Args:
         path: the .npy file.
         shape: of the whole array.
-        dtype: of the whole array; pieces are converted.
+        dtype: of the whole array; what is written is converted.
+
+    Yields:
+        A function that puts values at a position of the flattened array.
     """
+    dtype = np.dtype(dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        self.shape, self.dtype = shape, np.dtype(dtype)
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        self._start = self._file.tell()
+        def write(position: int, values: np.ndarray[Any, Any]) -> None:
+            file.seek(start + position * dtype.itemsize)
+            file.write(np.ascontiguousarray(values, dtype=dtype).data.cast("B"))
 
-    def write(self, position: int, values: np.ndarray[Any, Any]) -> None:
-        """Put values at a position of the flattened array."""
-        self._file.seek(self._start + position * self.dtype.itemsize)
-        self._file.write(np.ascontiguousarray(values, dtype=self.dtype).data.cast("B"))
-
-    def __enter__(self) -> ArrayWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
+        yield write
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_array(path: Path, values: np.ndarray[Any, Any]) -> None:
     """Write one array to a .npy file."""
-    with ArrayWriter(path, values.shape, values.dtype) as writer:
-        writer.write(0, values)
+    with array_writer(path, values.shape, values.dtype) as write:
+        write(0, values)
 
 
 def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path], None]) -> Arrays:
@@ -122,15 +118,14 @@ def open_arrays(folder: Path, source: Mapping[str, str] | None) -> Arrays | None
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         if marker["format_version"] != FORMAT_VERSION or (source is not None and marker["source"] != dict(source)):
             return None
+        arrays = {}
         for name, entry in marker["files"].items():
             path = folder / Path(name).name
             size = path.stat().st_size
             if size != entry["size"] or (size <= VERIFY_BYTES and sha256_of(path) != entry["sha256"]):
                 return None
-        return {
-            Path(name).stem: np.load(folder / Path(name).name, mmap_mode="c", allow_pickle=False)
-            for name in marker["files"]
-        }
+            arrays[path.stem] = np.load(path, mmap_mode="c", allow_pickle=False)
+        return arrays
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Whatever is wrong with it, a cache is rebuilt rather than repaired.
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from zoo.data.array_cache import ArrayWriter
+from zoo.data.array_cache import array_writer
 from zoo.errors import DataError
 
 CHUNK_ROWS = 1 << 20
@@ -101,12 +102,12 @@ def convert_edges(source: Path, target: Path, num_edges: int, num_nodes: int) ->
         DataError: if the rows are not pairs of node ids.
     """
     done = 0
-    with ArrayWriter(target, (2, num_edges), np.int32) as writer:
+    with array_writer(target, (2, num_edges), np.int32) as write:
         for rows in csv_chunks(source, num_edges, "int64", "edges", limit=num_nodes):
             if rows.shape[1] != 2 or done + len(rows) > num_edges:
                 raise DataError(f"{source}: expected {num_edges:,} rows of two node ids; get the data set again")
-            writer.write(done, rows[:, 0])
-            writer.write(num_edges + done, rows[:, 1])
+            write(done, rows[:, 0])
+            write(num_edges + done, rows[:, 1])
             done += len(rows)
 
 
@@ -119,11 +120,9 @@ def convert_features(source: Path, target: Path, num_rows: int, what: str) -> No
     chunks = csv_chunks(source, num_rows, "float32", what)
     first = next(chunks)
     num_columns, done = first.shape[1], 0
-    with ArrayWriter(target, (num_rows, num_columns), np.float32) as writer:
-        rows: Rows | None = first
-        while rows is not None:
+    with array_writer(target, (num_rows, num_columns), np.float32) as write:
+        for rows in itertools.chain([first], chunks):
             if bad := int((~np.isfinite(rows)).sum()):
                 raise DataError(f"{source}: holds {bad:,} {what} that are missing, NaN or infinite; get the data again")
-            writer.write(done * num_columns, rows)
+            write(done * num_columns, rows)
             done += len(rows)
-            rows = next(chunks, None)
