@@ -10,6 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +23,22 @@ _CHUNK_BYTES = 1 << 20
 _OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
-@contextlib.contextmanager
-def write_errors(path: Path, error: type[ZooError]) -> Iterator[None]:
-    """Turn an OSError into one line that names the path.
+def write_errors(path: Path, error: type[ZooError]) -> AbstractContextManager[None]:
+    """Turn an OSError while a file or folder is written into one line: "PATH: cannot be written: REASON"."""
+    return _os_errors(f"{path}: cannot be written", error)
 
-    Args:
-        path: the file or folder that is written.
-        error: class of the error to raise.
 
-    Raises:
-        error: "PATH: cannot be written: REASON".
-    """
-    try:
-        yield
-    except OSError as cause:
-        raise error(f"{path}: cannot be written: {cause.strerror or cause}") from cause
+def read_errors(path: Path, error: type[ZooError]) -> AbstractContextManager[None]:
+    """Turn an OSError while a file is read into one line: "PATH: cannot be read: REASON"."""
+    return _os_errors(f"{path}: cannot be read", error)
 
 
 @contextlib.contextmanager
-def read_errors(path: Path, error: type[ZooError]) -> Iterator[None]:
-    """Turn an OSError into one line that names the path.
-
-    Args:
-        path: the file that is read.
-        error: class of the error to raise.
-
-    Raises:
-        error: "PATH: cannot be read: REASON".
-    """
+def _os_errors(message: str, error: type[ZooError]) -> Iterator[None]:
     try:
         yield
     except OSError as cause:
-        raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+        raise error(f"{message}: {cause.strerror or cause}") from cause
 
 
 @contextlib.contextmanager

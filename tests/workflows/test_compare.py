@@ -9,6 +9,7 @@ import math
 import shutil
 import signal
 import statistics
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,36 @@ def test_a_failing_process_is_named_with_its_last_line(tmp_path: Path) -> None:
     assert ended is task
     assert isinstance(error, RunError)
     assert str(error).startswith("tiny, split 0: data.path: no such file or folder: ")
+
+
+def test_leaving_the_loop_ends_the_tasks_that_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_BACKEND", "chunked")
+    processes: list[Any] = []
+
+    def noted(command: list[str], **options: Any) -> Any:
+        processes.append(popen(command, **options))
+        return processes[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    absent = tiny(data={"dataset": "file", "path": str(tmp_path / "absent.npz")})
+    recipes = {"fails": absent, "endless": tiny(train__num_epochs=100_000)}
+    tasks = [
+        Task(label, TrainRequest(recipe=recipe, folder=str(tmp_path / label), device="cpu", num_threads=1))
+        for label, recipe in recipes.items()
+    ]
+
+    def leave_at_the_first_end() -> None:
+        progress = Progress(2, unit="run", quiet=True)
+        for task, _ in run_tasks(tasks, num_jobs=2, stop=StopRequest(), progress=progress):
+            raise KeyError(task.label)
+
+    with pytest.raises(KeyError, match="fails") as caught:
+        leave_at_the_first_end()
+    # The exception that is held here keeps the frames of the loop alive, and the tasks end all the same.
+    assert caught.tb is not None
+    assert len(processes) == 2
+    assert all(process.returncode is not None for process in processes)
 
 
 def test_memory_is_that_of_activations(tmp_path: Path) -> None:
