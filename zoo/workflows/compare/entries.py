@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,15 +77,19 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
             figures of two cannot stand in one table.
     """
     entries = [
-        _folder_entry(model) if isinstance(model, Path) else Entry(complete_recipe(model)[0], (), is_trained_here=True)
-        for model in models
+        _folder_entry(model) if isinstance(model, Path) else Entry(model, (), is_trained_here=True) for model in models
     ]
     path = next((entry for entry in entries if entry.is_trained_here), entries[0]).recipe.data.path
     if path:
         # Where the file lay when a model was trained counts for nothing; the data are known by their digest.
         entries = [entry if entry.is_trained_here else _with_path(entry, path) for entry in entries]
     _check_names(entries)
-    _check_alike(entries)
+    _check_alike(entries, _data_of)
+    # Only now are data read: a recipe may leave its metric to them.
+    entries = [
+        replace(entry, recipe=complete_recipe(entry.recipe)[0]) if entry.is_trained_here else entry for entry in entries
+    ]
+    _check_alike(entries, _protocol_of)
     return entries
 
 
@@ -117,22 +121,25 @@ def _check_names(entries: Sequence[Entry]) -> None:
             raise RunError(f"{name}: two of the models have this name; each needs a recipe with one of its own")
 
 
-def _check_alike(entries: Sequence[Entry]) -> None:
+def _check_alike(entries: Sequence[Entry], facts_of: Callable[[Recipe], Mapping[str, str | None]]) -> None:
     """Refuse figures on other data, in another metric or under another protocol."""
     first = entries[0]
-    wanted = _measured_by(first.recipe)
+    expected = facts_of(first.recipe)
     for entry in entries:
-        for key, value in _measured_by(entry.recipe).items():
-            if value != wanted.get(key):
+        for key, value in facts_of(entry.recipe).items():
+            if value != expected[key]:
                 raise RecipeError(
-                    f"{entry.name}: {key} is {value}, but {wanted.get(key)} for {first.name}; "
+                    f"{entry.name}: {key} is {value}, but {expected[key]} for {first.name}; "
                     "only models measured alike are compared: put all recipes on the data of one with --data"
                 )
 
 
-def _measured_by(recipe: Recipe) -> Mapping[str, object]:
-    data = {"data.dataset": recipe.data.dataset, "data.path": recipe.data.path}
-    return data | {"eval.metric": recipe.eval.metric, "test": str(test_protocol(recipe))}
+def _data_of(recipe: Recipe) -> Mapping[str, str | None]:
+    return {"data.dataset": recipe.data.dataset, "data.path": recipe.data.path}
+
+
+def _protocol_of(recipe: Recipe) -> Mapping[str, str | None]:
+    return {"eval.metric": recipe.eval.metric, "test": str(test_protocol(recipe))}
 
 
 def data_differences(entries: Sequence[Entry]) -> list[str]:
