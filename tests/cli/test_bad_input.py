@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.conftest import Result
+from tests.cli.conftest import ROOT, Result
 from tests.workflows.small import NUM_NODES, changed, recipe_data, write_graph, write_recipe
 
 Command = Callable[..., Result]
@@ -318,3 +318,37 @@ def test_light_commands_do_not_import_torch(zoo_process: Callable[..., Any], tmp
 def test_the_bad_recipes_are_good_but_for_one_fault(tmp_path: Path) -> None:
     # Otherwise a case might pass for another reason than the one it names.
     assert json.loads(write_recipe(tmp_path).read_text()) == changed(recipe_data(tmp_path / "multiclass.npz"))
+
+
+CLOSED = {
+    "stderr": ("2>&-", "train small.json --out run -q", 0),
+    "stdout": (">&-", "train small.json --out run -q", 0),
+    "all": ("<&- >&- 2>&-", "train small.json --out run", 0),
+    "list_to_a_full_disk": (">/dev/full", "list", 1),
+}
+
+
+@pytest.mark.parametrize("case", CLOSED)
+def test_closed_and_full_streams_do_not_end_in_a_traceback(case: str, tmp_path: Path) -> None:
+    redirection, arguments, code = CLOSED[case]
+    write_recipe(tmp_path, train__num_epochs=1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_BACKEND": "chunked", "OMP_NUM_THREADS": "1"}
+    command = f"{sys.executable} -m zoo {arguments} {redirection}"
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert code == 0 or result.stderr == "Error: No space left on device\n"
+    assert arguments == "list" or (tmp_path / "run" / "results.json").is_file()
+
+
+def test_an_override_nested_too_deeply_is_one_line(zoo_command: Command) -> None:
+    result = zoo_command("check", "quickstart", "--set", "train.seed=" + "[" * 5000)
+    assert (result.code, result.err) == (1, ["Error: --set train.seed: nested too deeply"])

@@ -1,3 +1,5 @@
+import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -272,3 +274,66 @@ def test_a_directed_graph_can_be_made_undirected(tmp_path: Path) -> None:
     arrays["edge_attr"] = np.zeros((4, 1))
     with pytest.raises(DataError, match="cannot be made undirected"):
         load_graph("file", path=written(tmp_path, arrays), undirected=True)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_random_damage_ends_in_one_line_whatever_numpy_raises(save: Any, tmp_path: Path) -> None:
+    rng = np.random.RandomState(0)
+    path = tmp_path / "own.npz"
+    save(path, **some_arrays())
+    whole = path.read_bytes()
+    for _ in range(300):
+        data = bytearray(whole)
+        for position in rng.randint(len(data), size=rng.randint(1, 4)):
+            data[position] = rng.randint(256)
+        path.write_bytes(data)
+        try:
+            read_arrays(path)
+        except DataError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)  # noqa: PT017, PT018
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_damaged_header_of_an_array_ends_in_one_line(as_folder: bool, tmp_path: Path) -> None:
+    headers = ["{'descr': (", "'\\\\", "{'descr': 1}", "x" * 60, "\0" * 10]
+    for number, header in enumerate(headers):
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros(3))
+        data = buffer.getvalue().replace(b"{'descr': '<f8'", header.encode().ljust(15)[:15])
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if as_folder:
+            (folder / "x.npy").write_bytes(data)
+        else:
+            with zipfile.ZipFile(folder / "own.npz", "w") as archive:
+                archive.writestr("x.npy", data)
+        with pytest.raises(DataError, match="cannot be read as plain NumPy arrays"):
+            read_arrays(folder if as_folder else folder / "own.npz")
+
+
+def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        archive.writestr("x.npy", b"no array")
+    with pytest.raises(DataError, match="cannot be read as plain NumPy arrays"):
+        read_arrays(tmp_path / "own.npz")
+
+
+def test_an_array_larger_than_its_file_takes_no_memory(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 6)})
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + b"\0" * 100)
+    with pytest.raises(DataError, match=r"x.npy declares the shape \[1099511627776, 6\], but has 2\d\d bytes"):
+        read_arrays(tmp_path / "own.npz")
+
+
+def test_a_file_of_zeros_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "own.npz", x=np.zeros(80 << 20, np.uint8))
+    with pytest.raises(DataError, match="unpacks to 83,886,"):
+        read_arrays(tmp_path / "own.npz")
+
+
+def test_a_pipe_in_a_folder_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(DataError, match=r"x\.npy: not a regular file"):
+        read_arrays(tmp_path)

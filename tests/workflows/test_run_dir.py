@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 
 from tests.workflows.small import small_recipe
 from zoo.errors import RunError, ZooError
+from zoo.files import write_json
 from zoo.workflows.describe import describe_folder
 from zoo.workflows.export import export
+from zoo.workflows.load import load
 from zoo.workflows.plot import plot
 from zoo.workflows.run_dir import RunDir, open_run, recipe_digest
 from zoo.workflows.train import train
@@ -220,3 +223,72 @@ def test_a_shortened_log_is_noticed(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="shorter than when the state was saved"):
         RunDir(tmp_path / "run").truncate_metrics(10)
+
+
+def test_a_folder_that_is_deleted_under_a_run_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"recipe\.json: cannot be written: No such file or directory"),
+        open_run(tmp_path / "run", small_recipe(tmp_path), resume=False) as run,
+    ):
+        write_json(Path(shutil.move(run.path, tmp_path / "away")).parent / "run" / "recipe.json", {}, RunError)
+
+
+def test_who_comes_too_late_leaves_the_folder_of_the_first_alone(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    real = Path.exists
+
+    def not_yet(path: Path, **options: Any) -> bool:
+        # As it was before the first came.
+        return path != tmp_path / "run" and real(path, **options)
+
+    with open_run(tmp_path / "run", recipe, resume=False):
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(Path, "exists", not_yet)
+            with (
+                pytest.raises(RunError, match="in use by process"),
+                open_run(tmp_path / "run", recipe, resume=False),
+            ):
+                pass
+        assert (tmp_path / "run" / "recipe.json").is_file()
+
+
+def test_without_room_for_the_lock_nothing_is_in_the_way_of_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    with (
+        pytest.raises(RunError, match="cannot be written: No space left on device"),
+        open_run(tmp_path / "run", small_recipe(tmp_path), resume=False),
+    ):
+        pass
+    # What is left is at most the file of the lock, and that is no obstacle.
+    monkeypatch.undo()
+    with open_run(tmp_path / "run", small_recipe(tmp_path), resume=False):
+        pass
+
+
+def test_a_file_system_that_cannot_flush_folders_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    with open_run(tmp_path / "run", small_recipe(tmp_path), resume=False) as run:
+        assert run.recipe().name == "small"
+
+
+def test_a_finished_run_without_its_weights_says_what_is_missing(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "best.safetensors").unlink()
+    for read in (export, load):
+        with pytest.raises(RunError, match=r"best.safetensors is missing; put it back from a copy, or train again"):
+            read(tmp_path / "run")

@@ -104,3 +104,46 @@ def test_an_apple_gpu_can_be_named_where_there_is_one(monkeypatch: pytest.Monkey
     assert session.resolve_device("mps") == torch.device("mps")
     with pytest.raises(RunError, match=r"no such device; here: cpu.*, mps"):
         session.resolve_device("mps:1")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_signals_of_batch_systems_ask_to_stop(signum: int) -> None:
+    before = signal.signal(signum, signal.SIG_DFL)
+    try:
+        with session.stop_requests() as stop:
+            os.kill(os.getpid(), signum)
+            assert stop
+        assert stop.name == signal.Signals(signum).name
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    finally:
+        signal.signal(signum, before)
+
+
+def test_ctrl_c_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    # A shell without job control starts its background processes with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with session.stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop
+            assert "Ctrl-C: stops after this step; once more leaves at once" in capfd.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_before_there_is_anything_to_save_a_signal_stops_at_once() -> None:
+    with session.stop_requests() as stop:
+        stop.at_once = True
+        with pytest.raises(session.StoppedError, match="SIGTERM before the first step") as error:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert error.value.exit_code == 143
+
+
+def test_the_time_that_a_run_may_take_ends_it() -> None:
+    with session.stop_requests(max_time_s=1e6) as stop:
+        assert not stop
+    with session.stop_requests(max_time_s=0.0) as stop:
+        assert stop
+    assert (stop.name, stop.signum) == ("--max-time", signal.SIGALRM)

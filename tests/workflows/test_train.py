@@ -23,6 +23,7 @@ from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.load import load
 from zoo.workflows.objective import Objective
 from zoo.workflows.run_dir import RunDir
+from zoo.workflows.session import StoppedError
 from zoo.workflows.step import set_learning_rate
 from zoo.workflows.train import train
 
@@ -350,3 +351,16 @@ def test_training_imports_what_it_needs_alone() -> None:
     root = Path(__file__).parent.parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "set()\n"
+
+
+def test_batch_normalization_of_a_single_node_is_refused_in_one_line(tmp_path: Path) -> None:
+    parts = {"type": "random", "num_parts": NUM_NODES}
+    with pytest.raises(RunError, match=r"one node, and batch normalization needs two; lower train.partition.num_parts"):
+        run(small_recipe(tmp_path, model__norm="batch", train__partition=parts), tmp_path / "run")
+
+
+def test_a_run_whose_time_is_up_is_saved_and_continued(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError, match="--max-time at epoch 1, part 1/2; saved: ") as error:
+        run(small_recipe(tmp_path), tmp_path / "run", max_time_s=0.0)
+    assert error.value.exit_code == 142
+    assert run(small_recipe(tmp_path), tmp_path / "run", resume=True).num_epochs == 4

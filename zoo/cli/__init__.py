@@ -10,6 +10,7 @@ import difflib
 import errno
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    _open_closed_streams()
     try:
         with _warnings_as_lines(), cli.make_context("revgnn-zoo", arguments) as context:
             cli.invoke(context)
@@ -132,12 +134,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
+        # Somebody who keeps pressing Ctrl-C must not interrupt the last words.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Interrupted", file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
-        if error.errno != errno.EPIPE:
+        if debug:
             raise
-        # Nobody reads any more; what is left in the buffer must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        if error.errno != errno.EPIPE:
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"Error: {printable(f'{place}{error.strerror or error}')}", file=sys.stderr)
+        # Nobody reads any more, or the disk is full; what is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _BROKEN_PIPE if error.errno == errno.EPIPE else 1
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Open what a daemon was started without, so that no file of a run takes its number and its messages."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the whole process

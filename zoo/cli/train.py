@@ -43,6 +43,7 @@ EXAMPLE = example(
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: runs/NAME-TIME]")
 @click.option("--resume", is_flag=True, help="Continue a run: RECIPE is its directory, or --out names it.")
 @click.option("--baseline", is_flag=True, help="Also fit a logistic regression to the node features.")
+@click.option("--max-time", type=click.FloatRange(0, 1e5), metavar="HOURS", help="Save and stop after so long.")
 @capture_option
 @edge_precision_option
 @device_options
@@ -55,6 +56,7 @@ def command(
     out: Path | None,
     resume: bool,
     baseline: bool,
+    max_time: float | None,
     capture: bool,
     edge_precision: EdgePrecision,
     device: str | None,
@@ -64,7 +66,9 @@ def command(
 ) -> None:
     """Train a recipe and evaluate its best weights.
 
-    RECIPE is a shipped name or a file. Ctrl-C or SIGTERM saves the state, prints the command that continues, and stops.
+    RECIPE is a shipped name or a file. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU and the end of --max-time
+    save the state, print the command that continues, and stop with exit code 128 + the signal's number (142 for the
+    time).
     With --resume, RECIPE may be the directory of a run, which holds its recipe with every --set that it was given. A
     larger train.num_epochs makes a run longer, also one that is finished.
     """
@@ -86,10 +90,13 @@ def command(
             num_threads=threads,
             capture=capture,
             edge_precision=edge_precision,
+            max_time_s=None if max_time is None else max_time * 3600,
             quiet=quiet,
         )
     except StoppedError as error:
-        click.echo(f"Stopped: {printable(str(error))}; continue with:\n{_continue_command(out)}", err=True)
+        # A run that had not begun leaves nothing behind.
+        advice = f"; continue with:\n{_continue_command(out)}" if out.exists() else ""
+        click.echo(f"Stopped: {printable(str(error))}{advice}", err=True)
         raise click.exceptions.Exit(error.exit_code) from error
     if as_json:
         echo_json({"run": str(out), **results.to_json()})

@@ -11,6 +11,7 @@ and NaN are unlabeled.
 from __future__ import annotations
 
 import difflib
+import math
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -30,6 +31,8 @@ REQUIRED = ("edge_index", "y", *MASKS)
 KNOWN = (*REQUIRED, "x", "edge_attr", "edge_weight", "categories", "undirected", "task")
 ALIASES = {"val_mask": "valid_mask"}
 MAX_NPZ_BYTES = 32 << 30
+# Files of zeros shrink a thousandfold, graphs a hundredfold at most. Small arrays may be anything.
+_MAX_NPZ_RATIO, _MIN_CHECKED_BYTES = 300, 64 << 20
 
 Array = np.ndarray[Any, Any]
 
@@ -47,23 +50,54 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, A
     Raises:
         DataError: if the path is neither, or an array is damaged, pickled or too large.
     """
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; give a .npz file or a folder of .npy files")
     try:
-        if path.is_dir():
-            files = sorted(path.glob("*.npy"))
-            if not files:
-                raise DataError(f"{path}: no .npy files in this folder; it needs {', '.join(REQUIRED)}")
-            return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in files}
-        if not path.is_file():
-            raise DataError(f"{path}: no such file or folder; give a .npz file or a folder of .npy files")
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_NPZ_BYTES:
-            raise DataError(f"{path}: unpacks to {size:,} bytes; give arrays that large as a folder of .npy files")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if names is None or name in names}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        return _read_folder(path) if path.is_dir() else _read_npz(path, names)
+    except DataError:
+        raise
+    except Exception as error:
+        # Damaged files make NumPy, zipfile and zlib raise a dozen types, tokenizer's and MemoryError among them.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot be read as plain NumPy arrays ({reason})") from error
+
+
+def _read_folder(path: Path) -> dict[str, Array]:
+    files = sorted(path.glob("*.npy"))
+    if not files:
+        raise DataError(f"{path}: no .npy files in this folder; it needs {', '.join(REQUIRED)}")
+    for file in files:
+        # A pipe would be waited for without end.
+        if not file.is_file():
+            raise DataError(f"{file}: not a regular file")
+    return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in files}
+
+
+def _read_npz(path: Path, names: Collection[str] | None) -> dict[str, Array]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        if size > MAX_NPZ_BYTES or size > max(_MAX_NPZ_RATIO * path.stat().st_size, _MIN_CHECKED_BYTES):
+            raise DataError(f"{path}: unpacks to {size:,} bytes; give arrays that large as a folder of .npy files")
+        for member in members:
+            if names is None or member.filename.removesuffix(".npy") in names:
+                _check_declared_size(archive, member)
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files if names is None or name in names}
+    # NumPy hands out the bytes of what is no array.
+    if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+        raise DataError(f"{path}: {strange[0]!r} is not a NumPy array")
+    return found
+
+
+def _check_declared_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuse an array that declares a larger size than it has: memory for all of it would be taken first."""
+    with archive.open(member) as file:
+        major, _ = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename} declares the shape {list(shape)}, but has {member.file_size:,} bytes")
 
 
 def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, undirected: bool = True) -> Graph:

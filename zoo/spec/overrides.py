@@ -58,6 +58,8 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {text}: expected KEY.KEY=VALUE, such as train.num_epochs=5")
     try:
         return place, parse_json(value)
+    except RecursionError:
+        raise RecipeError(f"--set {place}: nested too deeply") from None
     except ValueError:
         # Not JSON, so it is a string: names need no quotes on a command line.
         return place, value

@@ -27,6 +27,8 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
     """
     run = RunDir(folder)
     results, best = run.results(), run.best()
+    if results is not None and best is None:
+        raise RunError(f"{folder}: best.safetensors is missing; put it back from a copy, or train again")
     if results is None or best is None:
         raise RunError(f"{folder}: the run is not finished; continue it with: revgnn-zoo train --resume {folder}")
     contents = Contents(

@@ -234,6 +234,8 @@ def _for_other_data(recipe: Recipe, widths: Mapping[str, int]) -> Recipe:
 
 def _load_run(run: RunDir) -> nn.Module:
     best = run.best()
+    if best is None and run.results() is not None:
+        raise RunError(f"{run.path}: best.safetensors is missing; put it back from a copy, or train again")
     if best is None:
         raise RunError(f"{run.path}: no weights yet: the run has not reached its first evaluation")
     recipe, shape = run.recipe(), best.epoch.shape

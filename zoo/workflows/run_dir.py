@@ -22,7 +22,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -304,15 +304,29 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
     """
     with write_errors(path, RunError):
         _check_vacant(path)
-        created = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True)
+            created = True
+        except FileExistsError:
+            created = False
     try:
         with locked(path / ".lock", RunError, advice="choose another --out"):
-            yield _claim(path, recipe, resume=resume)
-    except BaseException:
-        # A run that failed before it had anything to keep leaves no folder behind.
-        if created and _is_unused(path):
-            shutil.rmtree(path, ignore_errors=True)
+            try:
+                with write_errors(path, RunError):
+                    run = _claim(path, recipe, resume=resume)
+                yield run
+            except BaseException:
+                # A run that failed before it had anything to keep leaves no folder behind. Only the owner of the lock
+                # may remove it: of several that start at once, the others fail while it begins.
+                with suppress(OSError):
+                    if created and _is_unused(path):
+                        shutil.rmtree(path)
+                raise
+    except RunError:
+        # Where not even the lock could be made, the folder is empty; else this does nothing.
+        with suppress(OSError):
+            if created:
+                path.rmdir()
         raise
 
 

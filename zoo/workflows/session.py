@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 
 import torch
@@ -159,44 +161,70 @@ def environment(device: torch.device) -> Environment:
     )
 
 
+# Those of a terminal, of a service manager, and of batch systems shortly before they end a job; Windows has but two.
+_STOP_SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+)
+# The number of SIGALRM, which stands for the end of the time that a run may take.
+_TIME_IS_UP = 14
+
+
 class StopRequest:
-    """A flag that a signal sets to ask a run to stop; true once it is set.
+    """A flag that a signal, or the end of the time that a run may take, sets to ask it to stop; true once it is set.
+
+    Args:
+        max_time_s: seconds until it sets itself; None: never.
 
     Attributes:
-        signum: the signal, or 0.
+        signum: the signal, SIGALRM at the end of the time, or 0.
+        at_once: while nothing is there to be saved, a signal raises StoppedError where the program is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_time_s: float | None = None) -> None:
         self.signum = 0
+        self.at_once = False
+        self._deadline = math.inf if max_time_s is None else time.monotonic() + max_time_s
 
     def __bool__(self) -> bool:
+        if not self.signum and time.monotonic() >= self._deadline:
+            self.signum = _TIME_IS_UP
         return self.signum != 0
 
     @property
     def name(self) -> str:
         """The signal's name, such as SIGTERM."""
-        return signal.Signals(self.signum).name
+        return "--max-time" if self.signum == _TIME_IS_UP else signal.Signals(self.signum).name
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Let SIGINT, SIGTERM and SIGHUP only set a flag, which a run looks at between two steps.
+def stop_requests(max_time_s: float | None = None) -> Iterator[StopRequest]:
+    """Let signals only set a flag, which a run looks at between two steps.
 
     A second SIGINT interrupts at once. Outside the main thread, signals are left alone.
+
+    Args:
+        max_time_s: seconds until the flag sets itself; None: never.
     """
-    request = StopRequest()
+    request = StopRequest(max_time_s)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if request and signum == signal.SIGINT:
+        if request.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         request.signum = signum
+        if request.at_once:
+            raise StoppedError(f"{request.name} before the first step; there is nothing new to save", signum)
+        if signum == signal.SIGINT:
+            # Written past Python's buffers, which the interrupted code may be in the middle of.
+            with suppress(OSError):
+                os.write(2, b"\nCtrl-C: stops after this step; once more leaves at once and saves nothing\n")
 
     # What is ignored on purpose, as SIGHUP under nohup, stays ignored.
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    signals = [s for s in (signal.Signals[name] for name in names) if signal.getsignal(s) != signal.SIG_IGN]
+    signals = [signum for signum in _STOP_SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, note) for signum in signals}
     try:
         yield request

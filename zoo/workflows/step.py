@@ -11,6 +11,7 @@ from torch import nn
 
 from zoo.data.graph import Graph, Part
 from zoo.data.partition import random_parts
+from zoo.errors import RunError
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.workflows import session
 from zoo.workflows.evaluate import num_parts_of
@@ -40,7 +41,10 @@ def training_step(
 
     Raises:
         FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged.
+        RunError: if the part is too small for the model's normalization.
     """
+    if len(part.nodes) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        raise RunError("a part has one node, and batch normalization needs two; lower train.partition.num_parts")
     optimizer.zero_grad(set_to_none=True)
     loss = objective.step_loss(model, part)
     if loss is None:

@@ -62,6 +62,7 @@ def train(
     num_threads: int | None = None,
     capture: bool = False,
     edge_precision: EdgePrecision = "fp32",
+    max_time_s: float | None = None,
     quiet: bool = False,
 ) -> RunResults:
     """Train a recipe and evaluate its best weights.
@@ -76,6 +77,7 @@ def train(
         num_threads: of the CPU.
         capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
         edge_precision: of the edge features on a GPU; "fp16" halves their memory.
+        max_time_s: seconds after which the run is saved and stopped, as by a signal.
         quiet: show no progress.
 
     Returns:
@@ -83,7 +85,7 @@ def train(
 
     Raises:
         RunError: if the run directory cannot be used, or a loss or gradient is not finite.
-        StoppedError: after a signal; the state is saved.
+        StoppedError: after a signal or ``max_time_s``; the state is saved.
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
     options = _Options(session.start(device, num_threads), capture, edge_precision, resume, quiet)
@@ -92,7 +94,7 @@ def train(
     recipe, graph = complete_recipe(recipe, graph)
     with (
         open_run(out, recipe, resume=resume) as run,
-        stop_requests() as stop,
+        stop_requests(max_time_s) as stop,
         session.oom_as_run_error(str(out), remedy),
     ):
         results = run.results()
@@ -144,6 +146,8 @@ def _train(
     teacher_results = None
     if spec.distillation is not None:
         teacher_results = _train_teacher(recipe, run, options, stop, graph)
+    # Nothing is computed yet that could be saved, and loading data may take minutes.
+    stop.at_once = True
     graph, split = recipe_graph(recipe, graph)
     data_digest = graph_digest(graph, split)
     if teacher_results is not None and teacher_results.data_sha256 != data_digest:
@@ -163,6 +167,7 @@ def _train(
     optimizer = build_optimizer(spec.optimizer, model)
     state = RunState(run, model, optimizer, {"data": data_digest}, session.environment(device))
     resumed = state.restore()
+    stop.at_once = False
     cursor, num_parts = state.cursor, num_parts_of(spec.partition)
 
     def pause_if_asked() -> None:
