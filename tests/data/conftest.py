@@ -102,7 +102,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    # It has no certificate.
+    monkeypatch.setenv("ZOO_ALLOW_HTTP", "1")
     folder = tmp_path / "served"
     folder.mkdir()
     running = Server(folder)

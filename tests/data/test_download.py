@@ -43,7 +43,7 @@ def test_a_download_is_whole_and_recorded(server: Server, tmp_path: Path) -> Non
     download(server.url("a.bin"), tmp_path / "a.bin", manual=MANUAL)
     assert (tmp_path / "a.bin").read_bytes() == content
     record = json.loads((tmp_path / CHECKSUMS).read_text())
-    assert record == {server.url("a.bin"): {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}}
+    assert record == {server.url("a.bin"): {"sha256": hashlib.sha256(content).hexdigest()}}
     assert left_over(tmp_path) == ["a.bin", "served"]
 
 
@@ -51,6 +51,20 @@ def test_https_is_tried_first(server: Server, tmp_path: Path, caplog: pytest.Log
     (server.folder / "a").write_bytes(b"x")
     download(server.url("a"), tmp_path / "a", manual=MANUAL)
     assert "cannot be had over https" in caplog.text
+
+
+def test_plain_http_is_not_used_unasked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZOO_ALLOW_HTTP")
+    (server.folder / "a").write_bytes(b"x")
+    with pytest.raises(DataError, match=f"over plain http only with ZOO_ALLOW_HTTP=1.*{MANUAL}"):
+        download(server.url("a"), tmp_path / "a", manual=MANUAL)
+    assert left_over(tmp_path) == ["served"]
+
+
+def test_a_folder_of_a_user_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_DATA", "~nobody-of-this-name/data")
+    with pytest.raises(DataError, match="there is no such user's folder; change ZOO_DATA"):
+        download_module.data_root()
 
 
 def test_other_bytes_than_the_first_time_are_refused(server: Server, tmp_path: Path) -> None:
@@ -137,9 +151,14 @@ def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
 )
 def test_an_archive_that_is_none_leaves_nothing(content: bytes, server: Server, tmp_path: Path) -> None:
     (server.folder / "a.zip").write_bytes(content)
-    with pytest.raises(DataError, match=r"not a whole zip archive|has no folder 'a'"):
+    with pytest.raises(DataError, match=r"not a whole zip archive|has no folder 'a'|a web page came"):
         download_and_unpack(server.url("a.zip"), tmp_path / "root" / "a_data", archive_folder="a", manual=MANUAL)
     assert left_over(tmp_path / "root") == []
+    # The right archive is not compared with what came first.
+    (server.folder / "a.zip").write_bytes(zipped({"a/raw": b"1"}))
+    download_and_unpack(server.url("a.zip"), tmp_path / "root" / "a_data", archive_folder="a", manual=MANUAL)
+    assert (tmp_path / "root" / "a_data" / "raw").read_bytes() == b"1"
+    assert json.loads((tmp_path / "root" / CHECKSUMS).read_text()).keys() == {server.url("a.zip")}
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "a\\..\\evil", "C:evil", "a/./../../evil"])

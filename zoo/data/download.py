@@ -38,12 +38,18 @@ def data_root(root: str | Path | None = None) -> Path:
 
     Returns:
         An absolute path that need not exist yet.
+
+    Raises:
+        DataError: if it begins with the ``~`` of a user that does not exist.
     """
     if root is None:
         root = os.environ.get("ZOO_DATA") or None
     if root is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revgnn-zoo" / "data"
-    return Path(root).expanduser().absolute()
+    try:
+        return Path(root).expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"{root}: there is no such user's folder; change ZOO_DATA") from error
 
 
 def check_free_space(folder: Path, required_bytes: int, purpose: str) -> None:
@@ -63,8 +69,8 @@ def check_free_space(folder: Path, required_bytes: int, purpose: str) -> None:
         raise DataError(f"{folder}: {needed} of disk space is needed for {purpose}, only {free} is free")
 
 
-def download(url: str, path: Path, *, manual: str, max_bytes: int = MAX_DOWNLOAD_BYTES) -> None:
-    """Fetch one file, over https where the host answers to it.
+def download(url: str, path: Path, *, manual: str, max_bytes: int = MAX_DOWNLOAD_BYTES, record: bool = True) -> str:
+    """Fetch one file over https; over http only if the environment variable ZOO_ALLOW_HTTP is 1.
 
     The first download of a URL records its SHA-256 in ``checksums.json`` beside the file; a later one must match.
 
@@ -73,6 +79,10 @@ def download(url: str, path: Path, *, manual: str, max_bytes: int = MAX_DOWNLOAD
         path: where the file goes, in an existing folder; nothing is left there if the download fails.
         manual: what to do without network, for the error message.
         max_bytes: refuse more than this.
+        record: record the SHA-256; else the caller does so with :func:`check_digest`, once it has opened the file.
+
+    Returns:
+        The SHA-256.
 
     Raises:
         DataError: if the file cannot be had, comes incomplete or differs from an earlier download.
@@ -80,22 +90,25 @@ def download(url: str, path: Path, *, manual: str, max_bytes: int = MAX_DOWNLOAD
     reason: str = ""
     cause: Exception | None = None
     secure = f"https://{url.removeprefix('http://')}" if url.startswith("http://") else url
-    for address in dict.fromkeys([secure, url]):
+    is_http_allowed = os.environ.get("ZOO_ALLOW_HTTP") == "1"
+    for address in dict.fromkeys([secure, url] if is_http_allowed else [secure]):
         if address != secure:
             logger.warning("%s cannot be had over https (%s); trying plain http", url, reason)
         try:
-            _fetch(address, path, url, max_bytes)
-            return
+            return _fetch(address, path, url, max_bytes, record=record)
         except urllib.error.HTTPError as error:
             # The error holds the answer of the server, and with it the connection.
             error.close()
             reason, cause = str(error), error
         except (OSError, http.client.HTTPException) as error:
             reason, cause = str(getattr(error, "reason", None) or error or type(error).__name__), error
+    if secure != url and not is_http_allowed:
+        # Whoever is on the way could choose the first bytes, which all later downloads are compared with.
+        reason += "; over plain http only with ZOO_ALLOW_HTTP=1"
     raise DataError(f"{url}: cannot be downloaded ({reason}); {manual}") from cause
 
 
-def _fetch(address: str, path: Path, url: str, max_bytes: int) -> None:
+def _fetch(address: str, path: Path, url: str, max_bytes: int, *, record: bool) -> str:
     """Download from an address, checked against what is recorded for the URL."""
     request = urllib.request.Request(address, headers={"User-Agent": "revgnn-zoo"})
     part = None
@@ -119,32 +132,39 @@ def _fetch(address: str, path: Path, url: str, max_bytes: int) -> None:
                     bar.update(len(block))
         if expected is not None and size != expected:
             raise DataError(f"{url}: the download was cut at {size:,} of {expected:,} bytes; try again")
-        _check_digest(path.parent, url, digest.hexdigest(), size)
+        with part.open("rb") as whole:
+            if whole.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+                raise DataError(f"{url}: a web page came in place of the file; does this network ask for a login?")
+        check_digest(path.parent, url, digest.hexdigest(), record=record)
         part.chmod(0o644)
         part.replace(path)
+        return digest.hexdigest()
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
 
 
-def _check_digest(folder: Path, url: str, digest: str, size: int) -> None:
-    """Compare with the first download of this URL into this folder, or record it as the first."""
-    record = folder / CHECKSUMS
+def check_digest(folder: Path, url: str, digest: str, *, record: bool) -> None:
+    """Compare with the first download of this URL into this folder; if there was none, record it if asked to.
+
+    Raises:
+        DataError: if the digest is another one.
+    """
+    path = folder / CHECKSUMS
     with locked(folder / f".{CHECKSUMS}.lock", DataError):
         try:
-            known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             recorded = known[url]["sha256"] if url in known else None
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise DataError(f"{record}: not a readable record of checksums; repair or remove it") from error
+            raise DataError(f"{path}: not a readable record of checksums; repair or remove it") from error
         if recorded is not None:
             if recorded != digest:
                 raise DataError(
                     f"{url}: its content (sha256 {digest}) differs from the first download (sha256 {recorded}); "
-                    f"if you trust the change, remove its entry from {record}"
+                    f"if you trust the change, remove its entry from {path}"
                 )
-            return
-        known[url] = {"sha256": digest, "size": size}
-        write_json(record, known, DataError)
+        elif record:
+            write_json(path, {**known, url: {"sha256": digest}}, DataError)
 
 
 def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: str) -> None:
@@ -169,13 +189,15 @@ def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: 
             # The checksums belong to the root folder, so the archive lies there while it is needed.
             archive = folder.parent / f"{folder.name}.zip"
             try:
-                download(url, archive, manual=manual)
+                digest = download(url, archive, manual=manual, record=False)
                 unpack(archive, work, max_bytes=MAX_UNPACKED_BYTES)
             finally:
                 archive.unlink(missing_ok=True)
             unpacked = work / archive_folder
             if not unpacked.is_dir():
                 raise DataError(f"{url}: the archive has no folder {archive_folder!r}; {manual}")
+            # Recorded only now: what is no archive must not become what later downloads are compared with.
+            check_digest(folder.parent, url, digest, record=True)
             if folder.exists():
                 folder.rmdir()
             shutil.move(unpacked, folder)
