@@ -2,8 +2,7 @@
 
     python -m benchmarks.results renew                   train what plan.json asks for and runs.jsonl lacks
     python -m benchmarks.results collect RECIPE RUN...   take finished run directories into runs.jsonl
-    python -m benchmarks.results memory                  measure training steps over depth, for depth_memory.json
-    python -m benchmarks.results table                   write the table and the picture from these files
+    python -m benchmarks.results table                   write the table and the picture from runs.jsonl
 
 A line of runs.jsonl is one training run: what was run, what it measured, and the commit whose code trained it.
 ``renew`` writes it when a run is done, continues an unfinished run and skips a finished one, so it may be stopped.
@@ -24,9 +23,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from zoo.errors import ZooError
-from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe, read_recipe
-from zoo.spec.shape import input_shape
 from zoo.spec.shipped import card_path, recipe_path
 from zoo.workflows import session
 from zoo.workflows.evaluate import test_protocol
@@ -39,7 +36,7 @@ from zoo.workflows.train import train
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results"
 PLAN, RUNS, TABLE = FOLDER / "plan.json", FOLDER / "runs.jsonl", FOLDER / "results.csv"
-MEMORY, PICTURE = FOLDER / "depth_memory.json", FOLDER / "depth_minesweeper.png"
+PICTURE = FOLDER / "depth_minesweeper.png"
 COLUMNS = (
     "model",
     "data",
@@ -62,18 +59,12 @@ COLUMNS = (
     "commit",
     "command",
 )
-LABELS = {
-    ("rev", False): "reversible",
-    ("rev", True): "reversible, weight-tied",
-    ("res", False): "residual",
-    ("deq", False): "equilibrium, by iterations",
-}
-COLORS = dict(zip(LABELS.values(), ("#2a6f97", "#3a9d5d", "#e07a28", "#b5476a"), strict=True))
+FAMILIES = {"rev": ("reversible", "#2a6f97"), "res": ("residual", "#e07a28"), "deq": ("equilibrium", "#b5476a")}
 PUBLISHED = ("tuned GCN, 12 layers (published mean, 3 splits)", 0.9786)
 # Of a run, not of a model: runs that differ in nothing else stand in one row.
 PER_RUN = ("data.split", "train.seed")
-DEPTH_RECIPE = "minesweeper_rev_128"
-DEPTHS = {"rev": (4, 16, 64, 256, 1001), "res": (4, 16, 64, 128)}
+# Its runs with fewer iterations and the unchanged recipe make one curve.
+DEEPEST = "minesweeper_rev_deq"
 Run = dict[str, Any]
 
 
@@ -181,23 +172,6 @@ def step_peak_bytes(runs: dict[str, Run], name: str, sets: list[str], recipe: Re
     return measure_training(load(folder), recipe, graph, split, session.start("cpu", 1), num_steps=1).peak_bytes
 
 
-def measure_depth() -> None:
-    """Measure training steps of untrained models of one recipe over depth, each family as deep as memory allows."""
-    device, rows = session.start("cpu", 1), []
-    for family, depths in DEPTHS.items():
-        for depth in depths:
-            recipe = read_recipe(recipe_path(DEPTH_RECIPE), [f"model.type={family}", f"model.num_layers={depth}"])
-            graph, split = recipe_graph(recipe)
-            model = build_model(recipe.model, input_shape(recipe, graph.shape))
-            cost = measure_training(model, recipe, graph, split, device, num_steps=1)
-            rows.append(
-                {"family": family, "layers": depth, "peak_bytes": cost.peak_bytes, "step_s": cost.median_step_s}
-            )
-            print(rows[-1])
-    about = {"recipe": DEPTH_RECIPE, "commit": commit(), "environment": session.environment(device).model_dump()}
-    MEMORY.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-
-
 def model_sets(run: Run) -> list[str]:
     """The overrides of a run without those that choose a split or a seed."""
     return shared(run["set"])
@@ -263,7 +237,7 @@ def write_table() -> None:
     for row in table:
         if row["purpose"] == "model":
             write_measured(card_path(row["model"]), row)
-    depth = [run for run in read_runs() if run["purpose"] == "depth" or is_base_of_depth(run)]
+    depth = [run for run in read_runs() if run["purpose"] == "depth" or is_end_of_depth(run)]
     if depth:
         draw(depth)
 
@@ -291,43 +265,39 @@ def commit() -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def is_base_of_depth(run: Run) -> bool:
-    """Tell whether a run is the unchanged recipe whose depth the other runs of the picture vary, on its first split."""
-    return run["recipe"] == DEPTH_RECIPE and run["set"] in ([], ["data.split=0"])
+def is_end_of_depth(run: Run) -> bool:
+    """Tell whether a run is the unchanged recipe whose depth other runs lower, on its first split."""
+    return run["recipe"] == DEEPEST and run["set"] in ([], ["data.split=0"])
 
 
 def draw(runs: list[Run]) -> None:
     """Draw test ROC-AUC and the memory of a training step over depth."""
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     scores, memory = figure.subplots(1, 2)
-    by_label: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    points: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
+    epochs: dict[str, int] = {}
     for run in runs:
-        model = read_recipe(recipe_path(run["recipe"]), run["set"]).model
-        tied = getattr(model, "num_distinct_layers", None) is not None
-        by_label[LABELS[model.type, tied]].append((model.num_layers, run["test"]))
-    for label, found in by_label.items():
-        scores.plot(*zip(*sorted(found), strict=True), marker="o", color=COLORS[label], label=label)
-    published, line = PUBLISHED
-    scores.axhline(line, color="#666666", linestyle=":", linewidth=1)
-    scores.annotate(
-        published, (0.02, line), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points"
-    )
+        recipe = read_recipe(recipe_path(run["recipe"]), run["set"])
+        epochs[recipe.model.type] = recipe.train.num_epochs
+        points[recipe.model.type].append((recipe.model.num_layers, run["test"], run["step_peak_bytes"] / 2**20))
+    for family, found in points.items():
+        name, color = FAMILIES[family]
+        layers, tests, sizes = zip(*sorted(found), strict=True)
+        scores.plot(layers, tests, marker="o", color=color, label=f"{name}, {epochs[family]} epochs")
+        memory.plot(layers, sizes, marker="o", color=color, label=name)
+    text, height = PUBLISHED
+    scores.axhline(height, color="#666666", linestyle=":", linewidth=1)
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    scores.annotate(text, (0.98, height), xytext=(0, -12), fontsize=8, **place)
     scores.set(ylabel="test ROC-AUC", title="minesweeper, split 0")
-    if MEMORY.exists():
-        rows = json.loads(MEMORY.read_text(encoding="utf-8"))["rows"]
-        for family in DEPTHS:
-            points = [(row["layers"], row["peak_bytes"] / 2**20) for row in rows if row["family"] == family]
-            label = LABELS[family, False]
-            memory.plot(*zip(*points, strict=True), marker="o", color=COLORS[label], label=label)
-    memory.set(ylabel="MiB", title="memory of a training step", yscale="log")
-    memory.yaxis.set_major_formatter("{x:g}")
+    memory.set(ylabel="MiB", title="memory of a training step", ylim=(0, None))
     for axes in (scores, memory):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("convolutions, one after another")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right")
     figure.savefig(PICTURE, dpi=150)
 
 
@@ -342,7 +312,6 @@ def main() -> None:
     collecting.add_argument("folders", type=Path, nargs="+")
     collecting.add_argument("--purpose", choices=("model", "depth", "selection"), default="model")
     collecting.add_argument("--commit", default=commit())
-    commands.add_parser("memory")
     commands.add_parser("table")
     arguments = parser.parse_args()
     try:
@@ -356,8 +325,6 @@ def _run(arguments: argparse.Namespace) -> None:
         collect(arguments.recipe, arguments.folders, arguments.purpose, arguments.commit)
     elif arguments.command == "renew":
         renew(arguments.limit)
-    elif arguments.command == "memory":
-        measure_depth()
     write_table()
 
 
