@@ -150,6 +150,14 @@ CASES = {
         TRAIN + " --set model.hidden_channels=9", "must be divisible by num_groups (2)", 1, GOOD
     ),
     "set_without_value": Case(TRAIN + " --set train.seed", "expected KEY.KEY=VALUE", 1, GOOD),
+    "set_without_the_part": Case(
+        TRAIN + " --set num_epochs=5", "Error: --set: num_epochs: unknown key; did you mean train.num_epochs?", 1, GOOD
+    ),
+    "set_wrong_value": Case(
+        TRAIN + " --set train.num_epochs=x", "Error: --set: train.num_epochs: expected an integer", 1, GOOD
+    ),
+    "export_of_a_name": Case("export quickstart", "quickstart: a shipped name; this takes the folder of a run", 3),
+    "push_of_a_name": Case("push quickstart me/x", "quickstart: a shipped name; this takes the folder of a run", 3),
     "set_unknown_key": Case(TRAIN + " --set train.sead=1", "train.sead: unknown key; did you mean 'seed'?", 1, GOOD),
     "name_of_another_file": Case(TRAIN, "name: expected 'small'", 1, recipe(name="other")),
     "escape_sequence_in_a_name": Case("check \x1b[31mred", r"\x1b[31mred: no shipped recipe", 3),
@@ -197,10 +205,8 @@ CASES = {
     ),
     "out_with_a_long_name": Case(f"train small.json --out {'a' * 300}", "File name too long", 1, GOOD),
     # Runs and bundles.
-    "eval_of_nothing": Case("eval ./nothing", "nothing: no such folder", 5),
-    "eval_of_no_model": Case(
-        "eval nothing", "nothing: no model of that name is shipped and there is no such folder; shipped: ", 3
-    ),
+    "eval_of_nothing": Case("eval ./nothing", "nothing: no such folder", 3),
+    "eval_of_no_model": Case("eval nothing", "'revgnn-zoo list' shows all", 3),
     "eval_of_an_empty_folder": Case("eval it", "not a bundle: it has no config.json", 5, lambda f: (f / "it").mkdir()),
     "eval_of_cut_weights": Case(
         "eval it", "bytes, but config.json says", 5, copy_of("run/bundle", cut("model.safetensors"))

@@ -129,6 +129,44 @@ def test_check_says_ok_or_every_fault(tmp_path: Path, zoo_command: Command) -> N
     assert any("rev_dep: no shipped recipe of that name; did you mean 'rev_deep'?" in line for line in result.err)
 
 
+def test_check_as_json(tmp_path: Path, zoo_command: Command) -> None:
+    bad = write_recipe(tmp_path, train__seed=-1)
+    result = zoo_command("check", "rev_deep", bad, "--json")
+    good, faulty = json.loads(result.out)
+    assert (result.code, result.err) == (1, [])
+    assert good == {"recipe": "rev_deep", "faults": []}
+    assert faulty["faults"][0].startswith(f"{bad}: train.seed: ")
+    assert zoo_command("check", "rev_deep", "--json").code == 0
+
+
+def test_no_sentence_of_the_help_is_cut_in_a_narrow_terminal(
+    zoo_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = zoo_command("--help").out
+    assert "..." not in shown.partition("Commands:")[2].partition("Example:")[0]
+    assert max(map(len, shown.partition("Example:")[0].splitlines())) <= 80
+
+
+def test_shells_complete_commands_and_options(zoo_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_REVGNN_ZOO_COMPLETE", "zsh_source")
+    assert "_REVGNN_ZOO_COMPLETE=zsh_complete revgnn-zoo" in zoo_command().out
+    monkeypatch.setenv("_REVGNN_ZOO_COMPLETE", "zsh_complete")
+    for words, number, expected in (("revgnn-zoo tr", 1, "train"), ("revgnn-zoo train --res", 2, "--resume")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(number))
+        assert expected in zoo_command().out.splitlines()
+
+
+def test_without_a_package_a_command_says_which(zoo_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "zoo.workflows.train")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = zoo_command("train", "quickstart")
+    assert result.code == 1
+    (line,) = result.err
+    assert line == "Error: this needs the package 'torch', which is not installed; try: pip install torch"
+
+
 def test_new_copies_a_recipe_under_a_name_of_its_own(tmp_path: Path, zoo_command: Command) -> None:
     result = zoo_command("new", "mine/my.json", "--from", "small_rev", "--set", "model.num_layers=3")
     assert result.code == 0, result.err
@@ -328,7 +366,7 @@ def test_convert_names_its_bundle(tmp_path: Path, zoo_command: Command) -> None:
 def test_the_readme_documents_every_environment_variable() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "zoo").rglob("*.py"))
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Environment variables")[2].partition("##")[0]
-    for variable in set(re.findall(r"ZOO_[A-Z_]+", sources)):
+    for variable in set(re.findall(r"\bZOO_[A-Z_]+", sources)):
         assert f"| `{variable}` |" in table
 
 

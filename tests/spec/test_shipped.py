@@ -49,7 +49,11 @@ def test_the_known_shape_is_the_shape_of_the_graph() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("rev_dep", "did you mean 'rev_deep'?"), ("zzz", "shipped: "), ("no/such.json", "no such recipe file")],
+    [
+        ("rev_dep", "did you mean 'rev_deep'?"),
+        ("zzz", "'revgnn-zoo list' shows all"),
+        ("no/such.json", "no such recipe file"),
+    ],
 )
 def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
     with pytest.raises(NotFoundError, match=hint.replace("?", r"\?")):

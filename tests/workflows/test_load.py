@@ -81,7 +81,7 @@ NEITHER = "neither a folder nor a shipped model, and not the owner/name of one o
         ("./folder", "./folder: no such folder"),
         ("/nowhere", "/nowhere: no such folder"),
         ("~/no such folder", "no such folder"),
-        ("no_such_model", f"no_such_model: {NEITHER}; shipped: "),
+        ("no_such_model", f"no_such_model: {NEITHER}; 'revgnn-zoo list' shows all"),
         ("quickstrat", f"quickstrat: {NEITHER}; did you mean 'quickstart'?"),
         ("", NEITHER),
         ("a\0b", NEITHER),

@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 _BROKEN_PIPE = 141
+_COMPLETE = "_REVGNN_ZOO_COMPLETE"
 _INTERRUPTED = 130
 
 
@@ -61,6 +62,12 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Like click's own, but sentences are wrapped, not cut.
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in commands if command])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
@@ -70,7 +77,11 @@ class _Commands(click.Group):
 
 @click.command(
     cls=_Commands,
-    epilog=example("revgnn-zoo list", "revgnn-zoo train quickstart"),
+    epilog=example(
+        "revgnn-zoo list",
+        "revgnn-zoo train quickstart",
+        'eval "$(_REVGNN_ZOO_COMPLETE=bash_source revgnn-zoo)"  # complete in bash',
+    ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(zoo.__version__, prog_name="revgnn-zoo")
@@ -97,6 +108,11 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
+def _echo_error(line: str) -> None:
+    """A line on stderr that begins with "Error: ", in red on a terminal."""
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {printable(line)}", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -108,6 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Threads that spin while they wait take the cores from whoever could work; read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if _COMPLETE in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "revgnn-zoo", _COMPLETE, os.environ[_COMPLETE])
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     _open_closed_streams()
@@ -123,14 +143,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "revgnn-zoo"
         message = " ".join(error.format_message().split()).removesuffix(".")
-        print(f"Error: {printable(message)}; see {command} --help", file=sys.stderr)
+        _echo_error(f"{message}; see {command} --help")
         return 2
     except ZooError as error:
         if debug:
             raise
         for line in str(error).splitlines():
-            print(f"Error: {printable(line)}", file=sys.stderr)
+            _echo_error(line)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.startswith("zoo"):
+            raise
+        _echo_error(f"this needs the package {error.name!r}, which is not installed; try: pip install {error.name}")
+        return 1
     except KeyboardInterrupt:
         if debug:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zoo.cli.common import common_options, echo, example, set_option
+from zoo.cli.common import common_options, echo, echo_json, example, json_option, set_option
 from zoo.errors import NotFoundError, RecipeError
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
@@ -15,23 +15,27 @@ EXAMPLE = example("revgnn-zoo check rev_deep my_recipe.json")
 @click.command("check", epilog=EXAMPLE)
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @set_option
+@json_option
 @common_options
-def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], quiet: bool) -> None:
+def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Check recipes and report every fault with its place.
 
     RECIPE is a shipped name or a file.
     """
-    faults = []
+    faults: dict[str, RecipeError | NotFoundError] = {}
     for name in recipes:
         try:
             path = recipe_path(name)
             read_recipe(path, assignments)
         except (RecipeError, NotFoundError) as error:
-            faults.append(error)
+            faults[name] = error
         else:
-            if not quiet:
+            if not quiet and not as_json:
                 echo(f"{path}: ok")
+    if as_json:
+        echo_json([{"recipe": n, "faults": str(faults[n]).splitlines() if n in faults else []} for n in recipes])
+        raise click.exceptions.Exit(max((error.exit_code for error in faults.values()), default=0))
     if len(faults) == 1:
-        raise faults[0]
+        raise next(iter(faults.values()))
     if faults:
-        raise RecipeError("\n".join(str(fault) for fault in faults))
+        raise RecipeError("\n".join(str(fault) for fault in faults.values()))

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from zoo.errors import NotFoundError
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured, baseline_in_words
-from zoo.spec.shipped import recipe_path
+from zoo.spec.shipped import list_recipes, recipe_path
 
 if TYPE_CHECKING:
     from zoo.workflows.published import Comparison
@@ -214,3 +215,14 @@ def reference(text: str) -> str | Path:
     """
     path = Path(text).expanduser()
     return path if text.startswith((".", "/", "~")) or path.is_dir() else text
+
+
+def run_or_bundle(text: str) -> Path:
+    """The folder that a command is given which does not take names.
+
+    Raises:
+        NotFoundError: if it is the name of a shipped model instead.
+    """
+    if not Path(text).exists() and text in list_recipes():
+        raise NotFoundError(f"{text}: a shipped name; this takes the folder of a run, such as runs/{text}, or a bundle")
+    return Path(text)

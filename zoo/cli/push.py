@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from zoo.cli.common import common_options, echo, echo_json, example, json_option
+from zoo.cli.common import common_options, echo, echo_json, example, json_option, run_or_bundle
 
 
 @click.command(
@@ -16,7 +14,7 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
         "revgnn-zoo push runs/quickstart me/quickstart --tag v1",
     ),
 )
-@click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN_OR_BUNDLE")
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="A repository that has to be created is private.")
 @click.option("--tag", default="", help="Also set this tag. One that exists elsewhere is never moved.")
@@ -28,7 +26,7 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 @common_options
 def command(
     *,
-    source: Path,
+    source: str,
     repo_id: str,
     private: bool,
     tag: str,
@@ -47,7 +45,7 @@ def command(
     from zoo.workflows.publish import publish
 
     options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
-    done = publish(source, repo_id, options, replace_card=replace_card, quiet=quiet or as_json)
+    done = publish(run_or_bundle(source), repo_id, options, replace_card=replace_card, quiet=quiet or as_json)
     if as_json:
         echo_json(
             {

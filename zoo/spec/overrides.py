@@ -65,6 +65,29 @@ def _assignment(text: str) -> tuple[str, Any]:
         return place, value
 
 
+def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[str, Any], *, where: str) -> str:
+    """Put --set in place of the file into each fault that an assignment brought in.
+
+    Args:
+        faults: one a line, each "WHERE: PLACE: FAULT".
+        assignments: as for :func:`override`.
+        data: the recipe before them, for the whole place of a key of which only the name was given.
+        where: the file.
+    """
+    places = tuple(assignment.partition("=")[0] for assignment in assignments)
+    leaves = [place for place, _ in _leaves(data)]
+    lines = []
+    for line in faults.splitlines():
+        place, _, fault = line.removeprefix(f"{where}: ").partition(": ")
+        if any(f"{place}.".startswith(f"{assigned}.") for assigned in places):
+            near = [leaf for leaf in leaves if leaf.rpartition(".")[2] == place]
+            if near and fault.startswith("unknown key"):
+                fault = f"unknown key; did you mean {' or '.join(near)}?"
+            line = f"--set: {place}: {fault}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The differences between two recipes in what their summary and source speak of: the data and the model."""
     old, new = dict(_described(before)), dict(_described(after))

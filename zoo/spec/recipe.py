@@ -16,7 +16,7 @@ from zoo.json_object import read_json_object
 from zoo.spec.base import Spec
 from zoo.spec.faults import NAME_PATTERN, parse_spec
 from zoo.spec.model import MAX_PARAMETERS, Model
-from zoo.spec.overrides import changes_in_words, override
+from zoo.spec.overrides import changes_in_words, faults_of_overrides, override
 from zoo.spec.plugins import Installed
 from zoo.spec.results import protocol_in_words
 from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
@@ -182,7 +182,13 @@ def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str
     """
     # Upgraded first, because overrides speak of the keys of the present version.
     data = upgrade_recipe(data, where=where)
-    recipe = parse_spec(Recipe, override(data, overrides), where=where)
+    try:
+        recipe = parse_spec(Recipe, override(data, overrides), where=where)
+    except RecipeError as error:
+        if not overrides or isinstance(overrides, Mapping):
+            raise
+        # The file may be without fault, and nobody should look for one there.
+        raise RecipeError(faults_of_overrides(str(error), overrides, _spelled_out(data), where=where)) from None
     changes = changes_in_words(_spelled_out(data), recipe.to_json()) if overrides else []
     if not changes:
         return recipe

@@ -88,9 +88,9 @@ def recipe_path(reference: str) -> Path:
 
 
 def name_hint(name: str, names: list[str]) -> str:
-    """The nearest of some names or, if none is near, all of them."""
+    """The nearest of some names or, if none is near, the command that lists them."""
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(names) or 'none'}"
+    return f"did you mean {near[0]!r}?" if near else "'revgnn-zoo list' shows all"
 
 
 def card_path(name: str) -> Path:
