@@ -31,6 +31,10 @@ assert {figure.metric for figure in results.results} == {"balanced_accuracy"}
 assert max(figure.value for figure in results.results) > 0.6, results.results
 bundle, config = export(out / "run")
 load(str(bundle))
+other = read_recipe(Path(sys.argv[1]), ['model={"type": "smooth", "num_layers": 3}'])
+results = train(other, out / "family", device="cpu", quiet=True)
+assert results.num_parameters == other.model.num_parameters(shape)
+assert export(out / "family")[1].recipe.model == other.model
 """
 
 
@@ -70,6 +74,13 @@ def test_the_commands_know_the_parts(trained: Path, site: Path) -> None:
     for command in (["check", str(PLUGIN / "rings.json")], ["info", str(trained)]):
         done = run("-m", "zoo", *command, site=site)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_schema_knows_what_is_installed(site: Path) -> None:
+    names = ('"multi_hop"', '"smooth"', '"focal"', '"balanced_accuracy"', '"rings"')
+    schema = run("-m", "zoo.spec.recipe", site=site).stdout
+    assert [name for name in names if name not in schema] == []
+    assert [name for name in names if name in run("-m", "zoo.spec.recipe").stdout] == []
 
 
 def test_a_bundle_without_its_package_is_refused_in_one_line(trained: Path) -> None:

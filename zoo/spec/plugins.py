@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from zoo.errors import RecipeError
@@ -138,9 +138,20 @@ class Installed:
         self.group = group
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of the choice, in a function that also knows plugins; a JSON Schema shows the choice alone."""
+        """The schema of the choice, in a function that also knows plugins."""
         serialization = core_schema.simple_ser_schema("any")
         return core_schema.no_info_wrap_validator_function(self._check, handler(source), serialization=serialization)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema of the choice with the names of all installed plugins, for editors."""
+        found = handler.resolve_ref_schema(handler(schema))
+        for name in sorted(_entry_points(self.group)):
+            plugin = find_plugin(self.group, name)
+            if plugin is not None and plugin.spec is not None:
+                found["oneOf"].append(plugin.spec.model_json_schema())
+            else:
+                found["enum"].append(name)
+        return found
 
     def _check(self, value: Any, choice: Callable[[Any], Any]) -> Any:
         try:

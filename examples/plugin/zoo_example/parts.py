@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from zoo.data.datasets import Dataset
 from zoo.data.graph import Graph, Split
 from zoo.layers import BlockInputs
+from zoo.ops.csr import CSR, as_csr
 from zoo.ops.weighted_sum import weighted_sum
+from zoo.spec.shape import GraphShape
+from zoo_example import SmoothSpec
 
 
 class MultiHopConv(nn.Module):
@@ -27,6 +30,29 @@ class MultiHopConv(nn.Module):
             x = weighted_sum(x, inputs.csr) / degree
             out = out + linear(x)
         return out
+
+
+class Smooth(nn.Module):
+    """W_2 M^L (W_1 x), where M takes the mean over the incoming edges."""
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int, *, num_layers: int) -> None:
+        super().__init__()
+        self.num_layers = num_layers
+        self.encoder, self.head = nn.Linear(in_channels, channels), nn.Linear(channels, out_channels)
+
+    def forward(self, x: Tensor, edge_index: Tensor | CSR, edge_attr: None = None, edge_weight: None = None) -> Tensor:
+        """[N, F] node features and the edges, without features and weights, to [N, T] logits."""
+        csr, _ = as_csr(edge_index, x.size(0))
+        degree = csr.rowptr.diff().clamp(min=1).to(x.dtype).unsqueeze(1)
+        h = self.encoder(x)
+        for _ in range(self.num_layers):
+            h = weighted_sum(h, csr) / degree
+        return self.head(h)
+
+
+def build_smooth(spec: SmoothSpec, shape: GraphShape) -> nn.Module:
+    """The model of a spec, for graphs of a shape."""
+    return Smooth(shape.num_node_features, spec.hidden_channels, shape.num_tasks, num_layers=spec.num_layers)
 
 
 def focal_loss(logits: Tensor, y: Tensor) -> Tensor:
