@@ -15,6 +15,7 @@ from zoo.data.graph import Graph
 from zoo.errors import RecipeError, ZooWarning
 from zoo.spec.recipe import Recipe, parse_recipe, read_recipe
 from zoo.spec.shipped import recipe_path
+from zoo.workflows.compare.entries import read_entries
 from zoo.workflows.evaluate import evaluate
 from zoo.workflows.export import export
 from zoo.workflows.graphs import complete_recipe, recipe_graph
@@ -137,6 +138,17 @@ def test_weights_that_no_convolution_reads_are_left_out_and_that_is_said(tmp_pat
     with pytest.warns(ZooWarning, match="own: has edge weights; the model reads none"):
         recipe, loaded = complete_recipe(recipe)
     assert recipe_graph(recipe, loaded)[0].edge_weight is None
+
+
+def test_recipes_that_leave_out_the_metric_are_compared_in_the_same_one(tmp_path: Path) -> None:
+    data = some_data(x=None, edge_attr=None, y=LABELS["regression"])
+    recipes = [own_recipe(name, data, tmp_path) for name in ("quickstart", "small_res")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZooWarning)
+        entries = read_entries(recipes)
+    assert [entry.recipe.metric for entry in entries] == ["mae", "mae"]
+    assert not any(entry.recipe.model.reads_edges for entry in entries)
+    assert all(entry.recipe.data.node_features == ("degree",) for entry in entries)
 
 
 def test_a_loaded_graph_may_be_given(tmp_path: Path) -> None:
