@@ -1,11 +1,17 @@
 """The forms in which a model takes a graph: tensors, PyG's Data and batches, sparse matrices."""
 
+import doctest
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import zoo.data.metrics
+import zoo.layers.conv
+import zoo.models.gnn
+import zoo.workflows.objective
 from tests.pyg import (
     NUM_NODES,
     Batch,
@@ -24,6 +30,13 @@ from zoo.spec.shipped import recipe_path
 SHAPE = GraphShape(num_node_features=5, num_edge_features=3, num_tasks=4)
 FAMILIES = ("quickstart", "small_res", "small_rev_gcn", "small_rev_deq", "small_rev_gat")
 SPARSE = pytest.mark.filterwarnings("ignore:Sparse")
+
+
+@pytest.mark.parametrize("module", [zoo.models.gnn, zoo.data.metrics, zoo.workflows.objective, zoo.layers.conv])
+def test_examples_run(module: ModuleType) -> None:
+    results = doctest.testmod(module)
+    assert results.attempted
+    assert not results.failed
 
 
 def model_of(name: str) -> nn.Module:

@@ -44,7 +44,11 @@ METRIC_TASKS: Mapping[str, tuple[str, ...]] = Table(
 
 
 def metrics_of(task: str) -> list[str]:
-    """The metrics that can score a task, the usual one first."""
+    """The metrics that can score a task, the usual one first.
+
+    >>> metrics_of("regression")
+    ['mae', 'rmse', 'r2']
+    """
     return [name for name, tasks in METRIC_TASKS.items() if task in tasks]
 
 

@@ -147,6 +147,11 @@ class GCNConv(nn.Module):
     Every node has a single self-loop: those that A already has are left out. With edge weights A holds them, a node's
     degree is the sum of those of its incoming edges, and a self-loop that A has keeps its weight in place of 1.
 
+    >>> edge_index, edge_weight = torch.tensor([[0, 1], [1, 2]]), torch.tensor([0.5, 2.0])
+    >>> inputs = BlockInputs.from_edges(edge_index, edge_weight=edge_weight, num_nodes=3)
+    >>> GCNConv(4)(torch.rand(3, 4), inputs).shape
+    torch.Size([3, 4])
+
     Source: arXiv 1609.02907.
     """
 

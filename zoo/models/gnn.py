@@ -30,6 +30,15 @@ class DropoutMasks(NamedTuple):
 class GNN(nn.Module):
     """A node-level graph neural network around a stack of layers.
 
+    >>> import torch, zoo
+    >>> from torch_geometric.data import Data
+    >>> model = zoo.build_model(zoo.read_recipe("small_rev").model, zoo.GraphShape(num_node_features=5, num_tasks=3))
+    >>> data = Data(x=torch.rand(4, 5), edge_index=torch.tensor([[0, 1, 2], [1, 2, 3]]), edge_weight=torch.rand(3))
+    >>> model(data).shape, model.embed(data).shape
+    (torch.Size([4, 3]), torch.Size([4, 64]))
+    >>> model(data.x, data.edge_index, edge_weight=data.edge_weight).shape
+    torch.Size([4, 3])
+
     Args:
         in_channels: F, columns of x.
         num_categories: how many of the last columns of x are a one-hot code.
