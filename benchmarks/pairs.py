@@ -13,12 +13,13 @@ import os
 import statistics
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 # Runs in both checkouts, of which one may be old: EdgeInput and an argument of GENConv had other names.
 STEPS = """
-import inspect, json, resource, sys, time, torch
+import inspect, json, sys, time, torch
 from zoo.layers.block import Block
 from zoo.layers.conv import GENConv
 from zoo.layers.inputs import BlockInputs
@@ -50,7 +51,6 @@ for _ in sys.stdin:
     stack(x.clone().requires_grad_(), inputs).square().mean().backward()
     row = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
     row["gradient"] = sum(float(p.grad.double().abs().sum()) for p in stack.parameters())
-    row["peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(row), flush=True)
 """
 
@@ -85,21 +85,22 @@ def main() -> None:
     parser.add_argument("--aggr", default="max")
     args = parser.parse_args()
     checkouts = (args.other.resolve(), Path(__file__).resolve().parents[1])
-    processes = [start(checkout, args.threads, args.fraction, args.aggr) for checkout in checkouts]
-    for process in processes:
-        step(process)  # compiles kernels and fills caches
     pairs = []
-    for n in range(args.pairs):
-        pair = {which: step(processes[which]) for which in ((0, 1) if n % 2 else (1, 0))}
-        pairs.append((pair[0], pair[1]))
+    # Closing a process's input ends it.
+    with ExitStack() as open_processes:
+        options = (args.threads, args.fraction, args.aggr)
+        processes = [open_processes.enter_context(start(checkout, *options)) for checkout in checkouts]
+        for process in processes:
+            step(process)  # compiles kernels and fills caches
+        for n in range(args.pairs):
+            pair = {which: step(processes[which]) for which in ((0, 1) if n % 2 else (1, 0))}
+            pairs.append((pair[0], pair[1]))
     for name in pairs[0][0]:
         other, own = ([pair[which][name] for pair in pairs] for which in range(2))
         ratio = statistics.median(b / a for a, b in zip(other, own, strict=True))
         print(
             f"{name:10} {min(other):10.4f} -> {min(own):10.4f}  minima {min(own) / min(other):.3f}  pairs {ratio:.3f}"
         )
-    for process in processes:
-        process.stdin.close()  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

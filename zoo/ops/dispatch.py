@@ -1,7 +1,8 @@
 """The backend of an operator, chosen by device and installed packages or named by the user, and checks around it.
 
 Every operator is a folder: ``__init__`` (the public function: checks, autograd), ``reference`` (the definition),
-``chunked`` (PyTorch in bounded memory), ``cpu`` and ``cuda`` (kernels). What a backend lacks is done by ``chunked``.
+``chunked`` (PyTorch in bounded memory), ``cpu`` and ``cuda`` (layout of tensors and kernels; large kernels in files of
+their own). What a backend lacks is done by ``chunked``.
 """
 
 from __future__ import annotations
