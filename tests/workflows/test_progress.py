@@ -20,12 +20,21 @@ with Progress(3, unit="step") as progress:
 """
 
 
-def on_a_terminal(rows: int, columns: int) -> str:
+LONG = """
+from zoo.workflows.progress import Progress
+figures = {"loss": "0.1234", "epoch_s": "0.08", "memory": "0.70GiB", "valid_accuracy": "0.9540", "best": "0.9541"}
+with Progress(400, unit="step") as progress:
+    progress.step("epoch 94/400", figures)
+    progress.figures("epoch 94/400", figures)
+"""
+
+
+def on_a_terminal(rows: int, columns: int, script: str = SCRIPT) -> str:
     """What the script shows on a terminal of this size."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     root = Path(__file__).parent.parent.parent
-    subprocess.run([sys.executable, "-c", SCRIPT], stderr=child, cwd=root, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], stderr=child, cwd=root, check=True, timeout=60)
     os.close(child)
     shown = b""
     while True:
@@ -45,6 +54,13 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "3/3" in shown
     assert "epoch 3: 100%" in shown
     assert "valid_accuracy=0.9" in shown
+
+
+def test_on_a_narrow_terminal_the_metric_is_not_cut_off() -> None:
+    shown = on_a_terminal(40, 80, LONG)
+    assert "loss=0.1234, valid_accuracy=0.9540, best=0.9541]" in shown
+    assert "epoch_s" not in shown
+    assert "epoch_s=0.08" in on_a_terminal(40, 200, LONG)
 
 
 def test_a_terminal_without_a_size_gets_lines() -> None:

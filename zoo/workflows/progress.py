@@ -26,6 +26,10 @@ except ImportError:
 
 # Long enough for a rate of steps that will hold, short enough to stop a run that would take a month.
 _SETTLED_S = 5.0
+# On a narrower terminal the bar gives way to the figures, but for those that metrics.jsonl is the better place for.
+_WIDE_COLUMNS = 100
+_NARROW_BAR = "{desc} [{elapsed}<{remaining}{postfix}]"
+_ON_WIDE_ONLY = ("epoch_s", "memory")
 
 
 class Progress:
@@ -44,7 +48,9 @@ class Progress:
         self._warned: set[tuple[str, str]] = set()
         self._left, self._steps, self._settled_at = total - done, 0, 0.0
         if not quiet and _has_room_for_a_bar():
-            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1)
+            self._is_narrow = os.get_terminal_size(sys.stderr.fileno()).columns < _WIDE_COLUMNS
+            shape = _NARROW_BAR if self._is_narrow else None
+            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.1, bar_format=shape)
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +70,7 @@ class Progress:
 
         def show(bar: tqdm[Any]) -> None:
             bar.set_description(label, refresh=False)
-            bar.set_postfix(figures, refresh=False)
+            bar.set_postfix(self._fitting(figures), refresh=False)
             bar.update(1)
 
         self._safely(show)
@@ -95,11 +101,15 @@ class Progress:
 
         def show(bar: tqdm[Any]) -> None:
             bar.set_description(label, refresh=False)
-            bar.set_postfix(figures)
+            bar.set_postfix(self._fitting(figures))
 
         if self._bar is None:
             self.line("  ".join([label, *(f"{name} {value}" for name, value in figures.items())]))
         self._safely(show)
+
+    def _fitting(self, figures: Mapping[str, str]) -> dict[str, str]:
+        """The figures that the terminal has room for."""
+        return {name: text for name, text in figures.items() if not (self._is_narrow and name in _ON_WIDE_ONLY)}
 
     def _tell_time_left(self) -> None:
         """Say once, after the first steps, how long all others will take if that is more than a minute."""
