@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.errors import DataError, RunError
+from zoo.errors import DataError, RunError, ZooWarning
 from zoo.files import atomic_write, locked, make_folder, read_errors, read_regular, sha256_of, write_json
 
 
@@ -72,12 +72,16 @@ def test_one_waits_for_the_lock_of_another(tmp_path: Path) -> None:
         with locked(tmp_path / ".lock", RunError):
             order.append("second")
 
-    with locked(tmp_path / ".lock", RunError):
-        thread = threading.Thread(target=second)
-        thread.start()
-        time.sleep(0.2)
-        order.append("first")
-    thread.join(timeout=30)
+    def both() -> None:
+        with locked(tmp_path / ".lock", RunError):
+            thread = threading.Thread(target=second)
+            thread.start()
+            time.sleep(0.2)
+            order.append("first")
+        thread.join(timeout=30)
+
+    with pytest.warns(ZooWarning, match=f"waiting for process {os.getpid()}"):
+        both()
     assert order == ["first", "second"]
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import stat
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, ZooWarning
 
 _CHUNK_BYTES = 1 << 20
 # Windows has O_BINARY alone, other systems the other two.
@@ -182,10 +183,13 @@ def locked(path: Path, error: type[ZooError], *, advice: str | None = None) -> I
         # Releases of filelock before 4.0 empty the file whenever they try, so look at it first.
         owner = _owner(path)
         try:
-            lock.acquire(blocking=advice is None)
+            lock.acquire(blocking=False)
         except Timeout:
             owner = _owner(path) or owner or "(unknown)"
-            raise error(f"{path.parent}: in use by process {owner}; {advice}") from None
+            if advice is not None:
+                raise error(f"{path.parent}: in use by process {owner}; {advice}") from None
+            warnings.warn(f"{path.parent}: waiting for process {owner}", ZooWarning, stacklevel=4)
+            lock.acquire()
     try:
         with write_errors(path, error):
             path.write_text(str(os.getpid()), encoding="ascii")

@@ -131,6 +131,7 @@ def test_a_data_set_is_downloaded_once(server: Server, written_ogb: Path, tmp_pa
     assert left_over(root) == ["ogbn_proteins"]
 
 
+@pytest.mark.filterwarnings("ignore:.*waiting for process:zoo.errors.ZooWarning")
 def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
     (server.folder / "a.zip").write_bytes(zipped({"a/raw": b"1"}))
 

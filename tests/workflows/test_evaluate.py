@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.workflows.small import NUM_NODES, small_recipe
+from tests.workflows.small import NUM_NODES, small_recipe, write_graph
 from tests.workflows.test_load import make_bundle
 from zoo.data.graph import directed_edges
 from zoo.data.partition import random_parts
 from zoo.data.synthetic import write_synthetic_proteins
-from zoo.errors import RecipeError, RunError, ZooError
+from zoo.errors import RecipeError, RunError, ZooError, ZooWarning
 from zoo.models.factory import build_model
 from zoo.spec.recipe import read_recipe
 from zoo.spec.results import Measured
@@ -217,3 +217,13 @@ def test_a_relative_path_is_also_looked_for_among_the_data(
         figures_of(bundle, device="cpu", quiet=True)
     monkeypatch.setenv("ZOO_DATA", str(finished_run.parent))
     assert len(figures_of(bundle, device="cpu", quiet=True)) == 3
+
+
+def test_data_that_changed_since_the_run_are_told(tmp_path: Path) -> None:
+    train(small_recipe(tmp_path, train__num_epochs=1), tmp_path / "run", device="cpu", quiet=True)
+    export(tmp_path / "run")
+    evaluate(tmp_path / "run", device="cpu", quiet=True)
+    write_graph(tmp_path / "multiclass.npz", y=np.arange(NUM_NODES) // 30)
+    for folder in (tmp_path / "run", tmp_path / "run" / "bundle"):
+        with pytest.warns(ZooWarning, match="the data are not those that the model was trained on"):
+            evaluate(folder, data_path=str(tmp_path / "multiclass.npz"), device="cpu", quiet=True)

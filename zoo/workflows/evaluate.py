@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,18 +14,20 @@ from torch import Tensor, nn
 from zoo.data.graph import Graph, Part, Split
 from zoo.data.metrics import evaluate as score
 from zoo.data.partition import random_parts
-from zoo.errors import RecipeError, RunError
+from zoo.errors import RecipeError, RunError, ZooWarning
+from zoo.hub.config import read_config
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, protocol_in_words
 from zoo.spec.shape import input_shape
 from zoo.spec.train import Partition
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of
-from zoo.workflows.graphs import EdgePrecision, is_synthetic, place_graph, recipe_graph
-from zoo.workflows.load import load_located, locate
+from zoo.workflows.graphs import EdgePrecision, graph_digest, is_synthetic, place_graph, recipe_graph
+from zoo.workflows.load import is_run, load_located, locate
 from zoo.workflows.objective import KnownLabels
 from zoo.workflows.progress import Progress
 from zoo.workflows.published import Comparison, compare_with_published
+from zoo.workflows.run_dir import RunDir
 
 SPLITS = ("train", "valid", "test")
 
@@ -205,7 +208,8 @@ def evaluate(
         ZooError: if the model or its data cannot be loaded or do not fit together.
     """
     chosen = session.start(device, num_threads)
-    model = load_located(locate(reference))
+    located = locate(reference)
+    model = load_located(located)
     info = info_of(model)
     recipe = info.recipe
     if data_path is not None:
@@ -214,6 +218,9 @@ def evaluate(
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": data_path})})
     graph, split = recipe_graph(recipe)
     check_shape(graph, info)
+    recorded = _data_digest(located.folder)
+    if recorded and recorded != graph_digest(graph, split):
+        warnings.warn(f"{reference}: the data are not those that the model was trained on", ZooWarning, stacklevel=2)
     usual = test_protocol(recipe)
     parts = usual.num_parts if num_parts is None else num_parts
     if parts > graph.num_nodes:
@@ -251,3 +258,11 @@ def check_shape(graph: Graph, info: ZooInfo) -> None:
     shape = input_shape(info.recipe, graph.shape)
     if shape != info.shape:
         raise RunError(f"{graph.name}: the graph has {shape!r}, the model was made for {info.shape!r}")
+
+
+def _data_digest(folder: Path) -> str:
+    """SHA-256 of the data that the model of a run or a bundle was trained on; empty if it is not known."""
+    if is_run(folder):
+        results = RunDir(folder).results()
+        return "" if results is None else results.data_sha256
+    return read_config(folder).provenance.data_sha256

@@ -15,7 +15,6 @@ the number of epochs may be raised, and to one process at a time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -38,13 +37,13 @@ from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, RunResults
 from zoo.spec.shape import GraphShape
+from zoo.workflows.recipe_match import check_same_recipe, is_longer
 from zoo.workflows.saved import NewerError, Saved, read_saved, write_saved
 
 _NUM_STATES = 2
 _STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
 _TEMPORARY = re.compile(r"^(recipe\.json|results\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$")
 _FIRST_FILES = (".lock", "recipe.json")
-_DECIDING = ("data", "model", "train", "eval", "test")
 
 
 class BestEpoch(Spec):
@@ -68,15 +67,6 @@ class Best:
     epoch: BestEpoch
     tensors: dict[str, Tensor]
     sha256: str
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 over what decides a run's numbers; the name, the summary and the source do not.
-
-    Defaults are left out: a key that a later version adds does not keep a run from being resumed.
-    """
-    deciding = recipe.model_dump(mode="json", include=set(_DECIDING), exclude_defaults=True)
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 class RunDir:
@@ -342,19 +332,12 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
         return RunDir(path)
     run = RunDir(path)
     held = run.recipe()
-    if resume and _is_longer(held, recipe):
+    if resume and is_longer(held, recipe):
         _extend(run, recipe)
     check_same_recipe(path, run.recipe(), recipe)
     if run.results() is None and not resume:
         raise RunError(f"{path}: holds an unfinished run of this recipe; continue it with --resume")
     return run
-
-
-def _is_longer(held: Recipe, recipe: Recipe) -> bool:
-    """True if a recipe is the one that is held, but for more epochs."""
-    num_epochs = recipe.train.num_epochs
-    longer = held.model_copy(update={"train": held.train.model_copy(update={"num_epochs": num_epochs})})
-    return num_epochs > held.train.num_epochs and recipe_digest(longer) == recipe_digest(recipe)
 
 
 def _extend(run: RunDir, recipe: Recipe) -> None:
@@ -391,33 +374,3 @@ def _check_vacant(path: Path) -> None:
     if not (path / "recipe.json").is_file() and not _is_unused(path):
         other = min(entry.name for entry in path.iterdir())
         raise RunError(f"{path}: not empty (it holds {other!r}) and not a run; choose another --out")
-
-
-def check_same_recipe(path: Path, held: Recipe, recipe: Recipe) -> None:
-    """Make sure that a run directory is of the recipe that is asked for.
-
-    Args:
-        path: the run directory.
-        held: its recipe.
-        recipe: the one that is asked for.
-
-    Raises:
-        RunError: with the first places where they differ.
-    """
-    if recipe_digest(held) == recipe_digest(recipe):
-        return
-    before, after = _flat(held.to_json()), _flat(recipe.to_json())
-    places = [place for place in sorted(before | after) if place.split(".")[0] in _DECIDING]
-    changes = [place for place in places if before.get(place) != after.get(place)]
-    shown = "; ".join(f"{place}: {before.get(place)} there, {after.get(place)} here" for place in changes[:3])
-    more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
-    raise RunError(f"{path}: holds another run ({shown}{more}); choose another --out")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Leaves by dotted place, as JSON text."""
-    result: dict[str, str] = {}
-    for key, value in data.items():
-        place = f"{prefix}{key}"
-        result |= _flat(value, f"{place}.") if isinstance(value, dict) else {place: json.dumps(value)}
-    return result

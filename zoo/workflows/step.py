@@ -13,6 +13,7 @@ from zoo.data.graph import Graph, Part
 from zoo.data.partition import random_parts
 from zoo.errors import RunError
 from zoo.spec.train import Optimizer, TrainSpec
+from zoo.tensor_file import first_nonfinite
 from zoo.workflows import session
 from zoo.workflows.evaluate import num_parts_of
 from zoo.workflows.objective import Objective
@@ -57,7 +58,9 @@ def training_step(
     norm = torch.nn.utils.get_total_norm(gradients)
     # Checked before the step: afterwards the weights would hold NaN, and no earlier state might be left to go back to.
     if not bool(torch.isfinite(norm)):
-        raise FloatingPointError(f"the loss is {value:.4g}, but the norm of its gradient is {norm.item()}")
+        first = first_nonfinite({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        place = "" if first is None else f", first of all in {first}"
+        raise FloatingPointError(f"the loss is {value:.4g}, but the norm of its gradient is {norm.item()}{place}")
     if spec.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
     optimizer.step()

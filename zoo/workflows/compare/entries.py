@@ -17,7 +17,8 @@ from zoo.spec.shape import input_shape
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import complete_recipe, graph_digest
 from zoo.workflows.load import expected_state, is_run
-from zoo.workflows.run_dir import RunDir, check_same_recipe
+from zoo.workflows.recipe_match import check_same_recipe
+from zoo.workflows.run_dir import RunDir
 
 _RUN_NAME = re.compile(r"^split-(\d+)-seed-(\d+)$")
 

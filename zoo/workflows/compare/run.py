@@ -45,7 +45,7 @@ from zoo.workflows.evaluate import evaluate, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
 from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
-from zoo.workflows.run_dir import recipe_digest
+from zoo.workflows.recipe_match import recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.step_cost import StepCost
 from zoo.workflows.worker import MeasureRequest, TrainRequest
