@@ -33,6 +33,8 @@ def _ogb_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.undo()
 
 
+# One epoch on a small graph does not make an equilibrium converge, which is not what is tested here.
+@pytest.mark.filterwarnings("ignore:a (forward|backward) solve stopped")
 @pytest.mark.parametrize("name", OGB_RECIPES)
 def test_it_trains_on_its_data_set_as_ogb_publishes_it(name: str, tmp_path: Path) -> None:
     overrides = [f"train.num_epochs={NUM_EPOCHS}", f"eval.every={NUM_EPOCHS}"]
