@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 import zoo
 from tests.pyg import some_data
 from zoo.data.digits import digits_graph
-from zoo.errors import DataError, NotFoundError, RecipeError, ZooError, ZooWarning
+from zoo.errors import AccessError, DataError, NotFoundError, RecipeError, ZooError, ZooWarning
 
 FUNCTIONS = [name for name in zoo.__all__ if inspect.isfunction(getattr(zoo, name))]
 
@@ -125,3 +126,130 @@ def test_what_is_no_graph_and_what_is_no_override_is_one_line() -> None:
     with pytest.raises(ZooError, match=r"the graph has no edge features; expected 'none'"):
         zoo.create_model("rev_deep", shape, num_layers=2)
     assert zoo.create_model("rev_deep", shape, num_layers=2, **{"model.conv.edge_encoder": "none", "train.seed": 3})
+
+
+SMALL: dict[str, Any] = {"model.num_layers": 3, "train.num_epochs": 2, "train.schedule": None}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    return zoo.train("small_rev", some_data(), tmp_path / "run", overrides=SMALL, device="cpu", quiet=True)
+
+
+def test_a_graph_in_memory_trains_is_evaluated_loaded_resumed_and_moved(run: Any, tmp_path: Path) -> None:
+    measured = {figure.split: figure.value for figure in run.results().results}
+    assert set(measured) == {"train", "valid", "test"}
+    again = zoo.evaluate(run, device="cpu", quiet=True)
+    assert {c.figure.split: c.figure.value for c in again} == measured
+    own = zoo.evaluate(zoo.load(run), some_data(), split="test", device="cpu", quiet=True)
+    assert [(c.figure.split, c.figure.value) for c in own] == [("test", measured["test"])]
+    longer = {**SMALL, "train.num_epochs": 3}
+    options: dict[str, Any] = {"overrides": longer, "resume": True, "device": "cpu", "quiet": True}
+    seen: list[float] = []
+    zoo.train("small_rev", some_data(), run, on_epoch=lambda record: seen.append(record["epoch"]), **options)
+    assert seen == [3]
+    with pytest.raises(ZooError, match="the run began on other data"):
+        zoo.train("small_rev", some_data(x=torch.rand(30, 5)), run, **options)
+    moved = run.path.rename(tmp_path / "elsewhere")
+    assert len(zoo.evaluate(moved, device="cpu", quiet=True)) == 3
+
+
+def test_the_callback_gets_what_the_log_holds(tmp_path: Path) -> None:
+    records: list[Any] = []
+    run = zoo.train(
+        "small_rev", some_data(), tmp_path / "a", overrides=SMALL, on_epoch=records.append, device="cpu", quiet=True
+    )
+    assert records == run.metrics()
+    assert [record["epoch"] for record in records] == [1, 2]
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path: Path) -> None:
+    nothing_known = some_data(y=torch.full((30,), -1))
+    with pytest.raises(ZooError):
+        zoo.train("small_rev", nothing_known, tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_trained_in_a_loop_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
+    data = some_data()
+    model = zoo.create_model("rev_deep", data, num_layers=3, hidden_channels=16)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        logits = model(data.x, data.edge_index, data.edge_attr)
+        torch.nn.functional.cross_entropy(logits, data.y).backward()
+        optimizer.step()
+    model.eval()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for name, saved in (("plain", model), ("averaged", averaged)):
+        folder = zoo.save(saved, tmp_path / name)
+        loaded = zoo.load(folder)
+        with torch.no_grad():
+            inputs = (data.x, data.edge_index, data.edge_attr)
+            assert torch.equal(loaded(*inputs), model(*inputs))
+        assert loaded.zoo_info.recipe.model.num_layers == 3
+    card = (tmp_path / "plain/README.md").read_text()
+    assert "not by the recipe: the model was saved from a program of its owner's" in card
+    assert "0 epochs" not in card
+    figures = [comparison.figure for comparison in zoo.evaluate(model, data, device="cpu", quiet=True)]
+    zoo.save(model, tmp_path / "measured", results=figures)
+    compared = zoo.evaluate(tmp_path / "measured", data, device="cpu", quiet=True)
+    assert [c.published for c in compared] == [c.figure.value for c in compared]
+
+
+def test_what_is_no_model_of_the_zoo_or_was_changed_is_not_saved(tmp_path: Path) -> None:
+    shape = zoo.GraphShape(num_node_features=4, num_tasks=2)
+    with pytest.raises(ZooError, match=r"Linear: not a model of the zoo: it has no zoo_info"):
+        zoo.save(torch.nn.Linear(2, 2), tmp_path / "a")
+    model = zoo.create_model("small_rev", shape, num_layers=2)
+    model.head = torch.nn.Linear(64, 7)
+    with pytest.raises(ZooError, match=r"no longer that of its recipe 'small_rev': tensor 'head\.weight' has shape"):
+        zoo.save(model, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["small_rev", "small_deq", "small_rev_gat", "rev_deep", "rev_gat_arxiv"])
+def test_one_part_is_the_whole_graph_and_views_are_averaged(name: str) -> None:
+    data = some_data()
+    small = {} if "deq" in name else {"num_layers": 3}
+    model = zoo.create_model(name, data, **small)
+    whole = zoo.predict(model, data, num_parts=1)
+    assert model.training
+    model.eval()
+    if model.zoo_info.recipe.train.label_reuse is None:
+        graph = SimpleNamespace(x=data.x, edge_index=data.edge_index, edge_attr=data.edge_attr)
+        assert torch.equal(zoo.predict(model, graph, num_parts=1), whole)
+        inputs = (data.x, data.edge_index, data.edge_attr if model.zoo_info.recipe.model.reads_edges else None)
+        with torch.no_grad():
+            expected = model(*inputs)
+        if not model.zoo_info.recipe.data.self_loops:
+            torch.testing.assert_close(whole, expected)
+    parts = zoo.predict(model, data, num_parts=5, num_views=2)
+    assert parts.shape == whole.shape == (30, 3)
+    assert bool(torch.isfinite(parts).all())
+    assert not torch.equal(parts, whole)
+    assert torch.equal(parts, zoo.predict(model, data, num_parts=5, num_views=2))
+
+
+def test_features_that_a_graph_lacks_are_built_and_widths_are_compared() -> None:
+    data = some_data(x=None)
+    with pytest.warns(ZooWarning, match="has no node features; the model reads the degree"):
+        model = zoo.create_model("small_rev", data, num_layers=2)
+    data.num_nodes = 30
+    assert zoo.predict(model, data).shape == (30, 3)
+    wide = zoo.create_model("small_rev", some_data(), num_layers=2)
+    with pytest.raises(ZooError, match="the model was made for"):
+        zoo.predict(wide, some_data(x=torch.rand(30, 6)))
+    with pytest.raises(ZooError, match="num_parts: expected 1 to 30, the number of nodes, got 31"):
+        zoo.predict(wide, some_data(), num_parts=31)
+    with pytest.raises(ZooError, match=r"expected a zoo\.Graph or a torch_geometric\.data\.Data, got int"):
+        zoo.predict(wide, 3)
+
+
+def test_a_push_that_is_not_logged_in_or_names_no_folder_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.hub.push.get_token", lambda: None)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(AccessError, match="publishing needs a token"):
+        zoo.push(run, "me/mine")
+    with pytest.raises(ZooError, match="expected owner/name"):
+        zoo.push(run, "mine")

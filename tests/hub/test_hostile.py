@@ -247,7 +247,7 @@ sys.addaudithook(hook)
 WORK = """
 from zoo.workflows.evaluate import evaluate
 name, data, pickled, saved = sys.argv[1:]
-found = watch(lambda: (zoo.workflows.pull.fetch(name), zoo.load(name), evaluate(name, data_path=data, quiet=True)))
+found = watch(lambda: (zoo.workflows.pull.fetch(name), zoo.load(name), evaluate(name, data=data, quiet=True)))
 print("work", found)
 print("class", bool(watch(lambda: pickle.loads(Path(pickled).read_bytes()))))
 print("plain", bool(watch(lambda: pickle.loads(b"K\\x01."))))

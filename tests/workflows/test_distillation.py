@@ -177,7 +177,7 @@ def test_eval_of_the_run_and_of_its_bundle_read_the_labels_too(finished: Path, t
     recorded = {(figure.split, figure.num_views): figure.value for figure in config.results}
     for folder in (finished / "run", bundle):
         path = str(finished / "multiclass.npz")
-        figures = [comparison.figure for comparison in evaluate(folder, data_path=path, device="cpu", quiet=True)]
+        figures = [comparison.figure for comparison in evaluate(folder, data=path, device="cpu", quiet=True)]
         assert {(figure.split, figure.num_views) for figure in figures} == {(s, 3) for s in ("train", "valid", "test")}
         assert all(figure.value == recorded[figure.split, figure.num_views] for figure in figures)
     assert "| features | node, known labels |" in render_card(config)

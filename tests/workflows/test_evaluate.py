@@ -128,7 +128,7 @@ def test_a_bundle_evaluates_like_its_run(finished_run: Path, bundle: Path) -> No
     graph = finished_run.parent / "multiclass.npz"
     for options in ({}, {"num_views": 2, "num_parts": 5}, {"num_parts": 1}):
         of_run = figures_of(finished_run, device="cpu", quiet=True, **options)
-        assert figures_of(bundle, device="cpu", quiet=True, data_path=str(graph), **options) == of_run
+        assert figures_of(bundle, device="cpu", quiet=True, data=str(graph), **options) == of_run
 
 
 def test_the_export_gives_the_same_bits(finished_run: Path, bundle: Path) -> None:
@@ -183,9 +183,9 @@ def test_a_run_on_synthetic_data_claims_nothing_of_the_real_ones(
 
 
 def test_views_and_parts_can_be_chosen(finished_run: Path) -> None:
-    figure = figures_of(finished_run, splits=("test",), num_views=5, num_parts=3, device="cpu", quiet=True)[0]
+    figure = figures_of(finished_run, split=("test",), num_views=5, num_parts=3, device="cpu", quiet=True)[0]
     assert (figure.split, figure.protocol) == ("test", "5 views of 3 parts")
-    figure = figures_of(finished_run, splits=("test",), num_views=5, num_parts=1, device="cpu", quiet=True)[0]
+    figure = figures_of(finished_run, split=("test",), num_views=5, num_parts=1, device="cpu", quiet=True)[0]
     assert figure.protocol == "whole graph"
 
 
@@ -197,7 +197,7 @@ def test_more_parts_than_nodes_are_refused(finished_run: Path) -> None:
 def test_a_path_for_a_named_data_set_is_refused(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path, data={"dataset": "digits"})
     with pytest.raises(RecipeError, match="--data goes with the data set 'file' only; this model's is 'digits'"):
-        figures_of(folder, data_path="x", device="cpu", quiet=True)
+        figures_of(folder, data="x", device="cpu", quiet=True)
 
 
 def test_a_graph_of_another_shape_is_refused(bundle: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_graph_of_another_shape_is_refused(bundle: Path, finished_run: Path, t
     arrays["x"] = arrays["x"][:, :5]
     np.savez(tmp_path / "narrow.npz", **arrays)
     with pytest.raises(RunError, match=r"the graph has .*num_node_features=5.*, the model was made for .*=6"):
-        figures_of(bundle, data_path=str(tmp_path / "narrow.npz"), device="cpu", quiet=True)
+        figures_of(bundle, data=str(tmp_path / "narrow.npz"), device="cpu", quiet=True)
 
 
 def test_a_relative_path_is_also_looked_for_among_the_data(

@@ -94,7 +94,7 @@ def test_what_follows_is_written_into_the_run_and_the_bundle(tmp_path: Path) -> 
         assert written.data.node_features == ("degree",)
         assert not written.model.reads_edges
     # What is written there asks nothing more of the data.
-    assert len(evaluate(folder, data_path=str(tmp_path / "own.npz"), device="cpu", quiet=True)) == 3
+    assert len(evaluate(folder, data=str(tmp_path / "own.npz"), device="cpu", quiet=True)) == 3
 
 
 def test_an_incomplete_recipe_resumes_its_run(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_regression_is_trained_evaluated_exported_and_loaded(tmp_path: Path) -
     assert config.shape.num_tasks == 1
     assert "| test | mae |" in (folder / "README.md").read_text()
     for place in (tmp_path / "run", folder):
-        compared = evaluate(place, data_path=recipe.data.path, device="cpu", quiet=True)
+        compared = evaluate(place, data=recipe.data.path, device="cpu", quiet=True)
         assert {c.figure.split: c.figure.value for c in compared} == pytest.approx(figures)
         assert not any(c.is_regression for c in compared)
     graph, _ = recipe_graph(recipe)

@@ -59,10 +59,10 @@ def command(
 
     compared = evaluate(
         reference(model),
-        splits=(split,) if split else SPLITS,
+        split=split or SPLITS,
         num_views=views,
         num_parts=parts,
-        data_path=data_path,
+        data=data_path,
         device=device,
         num_threads=threads,
         edge_precision=edge_precision,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +74,9 @@ def command(
         spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)
     else:
         spec = chosen_recipe(recipe, assignments)
-        out = out or _fresh_folder(spec.name)
+        from zoo.workflows.run_dir import fresh_folder
+
+        out = out or fresh_folder(spec.name)
     from zoo.workflows.session import StoppedError
     from zoo.workflows.train import train
 
@@ -132,9 +132,3 @@ def _continue_command(out: Path) -> str:
             value = context.params[option.name or ""]
             words += [option.opts[-1]] if value is True else [option.opts[-1], str(value)]
     return shlex.join(words)
-
-
-def _fresh_folder(name: str) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    names = (f"{name}-{stamp}" + (f"-{number}" if number > 1 else "") for number in count(1))
-    return next(path for path in (Path("runs") / text for text in names) if not path.exists())

@@ -48,6 +48,8 @@ The figures below hold for this data set, split and protocol alone. No other dat
 ## Use
 
 ```python
+import zoo  # pip install revgnn-zoo
+
 model = zoo.load("owner/{name}")
 ```
 
@@ -57,17 +59,20 @@ revgnn-zoo eval owner/{name}
 """
 
 
-def render_card(config: BundleConfig, *, repo_id: str = "", has_curves: bool = False) -> str:
+def render_card(config: BundleConfig, *, repo_id: str = "", has_curves: bool = False, license: str = "mit") -> str:
     """The card of a bundle; the same bundle always gives the same text.
 
     Args:
         config: of the bundle.
         repo_id: where it is published; without it the card speaks of ``owner/NAME``.
         has_curves: the bundle holds a picture of the learning curves.
+        license: of the model, as the Hub names it.
     """
     recipe = config.recipe
     is_synthetic = config.provenance.data_is_synthetic
-    body = (not is_synthetic and _written_card(recipe)) or _GENERIC.format(
+    # A written card tells how the recipe trains, which was not done here.
+    is_by_recipe = not is_synthetic and not _is_own_training(config)
+    body = (is_by_recipe and _written_card(recipe)) or _GENERIC.format(
         name=recipe.name,
         summary=recipe.summary,
         dataset=_data_in_words(config),
@@ -75,8 +80,8 @@ def render_card(config: BundleConfig, *, repo_id: str = "", has_curves: bool = F
         features=config.shape.num_node_features,
     )
     body = body.replace(f"owner/{recipe.name}", repo_id or f"owner/{recipe.name}")
-    parts = [f"---\n{_metadata(config, repo_id)}\n---", body.strip(), _these_weights(config, has_curves=has_curves)]
-    text = "\n\n".join(parts)
+    head, tail = f"---\n{_metadata(config, repo_id, license)}\n---", _these_weights(config, has_curves=has_curves)
+    text = "\n\n".join([head, body.strip(), tail])
     return f"{text}\n\n<!-- rendered by revgnn-zoo {hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
@@ -138,7 +143,12 @@ def _described(recipe: Recipe) -> dict[str, Any]:
     return {"data": data["data"], "model": data["model"], "train": {**data["train"], "seed": 0}}
 
 
-def _metadata(config: BundleConfig, repo_id: str) -> str:
+def _is_own_training(config: BundleConfig) -> bool:
+    """True if the weights come neither from a run of the recipe nor from a checkpoint."""
+    return not config.provenance.num_epochs and not config.provenance.converted_from_sha256
+
+
+def _metadata(config: BundleConfig, repo_id: str, license: str) -> str:
     recipe = config.recipe
     dataset, metric = recipe.data.dataset, recipe.metric
     is_synthetic = config.provenance.data_is_synthetic
@@ -159,7 +169,7 @@ def _metadata(config: BundleConfig, repo_id: str) -> str:
     tags = ["graph-neural-network", "node-classification", f"revgnn-zoo-{recipe.model.type.replace('_', '-')}"]
     data = ModelCardData(
         library_name=LIBRARY,
-        license="mit",
+        license=license,
         pipeline_tag=_TASK[0],
         tags=[*tags, "synthetic-data"] if is_synthetic else tags,
         datasets=None if dataset == "file" or is_synthetic else [dataset],
@@ -193,6 +203,8 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
     }
     if provenance.converted_from_sha256:
         facts["training"] = f"by others; converted from a checkpoint, SHA-256 `{provenance.converted_from_sha256}`"
+    elif _is_own_training(config):
+        facts["training"] = "not by the recipe: the model was saved from a program of its owner's"
     lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {fact} |" for name, fact in facts.items() if fact)]
     lines += ["", "`config.json` holds the whole recipe with every default, and every figure above."]
     return "\n".join(lines)

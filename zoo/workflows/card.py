@@ -32,9 +32,9 @@ def prepare_bundle(source: Path) -> Path:
     return folder
 
 
-def bundle_card(folder: Path, config: BundleConfig, *, repo_id: str = "") -> str:
+def bundle_card(folder: Path, config: BundleConfig, *, repo_id: str = "", license: str = "mit") -> str:
     """The freshly rendered card of a bundle."""
-    return render_card(config, repo_id=repo_id, has_curves=(folder / CURVES_FILE).is_file())
+    return render_card(config, repo_id=repo_id, license=license, has_curves=(folder / CURVES_FILE).is_file())
 
 
 def write_card(source: Path, *, replace: bool = False) -> Path:

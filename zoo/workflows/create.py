@@ -16,9 +16,7 @@ from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape, input_shape
 from zoo.workflows.graphs import adapt_recipe, as_graph, prepare_graph
-
-# Where a recipe must name a file and there is none yet: the graph is in memory.
-IN_MEMORY = "graph.npz"
+from zoo.workflows.run_dir import GRAPH_FILE
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def create_model(
         shape = data
     else:
         graph = as_graph(data)
-        chosen = adapt_recipe(chosen, graph, IN_MEMORY)
+        chosen = adapt_recipe(chosen, graph, GRAPH_FILE)
         # Features of the graph's own are taken as they are; only missing ones have to be built to know their width.
         shape = (prepare_graph(chosen, graph) if graph.x is None else replace(graph, num_categories=0)).shape
     if not chosen.model.reads_edges:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from zoo.spec.shape import input_shape
 from zoo.spec.train import Partition
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of
-from zoo.workflows.graphs import EdgePrecision, graph_digest, is_synthetic, place_graph, recipe_graph
+from zoo.workflows.graphs import EdgePrecision, as_graph, graph_digest, is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import is_run, load_located, locate
 from zoo.workflows.objective import KnownLabels
 from zoo.workflows.progress import Progress
@@ -177,25 +177,31 @@ def measure(
 
 
 def evaluate(
-    reference: str | Path,
+    reference: str | os.PathLike[str] | nn.Module,
+    data: object = None,
     *,
-    splits: tuple[str, ...] = SPLITS,
+    split: str | Sequence[str] = SPLITS,
     num_views: int | None = None,
     num_parts: int | None = None,
-    data_path: str | None = None,
     device: str | None = None,
     num_threads: int | None = None,
     edge_precision: EdgePrecision = "fp32",
     quiet: bool = False,
 ) -> list[Comparison]:
-    """Evaluate the model of a run directory or a bundle on its own data set.
+    """Evaluate a model on its own data set, or on a graph of one's own.
+
+    >>> import zoo
+    >>> test = zoo.evaluate("quickstart", split="test", device="cpu", quiet=True)[0]
+    >>> test.figure.metric, test.figure.value > 0.9, test.is_within
+    ('accuracy', True, True)
 
     Args:
-        reference: the folder of a run or a bundle, or the name of a model as for ``zoo.load``.
-        splits: which of train, valid and test.
+        reference: a run, a bundle or a name, as for ``zoo.load``; or a model of the zoo.
+        data: a ``torch_geometric.data.Data``, a ``zoo.Graph``, or the path of the graph now, for a model of a graph of
+            the user's own; None: as the model's recipe says.
+        split: which of train, valid and test.
         num_views: V; None: as the recipe's test says.
         num_parts: P; None: as the recipe's test says.
-        data_path: where the graph lies now, for the data set "file".
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         num_threads: of the CPU.
         edge_precision: of the edge features on a GPU; "fp16" halves their memory.
@@ -207,20 +213,29 @@ def evaluate(
     Raises:
         ZooError: if the model or its data cannot be loaded or do not fit together.
     """
+    splits = (split,) if isinstance(split, str) else tuple(split)
+    if unknown := [name for name in splits if name not in SPLITS]:
+        raise RunError(f"split: expected some of {', '.join(SPLITS)}, got {unknown[0]!r}")
     chosen = session.start(device, num_threads)
-    located = locate(reference)
-    model = load_located(located)
+    model = reference if isinstance(reference, nn.Module) else load_located(locate(reference))
     info = info_of(model)
-    recipe = info.recipe
-    if data_path is not None:
+    recipe, own = info.recipe, None
+    if isinstance(data, str | os.PathLike):
         if recipe.data.dataset != "file":
             raise RecipeError(f"--data goes with the data set 'file' only; this model's is {recipe.data.dataset!r}")
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": data_path})})
-    graph, split = recipe_graph(recipe)
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": os.fspath(data)})})
+    elif data is not None:
+        own = as_graph(data)
+    graph, nodes = recipe_graph(recipe, own)
     check_shape(graph, info)
-    recorded = _data_digest(located.folder)
-    if recorded and recorded != graph_digest(graph, split):
-        warnings.warn(f"{reference}: the data are not those that the model was trained on", ZooWarning, stacklevel=2)
+    # A graph that is handed over may well be another one; a file or a data set should be the one of the training.
+    recorded = "" if own is not None or info.folder is None else _data_digest(info.folder)
+    if recorded and recorded != graph_digest(graph, nodes):
+        warnings.warn(
+            f"{recipe.name if isinstance(reference, nn.Module) else reference}: the data are not those that the model was trained on",
+            ZooWarning,
+            stacklevel=2,
+        )
     usual = test_protocol(recipe)
     parts = usual.num_parts if num_parts is None else num_parts
     if parts > graph.num_nodes:
@@ -229,7 +244,7 @@ def evaluate(
     count = 1 if parts == 1 else (recipe.test.num_views if num_views is None else num_views)
     protocol = Protocol(count, parts, recipe.train.seed, "test")
     with (
-        session.oom_as_run_error(str(reference), "raise --parts"),
+        session.oom_as_run_error(recipe.name if isinstance(reference, nn.Module) else str(reference), "raise --parts"),
         Progress(protocol.num_steps, unit="part", quiet=quiet) as progress,
     ):
         logits = predict(
@@ -238,11 +253,11 @@ def evaluate(
             protocol,
             device=chosen,
             precision=recipe.train.precision,
-            known=KnownLabels.of(recipe.train, graph, split, chosen),
+            known=KnownLabels.of(recipe.train, graph, nodes, chosen),
             on_part=lambda: progress.step("evaluating", {}),
         )
-    figures = measure(graph, split, recipe.metric, logits, protocol, splits)
-    sizes = {name: len(getattr(split, name)) for name in splits}
+    figures = measure(graph, nodes, recipe.metric, logits, protocol, splits)
+    sizes = {name: len(getattr(nodes, name)) for name in splits}
     if is_synthetic(recipe, graph):
         # The source reports figures on the real data, which cannot be compared with figures on synthetic ones.
         recipe = recipe.model_copy(update={"source": None})

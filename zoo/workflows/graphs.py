@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from zoo.data.arrays import save_graph
 from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.download import data_root
 from zoo.data.features import build_features
@@ -18,11 +19,12 @@ from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
 from zoo.data.metrics import METRIC_TASKS, check_metric, metrics_of
 from zoo.data.ogb import OGB
 from zoo.data.pyg import graph_from_pyg
-from zoo.errors import DataError, RecipeError, ZooWarning
+from zoo.errors import DataError, RecipeError, RunError, ZooWarning
 from zoo.spec.faults import parse_spec
 from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.workflows.objective import LOSSES, losses_of
+from zoo.workflows.run_dir import GRAPH_FILE, RunDir
 
 EdgePrecision = Literal["fp32", "fp16"]
 
@@ -170,6 +172,24 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
                 {"type": "random", "num_parts": num_parts} if num_parts > 1 else {"type": "full"}
             )
     return complete_recipe(read_recipe(recipe, changes), graph)[0]
+
+
+def kept_graph(graph: Graph, run: RunDir, *, is_new: bool) -> Graph:
+    """The graph of a run directory, which is written there when the run begins.
+
+    It is read back from its file, so that whoever resumes or evaluates the run sees the very same graph.
+
+    Raises:
+        RunError: if the run began on another graph.
+        DataError: if the graph cannot be written.
+    """
+    path = run.path / GRAPH_FILE
+    if is_new:
+        save_graph(graph, path)
+    kept = load_graph("file", path=path)
+    if graph_digest(kept, kept.splits[0]) != graph_digest(graph, graph.splits[0]):
+        raise RunError(f"{run.path}: the run began on other data; start again in another folder")
+    return kept
 
 
 def is_synthetic(recipe: Recipe, graph: Graph) -> bool:

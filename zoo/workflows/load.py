@@ -21,9 +21,9 @@ from zoo.spec.recipe import DataSpec, Recipe
 from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import list_bundles, name_hint, shipped_dir
 from zoo.workflows import session
-from zoo.workflows.create import IN_MEMORY, ZooInfo, info_of, set_info
+from zoo.workflows.create import ZooInfo, info_of, set_info
 from zoo.workflows.pull import fetch, tried_as_folder
-from zoo.workflows.run_dir import RunDir
+from zoo.workflows.run_dir import GRAPH_FILE, RunDir
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _with_widths(shape: GraphShape, widths: Mapping[str, int]) -> GraphShape:
 def _for_other_data(recipe: Recipe, widths: Mapping[str, int]) -> Recipe:
     """The recipe without its data set and what was published of it, neither of which fits other inputs or outputs."""
     changed = ", ".join(f"{name}={width}" for name, width in widths.items())
-    data = DataSpec(dataset="file", path=IN_MEMORY)
+    data = DataSpec(dataset="file", path=GRAPH_FILE)
     summary = f"{recipe.name}, fine-tuned with {changed}"
     return recipe.model_copy(update={"data": data, "source": None, "summary": summary})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from zoo.errors import BundleError
 from zoo.files import read_regular
+from zoo.hub import push as hub_push
 from zoo.hub.card import card_faults, is_generated
 from zoo.hub.client import connect, warn
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, read_config
-from zoo.hub.push import Content, Options, Published, inspect, push
+from zoo.hub.push import Content, Options, Published, inspect
 from zoo.hub.reference import check_repo_id, check_revision
 from zoo.json_object import MAX_JSON_BYTES
 from zoo.spec.shape import GraphShape
@@ -26,8 +28,51 @@ _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
 _NUM_PROBE_NODES, _NUM_PROBE_EDGES = 32, 128
 
 
+def push(
+    source: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    license: str | None = None,
+    private: bool = False,
+    tag: str = "",
+    message: str = "",
+    create_pr: bool = False,
+    replace_card: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+    quiet: bool = True,
+) -> Published:
+    """Publish a bundle or a finished run on the Hub, in one commit: ``zoo.push("runs/mine", "me/mine")``.
+
+    Args:
+        source: a folder that ``zoo.save`` or ``zoo.train`` wrote; a run is exported first.
+        repo_id: ``owner/name``; created if there is no such repository.
+        license: of the model, as the Hub names it, such as "apache-2.0"; None: "mit".
+        private: a repository that has to be created is private.
+        tag: also set this tag. One that exists elsewhere is never moved.
+        message: title of the commit.
+        create_pr: open a pull request instead of committing.
+        replace_card: render README.md anew even if it was written by hand.
+        dry_run: check everything and send nothing.
+        token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN.
+        quiet: show no progress.
+
+    Raises:
+        ZooError: as :func:`publish`.
+    """
+    options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
+    return publish(Path(source), repo_id, options, license=license, replace_card=replace_card, token=token, quiet=quiet)
+
+
 def publish(
-    source: Path, repo_id: str, options: Options, *, replace_card: bool = False, quiet: bool = False
+    source: Path,
+    repo_id: str,
+    options: Options,
+    *,
+    license: str | None = None,
+    replace_card: bool = False,
+    token: str | None = None,
+    quiet: bool = False,
 ) -> Published:
     """Publish a bundle, or the bundle of a finished run, in one commit.
 
@@ -37,7 +82,9 @@ def publish(
         source: a bundle or a run directory; a run is exported first.
         repo_id: ``owner/name``; created if there is no such repository.
         options: how.
+        license: of the model, in a rendered README.md; None: "mit". One written by hand has to name it itself.
         replace_card: publish a freshly rendered README.md whatever there is.
+        token: for the Hub; None: the user's.
         quiet: show no progress.
 
     Raises:
@@ -53,10 +100,13 @@ def publish(
     _refuse_links(folder)
     config = read_config(folder)
     _check_reload(folder, config)
-    hub = connect(quiet=quiet)
+    hub = connect(quiet=quiet, token=token)
     target = inspect(hub, repo_id, _FILES, create_pr=options.create_pr)
-    card = _choose_card(folder, config, repo_id, target.card, replace_card=replace_card)
+    fresh = bundle_card(folder, config, repo_id=repo_id, license=license or "mit")
+    card = fresh if replace_card else _choose_card(folder, repo_id, target.card, fresh)
     faults = card_faults(card, config)
+    if license is not None and f"\nlicense: {license}\n" not in card:
+        faults.append(f"was written by hand and does not name license: {license}")
     if faults:
         raise BundleError(f"{folder}: {CARD_FILE}: {'; '.join(faults)}; see: revgnn-zoo card {folder} --check")
     files: dict[str, Content] = {
@@ -69,7 +119,7 @@ def publish(
     for name, content in files.items():
         if isinstance(content, bytes):
             _refuse_secrets(f"{folder}: {name}", content.decode())
-    return push(hub, target, files, options)
+    return hub_push.push(hub, target, files, options)
 
 
 def _refuse_links(folder: Path) -> None:
@@ -87,12 +137,10 @@ def _refuse_secrets(where: str, text: str) -> None:
         raise BundleError(f"{where}: names your home folder {home}; remove it before publishing")
 
 
-def _choose_card(folder: Path, config: BundleConfig, repo_id: str, remote: str | None, *, replace_card: bool) -> str:
+def _choose_card(folder: Path, repo_id: str, remote: str | None, fresh: str) -> str:
+    """The card to publish: one written by hand, here before there, else the fresh one."""
     path = folder / CARD_FILE
     local = read_regular(path, max_bytes=1 << 20).decode(errors="replace") if path.is_file() else ""
-    fresh = bundle_card(folder, config, repo_id=repo_id)
-    if replace_card:
-        return fresh
     if local and not is_generated(local):
         return local
     if remote is not None and remote.strip() and not is_generated(remote):

@@ -7,6 +7,7 @@
     results.json               written once, when the run is finished
     curves.png, tensorboard/   pictures of metrics.jsonl
     teacher/                   under self-distillation: the run directory of the teacher
+    graph.npz                  the data, if they came from memory
 
 Tensors and the JSON tree that goes with them stand in one file under one digest, so that no crash can tear them apart;
 every file is replaced as a whole. A run directory belongs to one recipe for ever, of which only
@@ -19,10 +20,12 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +46,9 @@ from zoo.workflows.saved import NewerError, Saved, read_saved, write_saved
 _NUM_STATES = 2
 _STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
 _TEMPORARY = re.compile(r"^(recipe\.json|results\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$")
-_FIRST_FILES = (".lock", "recipe.json")
+# The data of a run on a graph of one's own.
+GRAPH_FILE = "graph.npz"
+_FIRST_FILES = (".lock", "recipe.json", GRAPH_FILE)
 
 
 class BestEpoch(Spec):
@@ -86,6 +91,12 @@ class RunDir:
             raise RunError(f"{path}: not a run directory: it has no recipe.json")
         self.path = path
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
     @property
     def bundle_path(self) -> Path:
         """Folder of the bundle of this run unless something else is asked for."""
@@ -112,8 +123,12 @@ class RunDir:
         Raises:
             RecipeError: if the file was damaged, or an override is at fault.
         """
-        path = self.path / "recipe.json"
-        return parse_recipe(read_json_object(path, error=RecipeError), where=str(path), overrides=overrides)
+        path, graph = self.path / "recipe.json", self.path / GRAPH_FILE
+        recipe = parse_recipe(read_json_object(path, error=RecipeError), where=str(path), overrides=overrides)
+        if not graph.is_file():
+            return recipe
+        # The recipe holds the place where the run began; the folder may have been moved since.
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(graph.absolute())})})
 
     def results(self) -> RunResults | None:
         """The results of a finished run; None if it is not finished.
@@ -278,6 +293,13 @@ class RunDir:
                 raise RunError(f"{path}: shorter than when the state was saved; it was changed by something else")
             file.truncate(at)
             yield file
+
+
+def fresh_folder(name: str) -> Path:
+    """A folder for a run of a recipe that is not there yet, named after the recipe and the time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = (f"{name}-{stamp}" + (f"-{number}" if number > 1 else "") for number in count(1))
+    return next(path for path in (Path("runs") / text for text in names) if not path.exists())
 
 
 @contextmanager

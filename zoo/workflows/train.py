@@ -11,9 +11,9 @@ begins; so it is stopped, resumed, evaluated and exported like any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -40,7 +40,15 @@ from zoo.workflows.evaluate import (
     predict,
     test_protocol,
 )
-from zoo.workflows.graphs import EdgePrecision, complete_recipe, graph_digest, is_synthetic, place_graph, recipe_graph
+from zoo.workflows.graphs import (
+    EdgePrecision,
+    complete_recipe,
+    graph_digest,
+    is_synthetic,
+    kept_graph,
+    place_graph,
+    recipe_graph,
+)
 from zoo.workflows.load import Located, load_located
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
@@ -56,6 +64,8 @@ def train(
     out: Path,
     *,
     graph: Graph | None = None,
+    keep_graph: bool = False,
+    on_epoch: Callable[[Mapping[str, float]], object] | None = None,
     device: str | None = None,
     resume: bool = False,
     baseline: bool = False,
@@ -71,6 +81,8 @@ def train(
         recipe: what to train, on what, and how.
         out: the run directory; new or empty, or with the same recipe.
         graph: that the recipe speaks of, if it is loaded already.
+        keep_graph: write the graph into the run directory, where the recipe says it is.
+        on_epoch: called after each epoch with its line of ``metrics.jsonl``.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         resume: continue an unfinished run, or one that has fewer epochs than the recipe; start one that is not there.
         baseline: also fit a logistic or ridge regression to the node features and report it beside the results.
@@ -88,7 +100,7 @@ def train(
         StoppedError: after a signal or ``max_time_s``; the state is saved.
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
-    options = _Options(session.start(device, num_threads), capture, edge_precision, resume, quiet)
+    options = _Options(session.start(device, num_threads), capture, edge_precision, resume, quiet, on_epoch)
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     # What follows from the labels is part of the run's recipe.
     recipe, graph = complete_recipe(recipe, graph)
@@ -98,6 +110,8 @@ def train(
         session.oom_as_run_error(str(out), remedy),
     ):
         results = run.results()
+        if keep_graph and graph is not None:
+            graph = kept_graph(graph, run, is_new=not run.states() and results is None)
         if results is None:
             return _train(recipe, run, options, stop, graph, baseline=baseline)
         if not quiet:
@@ -131,6 +145,7 @@ class _Options:
     edge_precision: EdgePrecision
     resume: bool
     quiet: bool
+    on_epoch: Callable[[Mapping[str, float]], object] | None = None
 
 
 def _train(
@@ -228,6 +243,8 @@ def _train(
             # The log comes first: a state may lag behind it, and a resume then cuts it to the length in the state.
             state.end_epoch(record, epoch_s)
             state.save_if_due(epoch_is_done=True)
+            if options.on_epoch is not None:
+                options.on_epoch(record)
         state.save()
 
     results = _finish(state, task, pause_if_asked, quiet=quiet)
@@ -257,7 +274,8 @@ def _train_teacher(
             return results
         if not options.quiet:
             Progress(0, unit="step").line(f"{teacher_run.path}: the teacher comes first")
-        return _train(teacher, teacher_run, options, stop, graph, baseline=False)
+        # A log of the run is about the student.
+        return _train(teacher, teacher_run, replace(options, on_epoch=None), stop, graph, baseline=False)
 
 
 def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:

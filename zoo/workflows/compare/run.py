@@ -235,8 +235,8 @@ def _scores(run: Run, job: _Job) -> RunScores:
     if results is None:
         compared = evaluate(
             run.folder,
-            splits=_SPLITS,
-            data_path=run.recipe.data.path or None,
+            split=_SPLITS,
+            data=run.recipe.data.path or None,
             device=str(job.device),
             num_threads=job.num_threads,
             quiet=job.quiet,
