@@ -123,7 +123,7 @@ def test_what_is_no_graph_and_what_is_no_override_is_one_line() -> None:
         zoo.create_model("small_rev", {"x": 1})
     with pytest.raises(RecipeError, match="num_layer: unknown key; did you mean 'num_layers'"):
         zoo.create_model("small_rev", shape, num_layer=3)
-    with pytest.raises(ZooError, match=r"the graph has no edge features; expected 'none'"):
+    with pytest.raises(ZooError, match="the graph has none; set edge_encoder to 'none'"):
         zoo.create_model("rev_deep", shape, num_layers=2)
     assert zoo.create_model("rev_deep", shape, num_layers=2, **{"model.conv.edge_encoder": "none", "train.seed": 3})
 
@@ -229,6 +229,32 @@ def test_one_part_is_the_whole_graph_and_views_are_averaged(name: str) -> None:
     assert bool(torch.isfinite(parts).all())
     assert not torch.equal(parts, whole)
     assert torch.equal(parts, zoo.predict(model, data, num_parts=5, num_views=2))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_weights_of_edges_and_sparse_matrices_are_read_where_the_model_reads_weights() -> None:
+    data = some_data(edge_attr=None)
+    num_edges = data.edge_index.shape[1]
+    model = zoo.create_model("small_rev_gcn", data, num_layers=3)
+    plain = zoo.predict(model, data, num_parts=1)
+    weighted = copy.copy(data)
+    weighted.edge_weight = torch.linspace(0.1, 2, num_edges)
+    heavy = zoo.predict(model, weighted, num_parts=1)
+    assert not torch.allclose(heavy, plain)
+    adj_t = torch.sparse_coo_tensor(data.edge_index.flip(0), weighted.edge_weight, (30, 30)).coalesce().to_sparse_csr()
+    torch.testing.assert_close(zoo.predict(model, SimpleNamespace(x=data.x, adj_t=adj_t), num_parts=1), heavy)
+
+
+def test_a_part_needs_no_more_than_the_memory_it_is_given() -> None:
+    from zoo.workflows.create import info_of
+    from zoo.workflows.predict import parts_for
+
+    graph = digits_graph()
+    info = info_of(zoo.load("quickstart"))
+    few, many = (parts_for(graph, info, memory) for memory in (1 << 30, 1 << 20))
+    assert few == 1 < many
+    assert parts_for(graph, info, 1 << 19) > many
+    assert zoo.predict(zoo.load("quickstart"), graph, memory=1 << 20, num_views=1).shape == (1797, 10)
 
 
 def test_features_that_a_graph_lacks_are_built_and_widths_are_compared() -> None:

@@ -121,7 +121,11 @@ def prepare_graph(recipe: Recipe, graph: Graph) -> Graph:
     Raises:
         DataError: if the graph lacks what a feature is built from.
     """
-    graph = build_features(graph, recipe.data.node_features)
+    return as_read(recipe, build_features(graph, recipe.data.node_features))
+
+
+def as_read(recipe: Recipe, graph: Graph) -> Graph:
+    """A graph that has its node features, without what a recipe's model does not read, and with its self-loops."""
     if not recipe.model.reads_edges:
         # Drop unused edge features so that parts need not gather them.
         graph = replace(graph, edge_attr=None)

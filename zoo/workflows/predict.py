@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.data.graph import Graph, Split, with_self_loops
+from zoo.data.graph import Graph, Split
 from zoo.errors import DataError, RunError
 from zoo.ops.sparse import is_sparse, sparse_edges
 from zoo.ops.tensors import plain
+from zoo.spec.model import DeqSpec
 from zoo.spec.shape import GraphShape
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of
 from zoo.workflows.evaluate import Protocol, check_shape, test_protocol
 from zoo.workflows.evaluate import predict as predict_parts
-from zoo.workflows.graphs import as_graph, prepare_graph
+from zoo.workflows.graphs import as_graph, as_read, prepare_graph
 from zoo.workflows.objective import KnownLabels
 from zoo.workflows.progress import Progress
 
@@ -98,8 +99,11 @@ def parts_for(graph: Graph, info: ZooInfo, memory: int) -> int:
     A part of n = N / P nodes keeps each edge with probability 1 / P, so that its nodes, not its edges, decide about a
     large graph.
     """
-    channels = max(info.recipe.model.hidden_channels, info.shape.num_node_features, info.shape.num_tasks)
-    node_bytes = graph.num_nodes * channels * _NODE_CHANNEL_BYTES
+    spec = info.recipe.model
+    channels = max(spec.hidden_channels, info.shape.num_node_features, info.shape.num_tasks)
+    # A solver of a fixed point keeps 2 x history states and a few more.
+    history = (getattr(spec.solver, "history", None) or 1) if isinstance(spec, DeqSpec) else 0
+    node_bytes = graph.num_nodes * channels * (_NODE_CHANNEL_BYTES + (16 * history + 64 if history else 0))
     num_messages = graph.num_edges * (2 if graph.undirected else 1)
     edge_bytes = num_messages * (_EDGE_BYTES + 8 * info.shape.num_edge_features)
     # The positive root of memory * P^2 - nodes * P - edges = 0.
@@ -118,9 +122,7 @@ def _graph_for(data: object, info: ZooInfo) -> Graph:
     if graph.x is None or graph.x.shape[1] != width:
         graph = prepare_graph(recipe, graph)
     else:
-        graph = replace(graph, num_categories=shape.num_node_categories)
-        graph = graph if recipe.model.reads_edges else replace(graph, edge_attr=None)
-        graph = with_self_loops(graph) if recipe.data.self_loops and not graph.self_loops else graph
+        graph = as_read(recipe, replace(graph, num_categories=shape.num_node_categories))
     graph = replace(graph, num_tasks=shape.num_tasks)
     check_shape(graph, info)
     return graph
@@ -132,10 +134,18 @@ def _unlabeled(data: Any, shape: GraphShape) -> Graph:
     edges = getattr(data, "adj_t", None) if edges is None else edges
     if edges is None:
         raise DataError(f"data: expected a zoo.Graph or a torch_geometric.data.Data, got {type(data).__name__}")
-    edge_index = sparse_edges(edges).edge_index if is_sparse(edges) else plain(edges)
-    edge_attr, num_nodes = getattr(data, "edge_attr", None), int(data.num_nodes if x is None else len(x))
-    if edge_attr is not None:
-        edge_attr = plain(edge_attr).float().reshape(edge_index.shape[1], -1)
+    edge_attr, edge_weight = getattr(data, "edge_attr", None), getattr(data, "edge_weight", None)
+    if is_sparse(edges):
+        sparse = sparse_edges(edges)
+        edge_index = sparse.edge_index
+        # The numbers in a sparse matrix are weights, or features where there are several on an edge.
+        if sparse.value is not None and sparse.value.dim() == 1:
+            edge_weight = sparse.value
+        elif sparse.value is not None:
+            edge_attr = sparse.value
+    else:
+        edge_index = plain(edges)
+    num_nodes = int(data.num_nodes if x is None else len(x))
     none = torch.empty(0, dtype=torch.int64)
     return Graph(
         name="data",
@@ -144,7 +154,8 @@ def _unlabeled(data: Any, shape: GraphShape) -> Graph:
         undirected=False,
         num_nodes=num_nodes,
         x=None if x is None else plain(x).float(),
-        edge_attr=edge_attr,
+        edge_attr=None if edge_attr is None else plain(edge_attr).float().reshape(edge_index.shape[1], -1),
+        edge_weight=None if edge_weight is None else plain(edge_weight).float().flatten(),
         y=torch.full((num_nodes,), -1),
         splits=(Split(none, none, none),),
         task="multiclass",
