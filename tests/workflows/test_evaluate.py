@@ -226,4 +226,4 @@ def test_data_that_changed_since_the_run_are_told(tmp_path: Path) -> None:
     write_graph(tmp_path / "multiclass.npz", y=np.arange(NUM_NODES) // 30)
     for folder in (tmp_path / "run", tmp_path / "run" / "bundle"):
         with pytest.warns(ZooWarning, match="the data are not those that the model was trained on"):
-            evaluate(folder, data_path=str(tmp_path / "multiclass.npz"), device="cpu", quiet=True)
+            evaluate(folder, data=str(tmp_path / "multiclass.npz"), device="cpu", quiet=True)

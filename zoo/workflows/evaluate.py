@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +221,7 @@ def evaluate(
     model = reference if isinstance(reference, nn.Module) else load_located(locate(reference))
     info = info_of(model)
     recipe, own = info.recipe, None
+    label = recipe.name if isinstance(reference, nn.Module) else os.fspath(reference)
     if isinstance(data, str | os.PathLike):
         if recipe.data.dataset != "file":
             raise RecipeError(f"--data goes with the data set 'file' only; this model's is {recipe.data.dataset!r}")
@@ -232,7 +234,7 @@ def evaluate(
     recorded = "" if own is not None or info.folder is None else _data_digest(info.folder)
     if recorded and recorded != graph_digest(graph, nodes):
         warnings.warn(
-            f"{recipe.name if isinstance(reference, nn.Module) else reference}: the data are not those that the model was trained on",
+            f"{label}: the data are not those that the model was trained on",
             ZooWarning,
             stacklevel=2,
         )
@@ -244,7 +246,7 @@ def evaluate(
     count = 1 if parts == 1 else (recipe.test.num_views if num_views is None else num_views)
     protocol = Protocol(count, parts, recipe.train.seed, "test")
     with (
-        session.oom_as_run_error(recipe.name if isinstance(reference, nn.Module) else str(reference), "raise --parts"),
+        session.oom_as_run_error(label, "raise --parts"),
         Progress(protocol.num_steps, unit="part", quiet=quiet) as progress,
     ):
         logits = predict(
