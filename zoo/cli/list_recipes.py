@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ from zoo.errors import NotFoundError
 from zoo.hub.config import read_config
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import known_shape
-from zoo.spec.shipped import list_recipes, recipe_path, shipped_dir
+from zoo.spec.shipped import list_models, recipe_path, shipped_dir
 
 
 @click.command(
@@ -57,14 +56,8 @@ def command(
             raise click.UsageError("PATTERN, --family, --dataset and --pretrained choose among installed models")
         _models(author, remote=remote, as_json=as_json, quiet=quiet)
         return
-    recipes = [read_recipe(recipe_path(name)) for name in fnmatch.filter(list_recipes(), pattern)]
-    rows = [
-        _row(recipe)
-        for recipe in recipes
-        if family in (None, recipe.model.type) and dataset in (None, recipe.data.dataset)
-    ]
-    if pretrained:
-        rows = [row for row in rows if row["trained"]]
+    names = list_models(pattern, pretrained=pretrained or None, family=family, dataset=dataset)
+    rows = [_row(read_recipe(recipe_path(name))) for name in names]
     if as_json:
         echo_json(rows)
         return
