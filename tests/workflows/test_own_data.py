@@ -129,7 +129,7 @@ def test_weights_of_edges_decide_what_is_learned(family: str, tmp_path: Path) ->
         assert fewer.results != ()
     folder, _ = export(tmp_path / "weighted" / "run")
     path = str(tmp_path / "weighted" / "own.npz")
-    assert not any(c.is_regression for c in evaluate(folder, data_path=path, device="cpu", quiet=True))
+    assert not any(c.is_regression for c in evaluate(folder, data=path, device="cpu", quiet=True))
 
 
 def test_weights_that_no_convolution_reads_are_left_out_and_that_is_said(tmp_path: Path) -> None:
