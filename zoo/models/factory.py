@@ -153,6 +153,7 @@ def _rev_gat(spec: RevGATSpec, shape: GraphShape) -> RevGAT:
 
 
 def _conv(spec: Conv, channels: int, embedding_channels: int, norm: Norm) -> nn.Module:
+    # What this package lacks comes from an installed one, whose code is imported here for the first time.
     layer = CONVS.get(spec.type)
     if layer is None:
         plugin = find_plugin("convs", spec.type)

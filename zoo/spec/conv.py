@@ -232,6 +232,7 @@ class PygConvSpec(ConvSpec):
     GraphConv of k-GNNs (1810.02244), GNN-FiLM (1906.12192), LEConv of ASAP (1911.07979).
     """
 
+    # Weight normalization finds nn.Linear alone; PyTorch Geometric's layers have a linear map of their own.
     allows_weight_norm: ClassVar[bool] = False
     type: PygName
 
@@ -318,6 +319,7 @@ class PNAConvSpec(ConvSpec):
 
     def num_other_parameters(self, channels: int) -> int:
         """Maps of 2 C to C for messages, of 13 C to C for x and the 12 aggregates, of C to C, each with a bias."""
+        # The last but one reads x beside four aggregates, each scaled in three ways.
         return 16 * channels**2 + 3 * channels
 
 

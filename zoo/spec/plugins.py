@@ -121,6 +121,7 @@ def missing_package(packages: object) -> str | None:
     """
     for name, version in packages.items() if isinstance(packages, dict) else ():
         requirement = f"{name}=={version}"
+        # What is no name and version is reported by the check of the whole configuration.
         if _REQUIREMENT.fullmatch(requirement):
             import importlib.metadata
 
@@ -139,6 +140,7 @@ class Installed:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema of the choice, in a function that also knows plugins."""
+        # Written as what it is, since the class of a plugin is none of the choice's.
         serialization = core_schema.simple_ser_schema("any")
         return core_schema.no_info_wrap_validator_function(self._check, handler(source), serialization=serialization)
 
@@ -154,9 +156,11 @@ class Installed:
         return found
 
     def _check(self, value: Any, choice: Callable[[Any], Any]) -> Any:
+        # The choice goes first, so that no package can change what a recipe of this one means.
         try:
             return choice(value)
         except ValidationError as invalid:
+            # Any other fault was found in a spec of this package and is reported as it is.
             if invalid.errors()[0]["type"] not in ("union_tag_invalid", "literal_error"):
                 raise
             plugin = find_plugin(self.group, _name(value))
@@ -189,6 +193,7 @@ class Table(Mapping[Key, Value]):
         """The row of a key."""
         if key in self._rows:
             return self._rows[key]
+        # Losses are keyed by task and name; plugins by their name alone.
         plugin = find_plugin(self._group, key[-1] if isinstance(key, tuple) else str(key))
         if plugin is None:
             raise KeyError(key)
