@@ -156,6 +156,10 @@ CASES = {
     "set_wrong_value": Case(
         TRAIN + " --set train.num_epochs=x", "Error: --set: train.num_epochs: expected an integer", 1, GOOD
     ),
+    "predict_to_no_npz": Case(
+        "predict quickstart --data digits --out logits.csv", "expected the name of a .npz file", 2
+    ),
+    "predict_without_a_graph": Case("predict quickstart --data gone.npz --out l.npz", "gone.npz", 1),
     "export_of_a_name": Case("export quickstart", "quickstart: a shipped name; this takes the folder of a run", 3),
     "push_of_a_name": Case("push quickstart me/x", "quickstart: a shipped name; this takes the folder of a run", 3),
     "set_unknown_key": Case(TRAIN + " --set train.sead=1", "train.sead: unknown key; did you mean 'seed'?", 1, GOOD),

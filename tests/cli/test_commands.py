@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import zoo
@@ -324,6 +325,22 @@ def test_eval_takes_a_relative_folder(finished: Path, zoo_command: Command, monk
     assert result.code == 0
     assert "2 views of 3 parts" in result.out
     assert "train" not in result.out
+
+
+def test_predict_writes_the_logits_of_every_node(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
+    graph = finished / "multiclass.npz"
+    for model in ("run", "run/bundle"):
+        result = zoo_command(
+            "predict", finished / model, "--data", graph, "--out", f"{Path(model).name}.npz", "--parts", 1
+        )
+        assert (result.code, result.out) == (0, f"{Path(model).name}.npz: logits [90, 3]\n"), result.err
+    logits = [np.load(tmp_path / f"{name}.npz")["logits"] for name in ("run", "bundle")]
+    assert np.array_equal(*logits)
+    # The figure that eval gives follows from what was written.
+    evaluated = zoo_command("eval", finished / "run", "--split", "test", "--parts", 1, "--json", "-q")
+    arrays = np.load(graph)
+    is_right = logits[0].argmax(1) == arrays["y"]
+    assert is_right[arrays["test_mask"]].mean() == pytest.approx(json.loads(evaluated.out)[0]["value"])
 
 
 def test_export_and_plot_say_what_they_wrote(finished: Path, tmp_path: Path, zoo_command: Command) -> None:

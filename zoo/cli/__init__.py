@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "new": "zoo.cli.new",
         "train": "zoo.cli.train",
         "eval": "zoo.cli.evaluate",
+        "predict": "zoo.cli.predict",
         "plot": "zoo.cli.plot",
         "export": "zoo.cli.export",
         "push": "zoo.cli.push",

@@ -1,0 +1,55 @@
+"""``revgnn-zoo predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, device_options, echo, example, reference
+from zoo.errors import ZooError
+from zoo.files import write_errors
+
+
+@click.command(
+    "predict", epilog=example("revgnn-zoo predict runs/mine --data graph.npz --out logits.npz --parts 4 --views 3")
+)
+@click.argument("model", metavar="MODEL")
+@click.option("--data", required=True, help="The graph: a .npz file, a folder of .npy files, or a data set's name.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz file of the logits, [N, T].")
+@click.option("--parts", type=click.IntRange(1), help="Parts that the graph is divided into. [default: recipe]")
+@click.option("--views", type=click.IntRange(1), help="Divisions to average over. [default: recipe]")
+@device_options
+@common_options
+def command(
+    *,
+    model: str,
+    data: str,
+    out: Path,
+    parts: int | None,
+    views: int | None,
+    device: str | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Predict every node of a graph and write the logits.
+
+    MODEL is a run directory, a bundle, the name of a shipped model, or OWNER/NAME[@REVISION] on the Hub.
+    """
+    if out.suffix != ".npz":
+        raise click.UsageError(f"--out {out}: expected the name of a .npz file")
+    import numpy as np
+
+    import zoo
+    from zoo.data.datasets import DATASETS
+    from zoo.workflows.session import start
+
+    target = start(device, threads)
+    graph = zoo.load_graph(data) if data in DATASETS else zoo.load_graph("file", path=Path(data))
+    logits = zoo.predict(
+        zoo.load(reference(model)), graph, num_parts=parts, num_views=views, device=target, quiet=quiet
+    )
+    with write_errors(out, ZooError):
+        np.savez(out, logits=logits.numpy())
+    if not quiet:
+        echo(f"{out}: logits [{logits.shape[0]:,}, {logits.shape[1]:,}]")
