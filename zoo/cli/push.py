@@ -16,6 +16,7 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 )
 @click.argument("source", metavar="RUN_OR_BUNDLE")
 @click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--license", help="License of the model, as the Hub names it, such as apache-2.0; by default mit.")
 @click.option("--private", is_flag=True, help="A repository that has to be created is private.")
 @click.option("--tag", default="", help="Also set this tag. One that exists elsewhere is never moved.")
 @click.option("--message", default="", help="Title of the commit.")
@@ -28,6 +29,7 @@ def command(
     *,
     source: str,
     repo_id: str,
+    license: str | None,
     private: bool,
     tag: str,
     message: str,
@@ -45,7 +47,9 @@ def command(
     from zoo.workflows.publish import publish
 
     options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
-    done = publish(run_or_bundle(source), repo_id, options, replace_card=replace_card, quiet=quiet or as_json)
+    done = publish(
+        run_or_bundle(source), repo_id, options, license=license, replace_card=replace_card, quiet=quiet or as_json
+    )
     if as_json:
         echo_json(
             {
