@@ -11,6 +11,7 @@ import zoo
 
 FOLDER = Path(zoo.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
+WITH_DOCSTRING = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -51,6 +52,13 @@ def test_an_args_section_names_the_arguments_that_there_are(path: Path) -> None:
             wrong, missing = explained(docstring) - parameters, parameters - explained(docstring)
             faults[name] = f"does not exist: {sorted(wrong)}, not explained: {sorted(missing)}"
     assert not faults
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_a_docstring_begins_with_a_verb_or_a_noun_phrase(path: Path) -> None:
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, WITH_DOCSTRING)]
+    docstrings = [ast.get_docstring(node) or "" for node in nodes]
+    assert not [text for text in docstrings if re.match(r"(What|Whether|How|Where|Within)\b", text)]
 
 
 def test_the_check_sees_arguments_of_every_form() -> None:

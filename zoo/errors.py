@@ -1,5 +1,8 @@
 """The errors that a user can cause; each knows the exit code of the command line."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ZooWarning(UserWarning):
     """A thing that a user should know although work goes on; the command line shows it as one line."""
@@ -53,3 +56,9 @@ class NetworkError(ZooError):
     """A host that could not be reached and nothing in the cache to fall back on."""
 
     exit_code = 6
+
+
+def nearest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
+    """The question whether the nearest of some names was meant, or another text if none is near."""
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise

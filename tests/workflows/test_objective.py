@@ -22,9 +22,9 @@ from zoo.workflows.objective import (
     Objective,
     binary_loss,
     distillation_loss,
-    draw_read,
     log_cross_entropy,
     multilabel_loss,
+    sample_read,
 )
 from zoo.workflows.step import build_optimizer, training_step
 
@@ -116,16 +116,16 @@ def test_train_nodes_without_a_label_are_left_out(tmp_path: Path) -> None:
 def test_labels_that_are_read_are_drawn_among_the_train_nodes_and_one_is_left() -> None:
     train = torch.arange(4000) % 2 == 0
     torch.manual_seed(3)
-    read = draw_read(train, 0.3)
+    read = sample_read(train, 0.3)
     assert not (read & ~train).any()
     assert 0.27 < read.sum() / train.sum() < 0.33
     torch.manual_seed(3)
-    assert torch.equal(draw_read(train, 0.3), read)
-    assert not torch.equal(draw_read(train, 0.3), read)
+    assert torch.equal(sample_read(train, 0.3), read)
+    assert not torch.equal(sample_read(train, 0.3), read)
     few = torch.tensor([False, True, True, False])
-    counts = {int(draw_read(few, 0.999).sum()) for _ in range(50)}
+    counts = {int(sample_read(few, 0.999).sum()) for _ in range(50)}
     assert counts == {1}
-    assert int(draw_read(torch.tensor([True]), 0.999).sum()) == 0
+    assert int(sample_read(torch.tensor([True]), 0.999).sum()) == 0
 
 
 @pytest.mark.parametrize("num_iters", [0, 1, 2])
@@ -136,7 +136,7 @@ def test_a_step_reads_some_train_labels_and_predicts_the_others(num_iters: int, 
     torch.manual_seed(5)
     loss = objective.step_loss(model, part)
     torch.manual_seed(5)
-    read = draw_read(objective.is_train, 0.5)
+    read = sample_read(objective.is_train, 0.5)
     predicted = objective.is_train & ~read
     assert 0 < read.sum() < objective.is_train.sum()
 
@@ -164,7 +164,7 @@ def test_no_label_that_is_predicted_reaches_the_model(tmp_path: Path) -> None:
     """Whatever those labels are, the model is given the same."""
     recipe, graph, split, part = loaded(tmp_path)
     torch.manual_seed(5)
-    read = draw_read(Objective(recipe.train, graph, split, CPU).is_train, 0.5)
+    read = sample_read(Objective(recipe.train, graph, split, CPU).is_train, 0.5)
     given = []
     for shift in (0, 1):
         y = torch.where(read, graph.y, (graph.y + shift) % NUM_CLASSES)
@@ -224,7 +224,7 @@ def test_a_student_learns_from_labels_and_from_its_teacher(tmp_path: Path) -> No
         loss = objective.step_loss(model, part)
         torch.manual_seed(4)
         train = objective.is_train[part.nodes]
-        predicted = train & ~draw_read(train, 0.5)
+        predicted = train & ~sample_read(train, 0.5)
         assert loss is not None
         assert model.logits is not None
         labels = nn.functional.cross_entropy(model.logits[predicted], graph.y[part.nodes[predicted]])

@@ -1,4 +1,4 @@
-"""A graph of one's own under every family: what a recipe leaves out follows from the graph, and it trains at once."""
+"""A user's graph under every family: what a recipe leaves out follows from the graph, and it trains at once."""
 
 import warnings
 from collections.abc import Iterator

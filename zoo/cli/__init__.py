@@ -6,7 +6,6 @@ A command's file imports nothing heavy at its top, so that help, lists and check
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -21,7 +20,7 @@ import click
 
 import zoo
 from zoo.cli.common import example, printable
-from zoo.errors import ZooError, ZooWarning
+from zoo.errors import ZooError, ZooWarning, nearest
 
 # Name to the module that holds it as ``command``.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -55,9 +54,8 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        if args[0] not in COMMANDS and near:
-            ctx.fail(f"no such command {args[0]!r}; did you mean {near[0]!r}?")
+        if args[0] not in COMMANDS and (hint := nearest(args[0], COMMANDS)):
+            ctx.fail(f"no such command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -123,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 or higher the exit code of a ZooError, 2 wrong usage, 128 + N stopped by signal N.
     """
-    # Threads that spin while they wait take the cores from whoever could work; read once, when torch is loaded.
+    # Threads that spin while they wait would take cores from threads that have work. OpenMP reads this when torch is
+    # loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if _COMPLETE in os.environ:
         from click.shell_completion import shell_complete
@@ -170,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno != errno.EPIPE:
             place = f"{error.filename}: " if error.filename else ""
             print(f"Error: {printable(f'{place}{error.strerror or error}')}", file=sys.stderr)
-        # Nobody reads any more, or the disk is full; what is left in the buffer must not fail again at exit.
+        # The reader has closed the pipe, or the disk is full. Python flushes stdout at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE if error.errno == errno.EPIPE else 1
     return 0

@@ -137,7 +137,7 @@ def _row(recipe: Recipe) -> dict[str, Any]:
 
 
 def _trained(name: str) -> str | None:
-    """What the weights that come with the package reach on the test nodes; None: there are none."""
+    """The test result of the weights that come with the package; None: there are none."""
     folder = shipped_dir("bundles") / name
     if not folder.is_dir():
         return None

@@ -21,7 +21,7 @@ EXAMPLE = example(
 @set_option
 @common_options
 def command(*, out: Path, source: str, assignments: tuple[str, ...], quiet: bool) -> None:
-    """Copy a recipe under a name of your own, to be edited.
+    """Copy a recipe under your own name for it, to be edited.
 
     The name of the file becomes the name of the recipe. A file that is there already is never overwritten.
     """

@@ -15,7 +15,7 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 )
 @click.argument("reference", metavar="OWNER/NAME[@REVISION]")
 @click.option("--to", "out", type=click.Path(path_type=Path), help="Copy the files to this folder.")
-@click.option("--offline", is_flag=True, help="Use what is in the cache, ask nobody.")
+@click.option("--offline", is_flag=True, help="Use only what is in the cache, without network access.")
 @json_option
 @common_options
 def command(*, reference: str, out: Path | None, offline: bool, as_json: bool, quiet: bool) -> None:

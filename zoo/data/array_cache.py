@@ -82,7 +82,7 @@ def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path
         arrays = open_arrays(folder, source)
         if arrays is not None:
             return arrays
-        # Under the lock, what an interrupted build has left behind belongs to nobody.
+        # This process holds the lock, so leftovers of interrupted builds are in use by no other process.
         for leftover in folder.parent.glob(f".{folder.name}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -10,7 +10,6 @@ and NaN are unlabeled.
 
 from __future__ import annotations
 
-import difflib
 import math
 import zipfile
 from collections.abc import Collection, Mapping
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.graph import Graph, Split, Task, validate
-from zoo.errors import DataError
+from zoo.errors import DataError, nearest
 from zoo.files import write_errors
 
 MASKS = ("train_mask", "valid_mask", "test_mask")
@@ -123,11 +122,8 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, und
         raise DataError(f"{where}: the arrays {', '.join(missing)} are missing; there are {', '.join(sorted(arrays))}")
     for key in arrays:
         if key not in KNOWN:
-            near = difflib.get_close_matches(key, KNOWN, n=1)
-            raise DataError(
-                f"{where}: unknown array {key!r}; "
-                + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN)}")
-            )
+            known = f"known: {', '.join(KNOWN)}"
+            raise DataError(f"{where}: unknown array {key!r}; {nearest(key, KNOWN, known)}")
     task, labels = _labels(arrays, where)
     edge_index = arrays["edge_index"]
     if edge_index.dtype.kind not in "iu":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from zoo.data.download import data_root, download
 from zoo.data.graph import Graph, Task
 from zoo.data.ogb import OGB, load_ogb
 from zoo.data.planetoid import PARTS, planetoid_arrays
-from zoo.errors import DataError
+from zoo.errors import DataError, nearest
 from zoo.files import locked, make_folder
 from zoo.spec.plugins import Table
 from zoo.spec.recipe import ReportedResult
@@ -73,7 +72,7 @@ def load_graph(
     """Load a data set, getting it first where that has not been done.
 
     Args:
-        name: a key of ``DATASETS``, or "file" for a graph of one's own.
+        name: a key of ``DATASETS``, or "file" for your own graph.
         root: the folder of all data; by default the environment variable ZOO_DATA, else the user's cache folder.
         path: for "file" only: a .npz file or a folder of .npy files as described in ``zoo.data.arrays``.
         undirected: give every edge of a directed graph its inverse; repeated edges are merged.
@@ -91,8 +90,7 @@ def load_graph(
         graph = graph_from_arrays(path.stem, read_arrays(path), str(path))
     else:
         if name not in DATASETS:
-            near = difflib.get_close_matches(name, DATASETS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DATASETS)} and file"
+            hint = nearest(name, DATASETS, f"there are {', '.join(DATASETS)} and file")
             raise DataError(f"unknown data set {name!r}; {hint}")
         if path is not None:
             raise DataError(f"a path goes with the data set 'file' only, not with {name!r}; use root for a data folder")

@@ -1,7 +1,7 @@
 """The bundle: config.json, model.safetensors and README.md, in which a trained model is kept and shared.
 
 ``config.json`` holds everything that loading needs, with every default spelled out; nothing in it is the name of a
-Python object, and of the path to a graph of one's own only the last part is written. A bundle may come from anywhere,
+Python object, and of the path to a user's graph only the last part is written. A bundle may come from anywhere,
 so it is read step by step: sizes before contents, the configuration before the weights, the names and shapes of the
 weights before their values, and the digest last.
 """

@@ -204,7 +204,7 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
     if provenance.converted_from_sha256:
         facts["training"] = f"by others; converted from a checkpoint, SHA-256 `{provenance.converted_from_sha256}`"
     elif _is_own_training(config):
-        facts["training"] = "not by the recipe: the model was saved from a program of its owner's"
+        facts["training"] = "not by the recipe: the model was saved from another program"
     lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {fact} |" for name, fact in facts.items() if fact)]
     lines += ["", "`config.json` holds the whole recipe with every default, and every figure above."]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Neural network modules with flat keyword arguments, for models of your own too."""
+"""Neural network modules with flat keyword arguments, for your own models too."""
 
 from zoo.layers.block import Block
 from zoo.layers.conv import GATConv, GCNConv, GENConv, RevGATConv, SAGEConv

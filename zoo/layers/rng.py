@@ -1,4 +1,4 @@
-"""Replay of random numbers: a block evaluated in backward draws the numbers that it drew in forward."""
+"""Replay of random numbers: a block evaluated in backward samples the numbers that it sampled in forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = tuple[Tensor, tuple[int, int] | None]
 
 
 class RngTape:
-    """The state of the random number generators before each evaluation of a block, if any block drew from them.
+    """The state of the random number generators before each evaluation of a block, if any block sampled from them.
 
     States that did not change are the same object, so that a stack without randomness stores one state, not L of them.
 
@@ -30,7 +30,7 @@ class RngTape:
         self._states.append(self._read(self._states[-1]))
 
     def finish(self) -> None:
-        """Forget everything if nothing was drawn."""
+        """Forget everything if nothing was sampled."""
         if all(state is self._states[0] for state in self._states):
             self._states = []
 

@@ -77,7 +77,7 @@ def _res(spec: ResSpec, shape: GraphShape) -> GNN:
     # With fewer distinct layers than steps the stack goes through them again and again.
     layers = [layer() for _ in range(spec.num_built_layers)]
     stack = ResidualStack(layers, num_steps=spec.num_layers, checkpoint=spec.checkpoint)
-    # The stack ends with a norm of its own and draws a mask for every layer.
+    # The stack ends with its own norm and samples a mask for every layer.
     return _gnn(spec, shape, stack, norm=None, shared_dropout=False)
 
 

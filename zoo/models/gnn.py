@@ -48,7 +48,7 @@ class GNN(nn.Module):
         stack: maps [N, C] to [N, C], called as ``stack(h, inputs)``.
         norm: normalization before the head; None: the stack ends with one.
         dropout: probability, in the stack and before the head.
-        shared_dropout: one mask for the whole stack; False: the stack draws its own.
+        shared_dropout: one mask for the whole stack; False: the stack samples its own.
 
     Source: arXiv 2106.07476.
     """
@@ -125,7 +125,7 @@ class GNN(nn.Module):
         h = self.node_encoder(inputs.x)
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
-        # Drawn once for the whole stack: a mask per layer would make memory grow with depth.
+        # Sampled once for the whole stack: a mask per layer would make memory grow with depth.
         if masks is None:
             rates = (self.dropout if self.shared_dropout else 0.0, self.dropout)
             masks = DropoutMasks(*(shared_mask(h, rate, training=self.training) for rate in rates))

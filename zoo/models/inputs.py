@@ -12,7 +12,7 @@ from zoo.ops.sparse import is_sparse, sparse_edges
 
 
 class ModelInputs(NamedTuple):
-    """What a model reads of a graph.
+    """The parts of a graph that a model reads.
 
     Attributes:
         x: [N, F] node features.

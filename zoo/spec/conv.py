@@ -38,7 +38,7 @@ class SoftmaxAggr(AggrSpec):
     type: Literal["softmax"]
     temperature: float = 1.0
     learn_temperature: bool = False
-    detach_weights: bool = Field(default=False, description="no gradient flows through the softmax weights")
+    detach_weights: bool = Field(default=False, description="no gradient is taken through the softmax weights")
     scale_by_degree: bool = False
     degree_logit: float = 0.0
     learn_degree_logit: bool = False

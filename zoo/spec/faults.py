@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import typing
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, nearest
 from zoo.json_object import abbreviate
 from zoo.spec.base import Spec
 
@@ -57,8 +56,8 @@ def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
     place, siblings = _place(cls, data, detail)
     prefix = f"{place}: " if place else ""
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(detail["loc"][-1]), siblings, n=1)
-        return prefix + "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(siblings)}")
+        hint = nearest(str(detail["loc"][-1]), siblings, f"known: {', '.join(siblings)}")
+        return f"{prefix}unknown key; {hint}"
     if kind == "missing":
         return prefix + "missing"
     if kind in ("union_tag_invalid", "literal_error"):
@@ -67,11 +66,9 @@ def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
             prefix = f"{place}.type: " if place else "type: "
         given = context.get("tag", detail["input"])
         choices = re.findall(r"'([^']*)'", context.get("expected_tags", context.get("expected", "")))
-        near = difflib.get_close_matches(str(given), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return (
-            prefix + f"expected one of {', '.join(choices) or context.get('expected')}, got {abbreviate(given)}{hint}"
-        )
+        expected = f"expected one of {', '.join(choices) or context.get('expected')}, got {abbreviate(given)}"
+        hint = nearest(str(given), choices)
+        return prefix + expected + (f"; {hint}" if hint else "")
     if kind == "union_tag_not_found":
         return prefix + "missing key 'type'"
     if kind == "value_error":

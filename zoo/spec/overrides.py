@@ -97,7 +97,7 @@ def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
 
 def _described(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for place, value in _leaves({key: recipe.get(key) for key in ("data", "model")}):
-        # Where a file lies differs from machine to machine and is nobody's business.
+        # The folder of a file differs from machine to machine and may hold private names.
         yield place, Path(value).name if place == "data.path" else value
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from pathlib import Path
 
-from zoo.errors import NotFoundError, RecipeError
+from zoo.errors import NotFoundError, RecipeError, nearest
 from zoo.json_object import read_json_object
 
 _PACKAGE = Path(__file__).parents[1]
@@ -89,8 +88,7 @@ def recipe_path(reference: str) -> Path:
 
 def name_hint(name: str, names: list[str]) -> str:
     """The nearest of some names or, if none is near, the command that lists them."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else "'revgnn-zoo list' shows all"
+    return nearest(name, names, "'revgnn-zoo list' shows all")
 
 
 def card_path(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Create an untrained model by name, for a graph of one's own."""
+"""Create an untrained model by name, for your own graph."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class ZooInfo:
 
 
 def set_info(model: nn.Module, info: ZooInfo) -> nn.Module:
-    """Let a model remember what it is; a copy of it remembers too."""
+    """Store facts about a model with it; copies of the model keep them."""
     # Past nn.Module's own __setattr__, as this is neither a parameter nor a submodule.
     model.__dict__["zoo_info"] = info
     return model
 
 
 def info_of(model: nn.Module) -> ZooInfo:
-    """What a model remembers of itself; wrappers such as DistributedDataParallel and torch.compile are looked through.
+    """Facts stored with a model; wrappers such as DistributedDataParallel and torch.compile are looked through.
 
     Raises:
         ZooError: if the zoo did not make it.
@@ -81,8 +81,8 @@ def create_model(
 ) -> nn.Module:
     """Create a recipe's model for a graph, untrained, in training mode.
 
-    On a graph of one's own the recipe is adapted to it, as in ``zoo.train``: without edge features none are encoded.
-    Its initial weights come from PyTorch's global random number generator.
+    The recipe is adapted to a graph that is given, as in ``zoo.train``: without edge features none are encoded.
+    The initial weights come from PyTorch's global random number generator.
 
     >>> import zoo
     >>> model = zoo.create_model("rev_deep", zoo.GraphShape(num_node_features=16, num_edge_features=8, num_tasks=3),
@@ -109,7 +109,7 @@ def create_model(
     else:
         graph = as_graph(data)
         chosen = adapt_recipe(chosen, graph, GRAPH_FILE)
-        # Features of the graph's own are taken as they are; only missing ones have to be built to know their width.
+        # Existing node features are taken as they are; only missing ones have to be built to know their width.
         shape = (prepare_graph(chosen, graph) if graph.x is None else replace(graph, num_categories=0)).shape
     if not chosen.model.reads_edges:
         shape = shape.model_copy(update={"num_edge_features": 0})

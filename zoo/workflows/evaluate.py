@@ -189,7 +189,7 @@ def evaluate(
     edge_precision: EdgePrecision = "fp32",
     quiet: bool = False,
 ) -> list[Comparison]:
-    """Evaluate a model on its own data set, or on a graph of one's own.
+    """Evaluate a model on its own data set, or on another graph.
 
     >>> import zoo
     >>> test = zoo.evaluate("quickstart", split="test", device="cpu", quiet=True)[0]

@@ -150,7 +150,7 @@ def as_graph(data: object) -> Graph:
 
 
 def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
-    """The recipe for a graph of one's own: its model, optimizer and epochs, on other data.
+    """The recipe for a user's graph: its model, optimizer and epochs, on other data.
 
     Loss and metric stay where they fit the labels; label reuse and distillation need classes. Parts get at least 1,000
     nodes each. What the graph lacks is completed as in :func:`complete_recipe`.
@@ -181,7 +181,7 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
 def kept_graph(graph: Graph, run: RunDir, *, is_new: bool) -> Graph:
     """The graph of a run directory, which is written there when the run begins.
 
-    It is read back from its file, so that whoever resumes or evaluates the run sees the very same graph.
+    It is read back from its file, so that resuming and evaluating the run see the very same graph.
 
     Raises:
         RunError: if the run began on another graph.

@@ -65,7 +65,7 @@ def load(
         revision: a tag, a branch or a commit on the Hub, if ``reference`` names none.
         token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN; False: none.
         cache_dir: where files from the Hub are kept; None: the cache of ``huggingface_hub``.
-        offline: use what is in the cache, ask nobody.
+        offline: use only what is in the cache, without network access.
         device: ``cpu``, ``cuda`` or ``cuda:N``, also as a ``torch.device``; None: the GPU if there is one.
         dtype: of the weights; None: as they were trained, float32.
         num_node_features: F; replaces the encoder by a new, untrained one for x [N, F], for training on other graphs.
@@ -128,7 +128,7 @@ def locate(
     if not isinstance(reference, str | os.PathLike):
         raise ZooError(f"reference: expected a name or a folder, got {type(reference).__name__}")
     text = os.fspath(reference)
-    # A null character is no part of any path, and pathlib would raise a ValueError of its own.
+    # A path cannot hold a null character; pathlib would raise a ValueError instead of a ZooError.
     folder = Path(text.replace("\0", "?")).expanduser()
     shipped = list_bundles()
     if folder.is_dir() and text:

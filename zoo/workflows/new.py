@@ -1,4 +1,4 @@
-"""Start a recipe of one's own from another one; needs no torch."""
+"""Start your own recipe from another one; needs no torch."""
 
 from __future__ import annotations
 

@@ -201,8 +201,8 @@ class Objective:
     def step_loss(self, model: nn.Module, part: Part) -> Tensor | None:
         """Run the model on a part, in the recipe's precision, and compare it with labels that it has not read.
 
-        Which labels it reads is drawn, as dropout is, from PyTorch's global generator: the one of the CPU, so that
-        every device draws the same.
+        The labels that it reads are sampled, as dropout is, from PyTorch's global generator: that of the CPU, so that
+        they are the same on every device.
 
         Returns:
             The loss; None if the part has no train node.
@@ -214,7 +214,7 @@ class Objective:
             if self.known is None or self.spec.label_reuse is None:
                 logits = model(part.x, part.csr, part.edge_attr, part.edge_weight)
             else:
-                read = draw_read(chosen, self.spec.label_reuse.mask_rate)
+                read = sample_read(chosen, self.spec.label_reuse.mask_rate)
                 chosen = chosen & ~read
                 logits = self.known.run(model, part, read)
         logits = logits.float()
@@ -230,8 +230,8 @@ class Objective:
         return self.loss(logits[nodes].to(self.device), self.y[nodes.to(self.device)]).item()
 
 
-def draw_read(train: Tensor, mask_rate: float) -> Tensor:
-    """Draw the train nodes whose labels a training step reads; at least one of them is left to be predicted.
+def sample_read(train: Tensor, mask_rate: float) -> Tensor:
+    """Sample the train nodes whose labels a training step reads; at least one of them is left to be predicted.
 
     Args:
         train: [n] bool, the labelled train nodes; at least one.
@@ -241,8 +241,8 @@ def draw_read(train: Tensor, mask_rate: float) -> Tensor:
         [n] bool.
     """
     nodes = train.nonzero().squeeze(1)
-    draws = torch.rand(len(nodes))
+    values = torch.rand(len(nodes))
     read = torch.zeros_like(train)
-    # The node of the largest draw is never read, even if every draw is below the mask rate.
-    read[nodes[(draws < draws.max().clamp(max=mask_rate)).to(nodes.device)]] = True
+    # The node of the largest value is never read, even if every value is below the mask rate.
+    read[nodes[(values < values.max().clamp(max=mask_rate)).to(nodes.device)]] = True
     return read

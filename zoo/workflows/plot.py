@@ -30,7 +30,7 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
 
     records = run.metrics()
     if not records:
-        raise RunError(f"{run.path}: no epoch is recorded yet; nothing to draw")
+        raise RunError(f"{run.path}: no epoch is recorded yet; nothing to plot")
     recipe = run.recipe()
     metric = f"valid_{recipe.metric}"
     evaluated = [record for record in records if metric in record]

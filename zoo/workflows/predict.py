@@ -149,7 +149,7 @@ def _unlabeled(data: Any, shape: GraphShape) -> Graph:
     none = torch.empty(0, dtype=torch.int64)
     return Graph(
         name="data",
-        # As listed: whoever lists both directions has both.
+        # As listed: an undirected graph lists both directions of an edge.
         edge_index=edge_index,
         undirected=False,
         num_nodes=num_nodes,

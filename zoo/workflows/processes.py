@@ -139,7 +139,7 @@ def run_tasks(
 
 @dataclass(frozen=True)
 class _Process:
-    """A task that runs. Files take what it prints, since a pipe that nobody reads would fill up."""
+    """A task that runs. Files take what it prints, since a pipe that is not read would fill up and block it."""
 
     task: Task
     popen: subprocess.Popen[bytes]
@@ -148,7 +148,7 @@ class _Process:
 
     @classmethod
     def start(cls, task: Task) -> Self:
-        # Unnamed files: they are gone when nobody holds them any more.
+        # Unnamed files: the system removes them once no process has them open.
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         with tempfile.TemporaryFile() as request:
             request.write(task.request.model_dump_json(by_alias=True, exclude_none=True).encode())

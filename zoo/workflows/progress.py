@@ -38,7 +38,7 @@ class Progress:
     Args:
         total: steps of the whole task.
         unit: what one step is called.
-        quiet: say nothing.
+        quiet: show nothing.
         done: steps that an earlier process has done.
     """
 
@@ -74,7 +74,7 @@ class Progress:
             bar.update(1)
 
         self._safely(show)
-        self._tell_time_left()
+        self._show_time_left()
 
     def stage(self, label: str) -> None:
         """The run is at something that is not a step, such as an evaluation."""
@@ -111,8 +111,8 @@ class Progress:
         """The figures that the terminal has room for."""
         return {name: text for name, text in figures.items() if not (self._is_narrow and name in _ON_WIDE_ONLY)}
 
-    def _tell_time_left(self) -> None:
-        """Say once, after the first steps, how long all others will take if that is more than a minute."""
+    def _show_time_left(self) -> None:
+        """Show once, after the first steps, how long all others will take if that is more than a minute."""
         self._left -= 1
         self._steps += 1
         now = time.monotonic()

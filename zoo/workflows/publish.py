@@ -150,7 +150,7 @@ def _choose_card(folder: Path, repo_id: str, remote: str | None, fresh: str) -> 
 
 
 def _check_reload(folder: Path, config: BundleConfig) -> None:
-    """Make sure that the weights are finite and that whoever loads them gets the same outputs bit for bit."""
+    """Make sure that the weights are finite and that a loaded copy gives the same outputs bit for bit."""
     models = [load_located(Located(folder)) for _ in range(2)]
     bad = [name for name, tensor in models[0].state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if bad:

@@ -74,7 +74,7 @@ def pull(
         revision: a tag, a branch or a commit, if ``reference`` names none.
         token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN; False: none.
         cache_dir: where files are kept; None: the cache of ``huggingface_hub``.
-        offline: use what is in the cache, ask nobody.
+        offline: use only what is in the cache, without network access.
 
     Raises:
         ZooError: if it does not exist, may not be read, cannot be reached is damaged, or if ``to`` is taken.

@@ -30,7 +30,7 @@ def train(
 ) -> RunDir:
     """Train a recipe and evaluate its best weights, as ``revgnn-zoo train`` does.
 
-    A graph of one's own is kept in the run directory, so that the run can be resumed, evaluated and moved like any
+    A graph that is given is kept in the run directory, so that the run can be resumed, evaluated and moved like any
     other. The recipe is adapted to it: loss and metric follow from the labels where the recipe's do not fit them.
 
     >>> import zoo

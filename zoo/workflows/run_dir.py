@@ -10,8 +10,8 @@
     graph.npz                  the data, if they came from memory
 
 Tensors and the JSON tree that goes with them stand in one file under one digest, so that no crash can tear them apart;
-every file is replaced as a whole. A run directory belongs to one recipe for ever, of which only
-the number of epochs may be raised, and to one process at a time.
+every file is replaced as a whole. A run directory belongs to one recipe, of which only the
+number of epochs may be raised, and is written by one process at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from zoo.workflows.saved import NewerError, Saved, read_saved, write_saved
 _NUM_STATES = 2
 _STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
 _TEMPORARY = re.compile(r"^(recipe\.json|results\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$")
-# The data of a run on a graph of one's own.
+# The data of a run on a graph that was given in memory.
 GRAPH_FILE = "graph.npz"
 _FIRST_FILES = (".lock", "recipe.json", GRAPH_FILE)
 
@@ -345,7 +345,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
 def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
     """Under the lock: make the folder a run of this recipe, or make sure that it is one."""
     for entry in path.iterdir():
-        # What a process that was killed left unfinished; the lock says that nobody is writing.
+        # Unfinished files of a process that was killed; under the lock no other process is writing them.
         if _TEMPORARY.match(entry.name):
             entry.unlink()
     _check_vacant(path)

@@ -1,4 +1,4 @@
-"""Save a model that was trained in a loop of one's own."""
+"""Save a model that was trained in your own loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zoo.workflows.load import expected_state
 def save(model: nn.Module, folder: str | os.PathLike[str], *, results: Sequence[Measured] = ()) -> Path:
     """Write a model of the zoo as a bundle, which ``zoo.load`` reads and ``zoo.push`` publishes.
 
-    How it was trained does not matter: in a loop of one's own, by Lightning, or not at all.
+    How it was trained does not matter: in your own loop, by Lightning, or not at all.
 
     >>> import zoo
     >>> model = zoo.create_model("small_rev", zoo.GraphShape(num_node_features=16, num_tasks=3), num_layers=2)

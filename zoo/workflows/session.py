@@ -99,7 +99,7 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def seed_global(*key: int | str) -> None:
-    """Seed PyTorch's global generators, which initialisation and dropout draw from, for one purpose."""
+    """Seed PyTorch's global generators, which initialization and dropout sample from, for one purpose."""
     torch.manual_seed(derive_seed(*key))
 
 

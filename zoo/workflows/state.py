@@ -245,7 +245,7 @@ class RunState:
             del self._unsaved_lines[0]
 
     def _warn(self, error: RunError) -> None:
-        """Say once, until a state is saved, that something could not be stored."""
+        """Warn once, until a state is saved, that something could not be stored."""
         if not self._has_warned:
             warnings.warn(f"{error}; training goes on, it is stored later", ZooWarning, stacklevel=3)
         self._has_warned = True

@@ -1,6 +1,6 @@
 """The training loop: a fresh random partition each epoch, one optimizer step per part, the best validation wins.
 
-All randomness is a function of the recipe's seed and of the place in the run: the initialisation, the partition of an
+All randomness is a function of the recipe's seed and of the place in the run: the initialization, the partition of an
 epoch, the dropout of a step and the labels it reads, the views of an evaluation. A saved state therefore holds no
 generator: weights, optimizer and the place in the run are enough to continue as if nothing had happened.
 
@@ -205,7 +205,7 @@ def _train(
             label = f"epoch {cursor.epoch}/{spec.num_epochs}"
             set_learning_rate(optimizer, spec, cursor.epoch)
             start_epoch(model, cursor.epoch)
-            # A resumed epoch draws the same parts again and passes over those that are done.
+            # A resumed epoch samples the same parts again and skips those that are done.
             for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
                 with _with_context(run, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
                     # Seeded by the number of the step, so that no state of a generator has to be saved.

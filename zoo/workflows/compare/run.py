@@ -55,7 +55,7 @@ _SPLITS = ("valid", "test")
 
 @dataclass(frozen=True)
 class _Job:
-    """What all steps of one comparison share: options, progress, the stop request and the cache.
+    """Everything that the steps of one comparison share: options, progress, the stop request and the cache.
 
     Attributes:
         measured: costs of steps and scores of baselines by a digest of what they depend on, as in ``cache``.
