@@ -251,14 +251,16 @@ def test_any_damage_to_a_key_gives_a_recipe_or_a_report(place: tuple[str, ...]) 
 
 
 def test_a_wrong_item_does_not_make_a_list_too_short() -> None:
-    with pytest.raises(RecipeError, match=r"^here: data\.node_features\[0\]: expected one of node, .*, got \"bogus\"$"):
+    with pytest.raises(
+        RecipeError, match=r"^--set: data\.node_features\[0\]: expected one of node, .*, got \"bogus\"$"
+    ):
         parse_recipe(GOOD, where="here", overrides=['data.node_features=["bogus"]'])
-    with pytest.raises(RecipeError, match=r"^here: data\.node_features: expected at least 1 item, got \[\]$"):
+    with pytest.raises(RecipeError, match=r"^--set: data\.node_features: expected at least 1 item, got \[\]$"):
         parse_recipe(GOOD, where="here", overrides=["data.node_features=[]"])
 
 
 def test_a_wrong_name_is_answered_in_words() -> None:
-    message = '^here: name: expected 1 to 64 lower-case letters, digits and underscores, .*, got "Rev-GNN"$'
+    message = '^--set: name: expected 1 to 64 lower-case letters, digits and underscores, .*, got "Rev-GNN"$'
     with pytest.raises(RecipeError, match=message):
         parse_recipe(GOOD, where="here", overrides=["name=Rev-GNN"])
 

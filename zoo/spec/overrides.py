@@ -79,7 +79,8 @@ def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[s
     lines = []
     for line in faults.splitlines():
         place, _, fault = line.removeprefix(f"{where}: ").partition(": ")
-        if any(f"{place}.".startswith(f"{assigned}.") for assigned in places):
+        # An item of a list that an override assigned, such as data.node_features[0], is a part of it like a key.
+        if any(place == assigned or place.startswith((f"{assigned}.", f"{assigned}[")) for assigned in places):
             near = [leaf for leaf in leaves if leaf.rpartition(".")[2] == place]
             if near and fault.startswith("unknown key"):
                 fault = f"unknown key; did you mean {' or '.join(near)}?"
