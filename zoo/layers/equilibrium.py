@@ -191,7 +191,7 @@ class EquilibriumLayer(nn.Module):
 
 
 def start_epoch(model: nn.Module, epoch: int) -> None:
-    """Tell the equilibrium layers of a model which epoch begins, the first being 1.
+    """Set the epoch that begins, the first being 1, in the equilibrium layers of a model.
 
     In their first ``num_warmup_epochs`` a training pass is ``num_warmup_steps`` plain iterations under plain autograd,
     as in a weight-tied network, which brings f to where solves converge. In eval mode they always solve.

@@ -62,6 +62,8 @@ class ModelInputs(NamedTuple):
             raise ValueError(f"x: expected floating point numbers of shape (N, {num_node_features}), got {got}")
         if is_sparse(edge_index):
             edge_index, value = sparse_edges(edge_index)
+            # Values of a sparse matrix are weights, or features if there are several on an edge. What is given beside
+            # it wins.
             if value is not None and value.dim() == 1 and edge_weight is None:
                 edge_weight = value
             elif value is not None and edge_attr is None:
@@ -69,6 +71,7 @@ class ModelInputs(NamedTuple):
         num_edges = edge_index.num_edges if isinstance(edge_index, CSR) else edge_index.size(-1)
         _check_edges(edge_attr, edge_weight, num_edges, num_edge_features)
         csr, perm = as_csr(edge_index, x.size(0))
+        # The CSR sorts edges by target; whatever is given for each edge has to be sorted with them.
         if perm is not None:
             edge_attr = None if edge_attr is None else edge_attr[perm]
             edge_weight = None if edge_weight is None else edge_weight[perm]
@@ -84,7 +87,9 @@ def _of_data(model: nn.Module, data: Any, num_edge_features: int) -> tuple[Any, 
         raise ValueError("edge_index is missing: expected model(x, edge_index), or model(data) with data.edge_index")
     if x is None:
         raise ValueError("data.x is missing: expected node features, those that the model was trained on")
+    # A Data object may hold more than the model reads. Unlike an argument, that is no mistake.
     edge_attr = edge_attr if num_edge_features else None
+    # PyG's data sets often store a single edge feature as a vector.
     edge_attr = edge_attr[:, None] if edge_attr is not None and edge_attr.dim() == 1 else edge_attr
     if edge_weight is not None and not reads_edge_weight(model):
         edge_weight = None

@@ -131,6 +131,7 @@ class RevGAT(nn.Module):
         # Masks speak of the edges as they were given, layers read them in the order of the rows.
         kept = masks.kept if masks.kept is None or perm is None else masks.kept[:, perm]
 
+        # Each layer leaves out its own edges: row 0 is for the first layer, row -1 for the last.
         def inputs(layers: slice | int, mask: Tensor | None = None) -> BlockInputs:
             return BlockInputs(csr, None, mask, None if kept is None else kept[layers], weight)
 

@@ -81,6 +81,7 @@ def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[s
         place, _, fault = line.removeprefix(f"{where}: ").partition(": ")
         # An item of a list that an override assigned, such as data.node_features[0], is a part of it like a key.
         if any(place == assigned or place.startswith((f"{assigned}.", f"{assigned}[")) for assigned in places):
+            # For a bare name, such as lr, offer the whole places of the keys with that name.
             near = [leaf for leaf in leaves if leaf.rpartition(".")[2] == place]
             if near and fault.startswith("unknown key"):
                 fault = f"unknown key; did you mean {' or '.join(near)}?"

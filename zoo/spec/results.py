@@ -23,6 +23,7 @@ class Measured(Spec):
     @field_validator("value")
     @classmethod
     def _range(cls, value: float, info: ValidationInfo) -> float:
+        # Bundles may come from anywhere, and an impossible figure must not reach a table or a card.
         low, high = METRIC_RANGES.get(info.data.get("metric", ""), (-inf, inf))
         if not low <= value <= high:
             raise ValueError(f"must be from {low:g} to {high:g}")
@@ -38,6 +39,7 @@ class Environment(Spec):
     """The facts that may change a result; what else there is may differ from version to version."""
 
     model_config = ConfigDict(extra="allow")
+    # Versions of this package record different facts and have to read each other's files.
     __pydantic_extra__: dict[str, str | int]
 
     zoo: str

@@ -35,6 +35,7 @@ class GraphShape(Spec):
 
     @model_validator(mode="after")
     def _categories(self) -> Self:
+        # The linear encoder beside the one-hot code needs at least one column.
         if self.num_node_categories >= self.num_node_features and self.num_node_categories:
             raise ValueError(
                 f"num_node_categories ({self.num_node_categories}) must be less than "

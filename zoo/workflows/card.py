@@ -27,6 +27,7 @@ def prepare_bundle(source: Path) -> Path:
         return source
     folder, _ = export(source)
     picture = folder / CURVES_FILE
+    # exists() is false for a dangling link, and plotting would write to wherever it points.
     if not picture.exists() and not picture.is_symlink():
         plot(RunDir(source), picture)
     return folder

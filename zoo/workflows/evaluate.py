@@ -130,15 +130,19 @@ def predict(
     model.eval()
     partial = partial or Partial(torch.zeros(graph.num_nodes, graph.num_tasks))
     try:
+        # Parts that are done are made again and skipped, so that the generator of a view is where it was.
         for part in islice(views(graph, protocol), partial.num_done, None):
             part = part.to(device)
             with session.autocast(device, precision):
                 inputs = part.x, part.csr, part.edge_attr, part.edge_weight
                 logits = model(*inputs) if known is None else known.run(model, part)
+            # Summed on the CPU, where the logits of all nodes take no memory from the model, and in float32, because
+            # sums of bfloat16 would lose digits.
             partial.total[part.nodes.cpu()] += logits.float().cpu()
             partial.num_done += 1
             on_part()
     finally:
+        # Also after a stop, which on_part raises.
         model.train(training)
     return partial.total / protocol.num_views
 
@@ -229,6 +233,7 @@ def evaluate(
     elif data is not None:
         own = as_graph(data)
     graph, nodes = recipe_graph(recipe, own)
+    # Otherwise the first matrix product would fail, with an error that names neither graph nor model.
     check_shape(graph, info)
     # A graph that is handed over may well be another one; a file or a data set should be the one of the training.
     recorded = "" if own is not None or info.folder is None else _data_digest(info.folder)

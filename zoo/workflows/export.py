@@ -29,6 +29,7 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
     results, best = run.results(), run.best()
     if results is not None and best is None:
         raise RunError(f"{folder}: best.safetensors is missing; put it back from a copy, or train again")
+    # Until the run is finished a later epoch may replace its best weights.
     if results is None or best is None:
         raise RunError(f"{folder}: the run is not finished; continue it with: revgnn-zoo train --resume {folder}")
     contents = Contents(

@@ -55,6 +55,7 @@ def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe,
     known = DATASETS.get(recipe.data.dataset)
     if graph is None and (known is None or known.task is None):
         graph = _load(recipe)
+    # The task of a named data set is known without its files; only a user's graph has to be loaded for it.
     task = graph.task if graph is not None else known.task if known is not None else None
     changes: dict[str, Any] = {}
     if recipe.train.loss is None and task is not None:
@@ -161,6 +162,7 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
         path: of the graph's file.
     """
     changes: dict[str, Any] = {"data.dataset": "file", "data.path": path}
+    # A new data set removes the keys that describe the old one; those that fit the new one are set again.
     if recipe.data.split < len(graph.splits):
         changes["data.split"] = recipe.data.split
     if (graph.task, recipe.train.loss) in LOSSES:
@@ -214,6 +216,7 @@ def place_graph(graph: Graph, device: torch.device, edge_precision: EdgePrecisio
     """
     if device.type != "cuda":
         return graph
+    # Cast first, so that the bytes below are those that would be moved.
     if edge_precision == "fp16" and graph.edge_attr is not None:
         graph = replace(graph, edge_attr=graph.edge_attr.half())
     tensors = graph.edge_index, graph.x, graph.edge_attr, graph.edge_weight
@@ -227,6 +230,7 @@ def graph_digest(graph: Graph, split: Split) -> str:
     edges, nodes = (graph.edge_index.t(), graph.edge_attr, graph.edge_weight), (graph.x, graph.y)
     for tensor in (*edges, *nodes, split.train, split.valid, split.test):
         if tensor is not None:
+            # Without type and shape, different tensors of the same bytes would have the same digest.
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
             for rows in torch.split(tensor, EDGE_CHUNK):
                 values: Any = rows.cpu().contiguous().view(-1).numpy()

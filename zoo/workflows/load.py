@@ -81,6 +81,7 @@ def load(
         BundleError: if its files are damaged or do not belong together.
         RunError: if the device does not exist here, or a run has no weights yet.
     """
+    # Arguments are checked first, because it may take minutes to fetch a model.
     target = session.resolve_device(None if device is None else str(device))
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ZooError(f"dtype: expected a floating-point torch.dtype such as torch.float64, got {dtype!r}")
@@ -105,6 +106,7 @@ def expected_state(spec: Model, shape: GraphShape) -> dict[str, Tensor]:
 def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """Give a model without memory its weights, without a copy, and put it into evaluation mode."""
     model.load_state_dict(state, strict=True, assign=True)
+    # A tensor outside the state dict is still on the meta device and would fail only when it is first used.
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
         raise BundleError(f"the model keeps {left[0]!r} outside its state dict; it cannot be restored from a file")
@@ -131,6 +133,7 @@ def locate(
     # A path cannot hold a null character; pathlib would raise a ValueError instead of a ZooError.
     folder = Path(text.replace("\0", "?")).expanduser()
     shipped = list_bundles()
+    # A folder comes before a shipped name and the Hub, so that no download takes the place of a user's own files.
     if folder.is_dir() and text:
         located = Located(folder)
     elif not isinstance(reference, str) or text.startswith((".", "/", "~")):
@@ -171,6 +174,7 @@ def load_located(located: Located) -> nn.Module:
     except RecipeError as error:
         raise BundleError(f"{folder / CONFIG_FILE}: {error}") from error
     state = read_weights(folder, config, model.state_dict())
+    # A warning, not an error: such a model can still be inspected.
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         warnings.warn(f"{folder}: some weights are NaN or infinite", ZooWarning, stacklevel=3)
     info = ZooInfo(

@@ -158,6 +158,7 @@ class KnownLabels:
         columns[read, y[read]] = 1
         for _ in range(self.num_iters):
             with torch.no_grad():
+                # Autocast may return bfloat16, whose probabilities would not add up to one.
                 guess = _run(model, part, columns).float().softmax(1)
             columns = torch.where(read.unsqueeze(1), columns, guess)
         return _run(model, part, columns)
@@ -215,6 +216,7 @@ class Objective:
                 logits = model(part.x, part.csr, part.edge_attr, part.edge_weight)
             else:
                 read = sample_read(chosen, self.spec.label_reuse.mask_rate)
+                # A label that is read must not be predicted as well: the model would learn to copy it.
                 chosen = chosen & ~read
                 logits = self.known.run(model, part, read)
         logits = logits.float()

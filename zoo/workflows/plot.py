@@ -26,6 +26,7 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
     Raises:
         RunError: if nothing was recorded yet, or the picture cannot be stored.
     """
+    # Imported here, because it is slow to import and only a picture needs it.
     from matplotlib.figure import Figure
 
     records = run.metrics()

@@ -77,6 +77,7 @@ def predict(
     views = info.recipe.test.num_views if num_views is None else num_views
     # The views of an undivided graph are all the same.
     protocol = Protocol(1 if num_parts == 1 else views, num_parts, info.recipe.train.seed, "test")
+    # The graph may have fewer splits than the recipe names. Only label reuse looks at the split.
     split = graph.splits[min(info.recipe.data.split, len(graph.splits) - 1)]
     with (
         session.oom_as_run_error(graph.name, "raise num_parts"),

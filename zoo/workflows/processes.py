@@ -107,6 +107,7 @@ def run_tasks(
     waiting, running = deque(tasks), list[_Process]()
     passed_on = False
     try:
+        # After a stop the running processes are still waited for, since they are saving their states.
         while running or (waiting and not stop):
             while waiting and len(running) < num_jobs and not stop:
                 progress.stage(waiting[0].label)
@@ -126,6 +127,7 @@ def run_tasks(
                     yield process.task, answer.result or {}
                 elif not stop:
                     yield process.task, error
+            # Polled, because no portable call waits for the first of several processes to end.
             time.sleep(_POLL_S)
     except BaseException as error:
         for process in running:
@@ -166,6 +168,7 @@ class _Process:
             output, errors = self.out.read(), self.err.read().decode(errors="replace")
         try:
             answer = Answer.model_validate_json(output)
+        # A process that was killed has printed nothing, or only the beginning of an answer.
         except ValidationError:
             answer = Answer()
         return answer, self._error(answer, errors)

@@ -96,6 +96,7 @@ def publish(
     check_repo_id(repo_id)
     if options.tag:
         check_revision(options.tag)
+    # Everything that can be checked here is checked before the first request to the Hub.
     folder = prepare_bundle(source)
     _refuse_links(folder)
     config = read_config(folder)
@@ -133,6 +134,7 @@ def _refuse_links(folder: Path) -> None:
 def _refuse_secrets(where: str, text: str) -> None:
     if _SECRET.search(text):
         raise BundleError(f"{where}: holds what looks like an access token or a key; remove it before publishing")
+    # In a container the home folder may be /, which occurs in any text.
     if (home := str(Path.home())) != "/" and home in text:
         raise BundleError(f"{where}: names your home folder {home}; remove it before publishing")
 
@@ -151,6 +153,7 @@ def _choose_card(folder: Path, repo_id: str, remote: str | None, fresh: str) -> 
 
 def _check_reload(folder: Path, config: BundleConfig) -> None:
     """Make sure that the weights are finite and that a loaded copy gives the same outputs bit for bit."""
+    # Two loads differ if the outputs depend on more than the file, such as random values made when the model is built.
     models = [load_located(Located(folder)) for _ in range(2)]
     bad = [name for name, tensor in models[0].state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if bad:

@@ -123,6 +123,7 @@ def copy_bundle(pulled: Pulled, out: Path) -> None:
                 return
             raise BundleError(f"{out}: already there and not this bundle; choose another --to")
         out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, because a rename is atomic only within one file system.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             staged = Path(scratch) / out.name
             staged.mkdir()

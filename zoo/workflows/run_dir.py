@@ -192,6 +192,7 @@ class RunDir:
             try:
                 saved = read_saved(path)
                 self._check_best(path, saved)
+            # An older state could be read, but to continue from it would discard what the newer version did.
             except NewerError:
                 raise
             except RunError as error:
@@ -218,6 +219,7 @@ class RunDir:
             RunError: if they are damaged, missing or older.
         """
         named = saved.tree.get("best")
+        # No evaluation was done before this state was saved.
         if named is None:
             return
         best = self.best()
@@ -233,6 +235,7 @@ class RunDir:
         """
         path = self.path / f"state-{step}.safetensors"
         write_saved(path, tensors, tree)
+        # The new state is whole on the disk before an old one is removed.
         for old in self.states()[_NUM_STATES:]:
             try:
                 old.unlink()
@@ -270,6 +273,7 @@ class RunDir:
         with self._open_metrics(at) as file:
             file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             file.flush()
+            # A state records this length. After a power failure a log shorter than that could not be continued.
             os.fsync(file.fileno())
             return file.tell()
 
@@ -291,6 +295,7 @@ class RunDir:
         with write_errors(path, RunError), path.open("ab") as file:
             if file.tell() < at:
                 raise RunError(f"{path}: shorter than when the state was saved; it was changed by something else")
+            # Remove a line that a full disk has cut short before the next one is appended.
             file.truncate(at)
             yield file
 
@@ -298,6 +303,7 @@ class RunDir:
 def fresh_folder(name: str) -> Path:
     """A folder for a run of a recipe that is not there yet, named after the recipe and the time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
+    # Two runs may start within the same second.
     names = (f"{name}-{stamp}" + (f"-{number}" if number > 1 else "") for number in count(1))
     return next(path for path in (Path("runs") / text for text in names) if not path.exists())
 
@@ -317,6 +323,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
     with write_errors(path, RunError):
         _check_vacant(path)
         try:
+            # Only a folder that this call creates may be removed if the run fails to start.
             path.mkdir(parents=True)
             created = True
         except FileExistsError:
@@ -356,6 +363,7 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
     held = run.recipe()
     if resume and is_longer(held, recipe):
         _extend(run, recipe)
+    # The recipe is read again, since its number of epochs may just have been raised.
     check_same_recipe(path, run.recipe(), recipe)
     if run.results() is None and not resume:
         raise RunError(f"{path}: holds an unfinished run of this recipe; continue it with --resume")

@@ -45,6 +45,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, results: Sequence[
     info, model = info_of(model), unwrapped(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    # A module that was added or replaced since would not be rebuilt from the recipe.
     if faults := differences(found, expected_state(info.recipe.model, info.shape)):
         raise BundleError(f"{folder}: the model is no longer that of its recipe {info.recipe.name!r}: {faults}")
     provenance = Provenance(zoo_version=zoo.__version__, torch_version=importlib.metadata.version("torch"))

@@ -27,6 +27,7 @@ class StoppedError(ZooError):
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
+        # The convention of shells for a process that a signal has ended.
         self.exit_code = 128 + signum
 
 
@@ -46,6 +47,7 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     has_mps = torch.backends.mps.is_available()
     here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count)), *(["mps"] if has_mps else [])])
     kind, _, index = name.partition(":")
+    # str.isdigit() also accepts digits of other scripts, which PyTorch does not.
     is_numbered = kind == "cuda" and index.isascii() and index.isdigit()
     if kind not in ("cpu", "cuda", "mps") or (":" in name and not is_numbered):
         raise RunError(f"--device {name}: no such device; here: {here}")
@@ -68,11 +70,13 @@ def start(device: str | None, num_threads: int | None = None) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # TF32 would round the factors of a product to 10 bits, and results would depend on the kind of GPU.
     torch.backends.cuda.matmul.allow_tf32 = False
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     chosen = resolve_device(device)
     if chosen.type == "cuda":
+        # Triton starts kernels on the current device, which need not be the one that holds the tensors.
         torch.cuda.set_device(chosen)
         torch.cuda.reset_peak_memory_stats(chosen)
     return chosen
@@ -90,6 +94,7 @@ def derive_seed(*key: int | str) -> int:
     Returns:
         63 bits.
     """
+    # One bit less than eight bytes hold, so that the seed fits into a signed 64-bit integer.
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
 
 
@@ -208,6 +213,7 @@ def stop_requests(max_time_s: float | None = None) -> Iterator[StopRequest]:
         max_time_s: seconds until the flag sets itself; None: never.
     """
     request = StopRequest(max_time_s)
+    # Python allows only the main thread to set signal handlers.
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -133,6 +133,7 @@ class RunState:
             best = self.run.best()
             if best is not None:
                 self.best, self._best_sha256 = best.epoch, best.sha256
+        # Later lines are of epochs that this process trains again.
         self.run.truncate_metrics(self.cursor.log_bytes)
         self._started = time.monotonic()
         return saved is not None
@@ -157,11 +158,13 @@ class RunState:
             DivergedError: if some are not finite; the best ones so far are then still there.
         """
         weights = self.model.state_dict()
+        # These may be the last good weights of a run that diverges, so bad ones must not replace them.
         self._check_finite({f"model/{name}": tensor for name, tensor in weights.items()})
         self.best, self._unsaved_best = best, {}
         try:
             self._best_sha256 = self.run.write_best(best, weights)
         except RunError as error:
+            # A copy, because the optimizer changes the weights in place before they can be stored.
             self._unsaved_best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
             self._warn(error)
 
@@ -172,6 +175,7 @@ class RunState:
             self._store_lines()
         except RunError as error:
             self._warn(error)
+        # They are predictions of the present weights, which the next epoch changes.
         self.partials.clear()
         self.cursor.next_epoch(epoch_s)
         self._started = time.monotonic()
@@ -189,11 +193,15 @@ class RunState:
             DivergedError: if some of its numbers are not finite.
         """
         started = time.monotonic()
+        # The best weights and the log come before the state that names them. A crash in between leaves an older state
+        # with newer files, which restore() accepts.
         if self._unsaved_best and self.best is not None:
             self._best_sha256 = self.run.write_best(self.best, self._unsaved_best)
             self._unsaved_best = {}
         self._store_lines()
         is_training = self._last_weights is None
+        # During the test the model holds the best weights, but a run that gets more epochs continues from the last
+        # ones.
         weights = self._last_weights or self.model.state_dict()
         tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
         scalars: dict[str, dict[str, float]] = {}
@@ -203,6 +211,7 @@ class RunState:
                     tensors[f"optimizer/{key}/{name}"] = value
                 elif value is not None:
                     scalars.setdefault(name, {})[key] = value
+        # Checked before it is written: only two states are kept, and a bad one would push out a good one.
         self._check_finite(tensors)
         tensors |= {f"evaluation/{name}": partial.total for name, partial in self.partials.items()}
         tree = {
@@ -261,6 +270,7 @@ class RunState:
         for key, value in self.identity.items():
             if tree["identity"].get(key) != value:
                 raise RunError(f"{self.run.path}: cannot continue: the {key} changed since the state was saved")
+        # Another machine or version may round differently. The run may go on, but its results need this remark.
         for key, fact in self.environment.model_dump().items():
             before = tree["environment"].get(key)
             if before != fact:
@@ -274,6 +284,7 @@ class RunState:
             self.cursor = Cursor(**{f.name: v for f in fields(Cursor) if (v := tree["cursor"].get(f.name)) is not None})
             for name, num_done in tree.get("partials", {}).items():
                 self.partials[name] = Partial(saved.tensors[f"evaluation/{name}"], num_done)
+            # Earlier versions saved no figures of solves; the list is then empty and nothing is restored.
             for log, figures in zip(solve_logs(self.model), tree.get("solves", []), strict=False):
                 vars(log).update(figures)
         except (RuntimeError, ValueError, KeyError) as error:

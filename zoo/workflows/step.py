@@ -46,6 +46,7 @@ def training_step(
     """
     if len(part.nodes) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
         raise RunError("a part has one node, and batch normalization needs two; lower train.partition.num_parts")
+    # Freed, not zeroed: gradients would otherwise add to the peak memory of the forward pass.
     optimizer.zero_grad(set_to_none=True)
     loss = objective.step_loss(model, part)
     if loss is None:

@@ -105,6 +105,7 @@ def measure_training(
     objective = Objective(spec, graph, split, device, teacher)
     graph = place_graph(graph, device, edge_precision)
     optimizer = build_optimizer(spec.optimizer, model)
+    # The last epoch, in which the warm-up of an equilibrium layer is over.
     start_epoch(model, spec.num_epochs)
     part = next((p for p in epoch_parts(graph, spec, 1) if bool(objective.is_train[p.nodes].any())), None)
     if part is None:

@@ -105,6 +105,7 @@ def train(
     # What follows from the labels is part of the run's recipe.
     recipe, graph = complete_recipe(recipe, graph)
     with (
+        # The lock of the folder is taken first and released last, after a stopped run has saved its state.
         open_run(out, recipe, resume=resume) as run,
         stop_requests(max_time_s) as stop,
         session.oom_as_run_error(str(out), remedy),
@@ -165,8 +166,10 @@ def _train(
     stop.at_once = True
     graph, split = recipe_graph(recipe, graph)
     data_digest = graph_digest(graph, split)
+    # The teacher's logits belong to nodes by their number, so both must have seen the same graph.
     if teacher_results is not None and teacher_results.data_sha256 != data_digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
+    # After the digest: a placed graph may hold its edge features in half precision.
     graph = place_graph(graph, device, options.edge_precision)
     teacher = None if teacher_results is None else _teacher_logits(run, graph, split, device)
     task = _Task(recipe, graph, split, Objective(spec, graph, split, device, teacher))
@@ -182,10 +185,12 @@ def _train(
     optimizer = build_optimizer(spec.optimizer, model)
     state = RunState(run, model, optimizer, {"data": data_digest}, session.environment(device))
     resumed = state.restore()
+    # From here on there is a state to save, so a signal is answered between two steps.
     stop.at_once = False
     cursor, num_parts = state.cursor, num_parts_of(spec.partition)
 
     def pause_if_asked() -> None:
+        # An epoch may take hours, so it is saved within too: a crash then costs minutes.
         state.save_if_due(epoch_is_done=False)
         if stop:
             path = state.save()
@@ -201,6 +206,7 @@ def _train(
             progress.line(f"{run.path}: nothing to resume; starts at epoch 1")
         # Figures stay on the bar until newer ones take their place.
         figures: dict[str, str] = {}
+        # Patience follows from the saved state alone, so that a resumed run stops at the same epoch.
         while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, state.best):
             label = f"epoch {cursor.epoch}/{spec.num_epochs}"
             set_learning_rate(optimizer, spec, cursor.epoch)
@@ -220,7 +226,10 @@ def _train(
             if not cursor.record:
                 loss = cursor.loss_sum / cursor.num_losses
                 cursor.record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": loss}
+                # Taken now, because solves of the evaluation would be counted among those of training.
                 cursor.record |= take_solve_metrics(model)
+            # A copy, because a state that is saved during the evaluation must hold the figures of training alone: the
+            # resumed run evaluates again and adds the others.
             record = dict(cursor.record)
             if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
                 progress.stage(f"{label} evaluating")
@@ -244,13 +253,16 @@ def _train(
             state.end_epoch(record, epoch_s)
             state.save_if_due(epoch_is_done=True)
             if options.on_epoch is not None:
+                # Called last: an error in it finds the epoch logged and, if it was due, saved.
                 options.on_epoch(record)
+        # The test below may be stopped too; the run is then resumed from this state and trains no step again.
         state.save()
 
     results = _finish(state, task, pause_if_asked, quiet=quiet)
     scores = linear_baseline(graph, split, recipe.metric) if baseline else None
     results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
     run.write_results(results)
+    # Results mark the run as finished, so they are written before the picture, which can be made again.
     plot(run)
     return results
 
@@ -259,6 +271,7 @@ def _out_of_patience(recipe: Recipe, epoch: int, best: BestEpoch | None) -> bool
     """True if too many evaluations before this epoch have brought nothing better."""
     if best is None or not recipe.train.patience:
         return False
+    # Counted in evaluations, since epochs between two of them cannot bring a better value.
     every = recipe.eval.every
     return (epoch - 1) // every - best.epoch // every >= recipe.train.patience
 
@@ -307,6 +320,7 @@ def _measure(
         on_part=on_part,
         partial=state.partial(protocol.purpose, task.graph),
     )
+    # A metric would accept NaN without an error: argmax gives some class for it.
     if not bool(torch.isfinite(logits).all()):
         raise FloatingPointError("some predictions are NaN or infinite")
     loss = objective.valid_loss(logits)

@@ -101,6 +101,7 @@ def _folder_entry(folder: Path) -> Entry:
         return Entry(recipe, (Run(recipe, folder),))
     runs = tuple(Run(RunDir(path).recipe(), path) for path in members or [folder])
     for run in runs:
+        # The runs of one row may differ in split and seed alone.
         check_same_recipe(run.folder, run.recipe, _run_of(runs[0].recipe, run.split, run.recipe.train.seed))
         if run.results() is None:
             command = f"revgnn-zoo train --resume {run.folder}"

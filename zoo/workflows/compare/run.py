@@ -133,6 +133,7 @@ def compare(
         with Progress(len(runs) + len(entries), unit="task", quiet=quiet, done=done) as progress:
             job = _Job(where, num_threads, num_jobs, quiet, progress, stop, measured, cache)
             _train(runs, job)
+            # After all training, because parallel jobs would compete with the measured step for the machine.
             costs = _measure(entries, job)
         rows = tuple(_row(entry, cost, job) for entry, cost in zip(entries, costs, strict=True))
         baseline = _baseline(entries[0].recipe, graph, splits, job)
@@ -159,6 +160,7 @@ def compare(
         notes=tuple(_notes(entries, measured.get("num_jobs", 1))),
     )
     make_folder(out, RunError)
+    # The JSON comes first, because picture and table can be made from it again.
     write_json(out / "compare.json", results.model_dump(mode="json", exclude_none=True), RunError)
     atomic_write(out / "compare.png", [plot(results)], RunError)
     atomic_write(out / "compare.md", [markdown(results).encode()], RunError)
@@ -177,6 +179,7 @@ def _train(runs: Sequence[Run], job: _Job) -> None:
     missing = {run.label: run for run in runs if run.results() is None}
     num_finished = len(runs) - len(missing)
     if job.num_jobs > 1 and len(missing) > 1:
+        # Cached, because a later call that finds these runs finished still has to note it beside their times.
         job.keep("num_jobs", job.num_jobs)
     if runs and not missing:
         job.progress.line("all runs are there already")
@@ -217,6 +220,7 @@ def _answers(
         tasks.append(Task(label, todo, model=run.recipe.name))
     for task, result in run_tasks(tasks, num_jobs=num_jobs, stop=job.stop, progress=job.progress):
         if isinstance(result, RunError):
+            # Leaving the loop stops the other processes, which save their states.
             raise result
         yield task.label, result
 
