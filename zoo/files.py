@@ -85,7 +85,7 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview], error: type[Z
     Raises:
         error: if the content cannot be stored; the old file is then untouched.
     """
-    # "x" refuses a file or a link that somebody has put there.
+    # "x" refuses a file or a link that is already there.
     with atomic_path(path, error) as temporary, open(temporary, "xb") as file:
         file.writelines(chunks)
 

@@ -30,7 +30,7 @@ from zoo.errors import ZooError
 from zoo.files import atomic_write, open_regular, read_errors
 from zoo.json_object import parse_json_object
 
-# What a header says of each tensor: its shape and its type.
+# The entries of a header for each tensor: its shape and its type.
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 _DTYPES = {

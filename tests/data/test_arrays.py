@@ -133,7 +133,7 @@ def test_the_task_can_be_given(tmp_path: Path) -> None:
     assert (graph.task, graph.num_tasks) == ("multiclass", 2)
 
 
-def test_minus_one_is_unlabelled_in_whole_number_labels(tmp_path: Path) -> None:
+def test_minus_one_is_unlabeled_in_whole_number_labels(tmp_path: Path) -> None:
     y = np.array([[0, 1], [1, -1], [1, 1], [0, 0], [1, 0]])
     graph = load_graph("file", path=written(tmp_path, some_arrays(y=y)))
     assert torch.isnan(graph.y).nonzero().tolist() == [[1, 1]]

@@ -170,9 +170,9 @@ def test_planetoid_files_are_read_like_by_pytorch_geometric(
     assert graph.num_nodes == theirs.num_nodes
     assert graph.x is not None
     assert torch.equal(graph.x, theirs.x)
-    labelled = graph.y >= 0
-    assert torch.equal(graph.y[labelled], theirs.y[labelled])
-    assert int((~labelled).sum()) == (name == "citeseer")
+    labeled = graph.y >= 0
+    assert torch.equal(graph.y[labeled], theirs.y[labeled])
+    assert int((~labeled).sum()) == (name == "citeseer")
     assert torch.equal(graph.edge_index.long(), undirected_edges(theirs.edge_index, graph.num_nodes))
     split = graph.splits[0]
     for ids, mask in ((split.train, theirs.train_mask), (split.valid, theirs.val_mask), (split.test, theirs.test_mask)):

@@ -23,7 +23,7 @@ def test_digits_link_similar_images(digits: Graph) -> None:
     assert 0.95 < same < 0.97
 
 
-def test_every_image_has_its_nearest_as_neighbours(digits: Graph) -> None:
+def test_every_image_has_its_nearest_as_neighbors(digits: Graph) -> None:
     assert digits.x is not None
     distance = torch.cdist(digits.x.double(), digits.x.double())
     distance.fill_diagonal_(float("inf"))

@@ -102,7 +102,7 @@ FAULTS = {
     "repeated": ({"splits": (Split(ids(0, 0), ids(1), ids(2)),)}, "train repeats 1 nodes"),
     "split out of range": ({"splits": (Split(ids(0), ids(1), ids(6)),)}, "test holds 1 node ids outside"),
     "float split": ({"splits": (Split(torch.zeros(1), ids(1), ids(2)),)}, "train must be int64"),
-    "unlabelled": ({"splits": (Split(ids(0), ids(1), ids(5)),)}, "none of the 1 test nodes has a label"),
+    "unlabeled": ({"splits": (Split(ids(0), ids(1), ids(5)),)}, "none of the 1 test nodes has a label"),
 }
 
 

@@ -19,7 +19,7 @@ def test_rocauc_is_the_mean_over_tasks_with_both_classes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 1)])
-def test_binary_metrics_ignore_unlabelled_nodes(shape: tuple[int, ...]) -> None:
+def test_binary_metrics_ignore_unlabeled_nodes(shape: tuple[int, ...]) -> None:
     y, logits = torch.tensor([0, 1, -1, 1, 0]), torch.tensor([-1.0, 2.0, 5.0, -3.0, -2.0]).view(shape)
     assert METRICS["rocauc"](y, logits) == pytest.approx(roc_auc_score([0, 1, 1, 0], [-1, 2, -3, -2]))
     assert METRICS["accuracy"](y, logits) == 0.75

@@ -124,7 +124,7 @@ def test_other_raw_files_are_read_anew(ogb_root: Path) -> None:
     assert load_ogb("ogbn-arxiv", root=ogb_root).y.tolist() == [7] * 200
 
 
-def test_missing_labels_are_unlabelled(ogb_root: Path) -> None:
+def test_missing_labels_are_unlabeled(ogb_root: Path) -> None:
     path = ogb_root / "ogbn_arxiv" / "raw" / "node-label.csv.gz"
     path.write_bytes(gzip.compress(b"3\n" * 199 + b'""\n'))
     assert load_ogb("ogbn-arxiv", root=ogb_root).y.tolist() == [3] * 199 + [-1]

@@ -65,8 +65,8 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return load_ogb("ogbn-proteins", root=root)
 
 
-def neighbour_mean(graph: Graph, x: torch.Tensor, strong_only: bool) -> torch.Tensor:
-    """[N, F] mean feature of the neighbours over all or the strong edges."""
+def neighbor_mean(graph: Graph, x: torch.Tensor, strong_only: bool) -> torch.Tensor:
+    """[N, F] mean feature of the neighbors over all or the strong edges."""
     edge_index, edge_attr = directed_edges(graph)
     assert edge_attr is not None
     if strong_only:
@@ -86,7 +86,7 @@ def test_labels_need_several_messages_over_the_right_edges(proteins: Graph) -> N
         h = torch.zeros_like(proteins.y)
         h[split.train] = proteins.y[split.train] - proteins.y[split.train].mean(0)
         for hop in (1, 2, 3):
-            h = neighbour_mean(proteins, h, strong_only)
+            h = neighbor_mean(proteins, h, strong_only)
             scores[strong_only, hop] = rocauc(proteins.y[split.test], h[split.test])
     best_of_all = max(scores[False, hop] for hop in (1, 2, 3))
     assert alone < 0.8

@@ -61,7 +61,7 @@ def test_gcn_equals_the_one_of_pytorch_geometric() -> None:
     assert_same(conv, lambda x, weight: theirs(x, edge_index, weight), ordered)
 
 
-def test_sage_is_the_mean_of_weighted_neighbours() -> None:
+def test_sage_is_the_mean_of_weighted_neighbors() -> None:
     _, edge_index, _ = weighted_graph()
     conv, theirs = SAGEConv(C).double(), PygGraphConv(C, C, aggr="mean").double()
     theirs.lin_rel.load_state_dict(conv.neighbour.state_dict())

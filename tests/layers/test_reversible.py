@@ -26,8 +26,8 @@ class Mix(nn.Module):
 
     def forward(self, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
         self.calls += 1
-        neighbours = torch.zeros_like(x).index_add(0, inputs.csr.col[: x.size(0)].long(), x)
-        return self.extra(torch.tanh(self.linear(x + 0.1 * neighbours)))
+        neighbors = torch.zeros_like(x).index_add(0, inputs.csr.col[: x.size(0)].long(), x)
+        return self.extra(torch.tanh(self.linear(x + 0.1 * neighbors)))
 
 
 def mix_stack(num_layers: int = 3, channels: int = 8, num_groups: int = 2, *, norm="layer", extra=list, **options):

@@ -317,7 +317,7 @@ def test_depth_of_an_equilibrium_counts_its_convolutions(solver: str) -> None:
 @UNCONVERGED
 @pytest.mark.parametrize("solver", ["anderson", "broyden", "picard", "reversible"])
 def test_equilibrium_learns_and_its_solves_converge(solver: str) -> None:
-    """Labels that only the neighbours' features tell, after a fixed number of steps from a fixed seed."""
+    """Labels that only the neighbors' features tell, after a fixed number of steps from a fixed seed."""
     generator = torch.Generator().manual_seed(1)
     num_nodes, num_edges = 120, 480
     edge_index = torch.randint(num_nodes, (2, num_edges), generator=generator)

@@ -118,7 +118,7 @@ def test_a_batch_of_graphs_is_the_graphs_one_by_one(name: str) -> None:
 def test_sampled_batches_train(name: str) -> None:
     model, data = model_of(name).train(), some_data()
     loader = RandomNodeLoader(data, num_parts=3, shuffle=True)
-    batches = [*loader, neighbour_batch(data, torch.tensor([3, 7]))]
+    batches = [*loader, neighbor_batch(data, torch.tensor([3, 7]))]
     for batch in batches:
         model.zero_grad()
         logits = model(batch)
@@ -128,7 +128,7 @@ def test_sampled_batches_train(name: str) -> None:
         assert any(p.grad is not None for p in model.parameters())
 
 
-def neighbour_batch(data: Any, seeds: Tensor) -> Any:
+def neighbor_batch(data: Any, seeds: Tensor) -> Any:
     """A batch of the form that NeighborLoader gives: seeds first, edges towards them, global ids beside."""
     kept = torch.isin(data.edge_index[1], seeds)
     nodes = torch.cat([seeds, data.edge_index[0, kept]])
@@ -147,13 +147,13 @@ def neighbour_batch(data: Any, seeds: Tensor) -> Any:
     )
 
 
-def test_the_seeds_of_a_sampled_batch_see_all_their_neighbours() -> None:
+def test_the_seeds_of_a_sampled_batch_see_all_their_neighbors() -> None:
     """One layer on a sampled batch gives its seeds what it gives them on the whole graph."""
     recipe = read_recipe(recipe_path("small_res"), ["model.hidden_channels=8", "model.num_layers=1"])
     torch.manual_seed(0)
     model, data = build_model(recipe.model, SHAPE).eval(), some_data()
     seeds = torch.tensor([3, 7])
-    batch = neighbour_batch(data, seeds)
+    batch = neighbor_batch(data, seeds)
     found, expected = model(batch)[: batch.batch_size], model(data)[seeds]
     torch.testing.assert_close(found, expected)
 

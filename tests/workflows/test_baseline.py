@@ -39,7 +39,7 @@ def test_it_learns_what_the_features_tell(task: str, metric: str) -> None:
     assert min(scores.values()) > 0.85
 
 
-def test_unlabelled_nodes_are_left_out() -> None:
+def test_unlabeled_nodes_are_left_out() -> None:
     graph = separable("multilabel")
     graph.y[graph.splits[0].train[:100]] = NAN
     assert linear_baseline(graph, graph.splits[0], "rocauc")["test"] > 0.9

@@ -234,7 +234,7 @@ def test_a_student_learns_from_labels_and_from_its_teacher(tmp_path: Path) -> No
         assert torch.allclose(loss, 0.2 * labels + 0.8 * divergence)
 
 
-def test_the_validation_loss_is_that_of_the_labelled_valid_nodes(tmp_path: Path) -> None:
+def test_the_validation_loss_is_that_of_the_labeled_valid_nodes(tmp_path: Path) -> None:
     y = torch.arange(NUM_NODES) % 3
     y[::5] = -1
     path = write_graph(tmp_path / "some.npz", y=y.numpy())

@@ -90,7 +90,7 @@ def command(
     if as_json:
         echo_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
         return
-    # The caption says the runs, and compare.md has all columns.
+    # The caption names the number of runs, and compare.md has all columns.
     optional = [HEAD.index(name) for name in ("training", "runs", "channels")]
     echo_table(HEAD, rows(results), right=range(1, len(HEAD)), optional=optional)
     echo()

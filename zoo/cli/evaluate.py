@@ -14,7 +14,6 @@ from zoo.cli.common import (
     edge_precision_option,
     example,
     json_option,
-    reference,
 )
 from zoo.errors import ZooError
 
@@ -58,7 +57,7 @@ def command(
     from zoo.workflows.evaluate import SPLITS, evaluate
 
     compared = evaluate(
-        reference(model),
+        model,
         split=split or SPLITS,
         num_views=views,
         num_parts=parts,

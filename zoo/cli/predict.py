@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, device_options, echo, example, reference
+from zoo.cli.common import common_options, device_options, echo, example
 from zoo.errors import ZooError
 from zoo.files import write_errors
 
@@ -46,9 +46,7 @@ def command(
 
     target = start(device, threads)
     graph = zoo.load_graph(data) if data in DATASETS else zoo.load_graph("file", path=Path(data))
-    logits = zoo.predict(
-        zoo.load(reference(model)), graph, num_parts=parts, num_views=views, device=target, quiet=quiet
-    )
+    logits = zoo.predict(zoo.load(model), graph, num_parts=parts, num_views=views, device=target, quiet=quiet)
     with write_errors(out, ZooError):
         np.savez(out, logits=logits.numpy())
     if not quiet:

@@ -311,7 +311,7 @@ def _split_faults(graph: Graph) -> Iterator[str]:
             elif repeated := len(nodes) - len(torch.unique(nodes)):
                 yield f"split {i}: {name} repeats {repeated:,} nodes"
             else:
-                if not _labelled(graph, nodes):
+                if not _labeled(graph, nodes):
                     yield f"split {i}: none of the {len(nodes):,} {name} nodes has a label"
                 continue
             usable = False
@@ -321,7 +321,7 @@ def _split_faults(graph: Graph) -> Iterator[str]:
                     yield f"split {i}: {common:,} nodes are in both {one} and {other}"
 
 
-def _labelled(graph: Graph, nodes: Tensor) -> bool:
+def _labeled(graph: Graph, nodes: Tensor) -> bool:
     """Tell if any of the nodes has a label; a wrong y is reported elsewhere."""
     if len(graph.y) != graph.num_nodes:
         return True

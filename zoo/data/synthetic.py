@@ -294,7 +294,7 @@ def _sample_gains(rng: np.random.Generator, num_modules: int) -> tuple[Array, Ar
     """Sample factors on the rates of the channels, [M, 8] of the modules and [8, 8] of the species."""
     module = np.clip(rng.lognormal(0, 1.0, (num_modules, len(CHANNELS))), 0.1, 8)
     species = np.exp(rng.normal(0, 0.22, (len(SPECIES), len(CHANNELS))))
-    # Context of genes tells much in bacteria; mouse and fish have fewer experiments.
+    # The context of genes is informative in bacteria; mouse and fish have fewer experiments.
     species[5, [NEIGHBORHOOD, FUSION, COOCCURENCE]] *= 6
     species[6:, EXPERIMENTAL] *= 0.8
     return module, species

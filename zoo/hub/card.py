@@ -70,7 +70,7 @@ def render_card(config: BundleConfig, *, repo_id: str = "", has_curves: bool = F
     """
     recipe = config.recipe
     is_synthetic = config.provenance.data_is_synthetic
-    # A written card tells how the recipe trains, which was not done here.
+    # The written card describes training by the recipe, and these weights were trained in another way.
     is_by_recipe = not is_synthetic and not _is_own_training(config)
     body = (is_by_recipe and _written_card(recipe)) or _GENERIC.format(
         name=recipe.name,

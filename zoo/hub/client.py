@@ -43,7 +43,7 @@ _TRY_LATER = (408, 416, 429)
 
 @dataclass(frozen=True)
 class Hub:
-    """A host and how to speak to it.
+    """A host and the options of requests to it.
 
     Attributes:
         api: the client, which holds the token.

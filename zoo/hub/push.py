@@ -23,7 +23,7 @@ from zoo.hub.pull import OPTIONAL_FILES
 from zoo.hub.reference import DEFAULT_REVISION
 from zoo.hub.verify import git_id
 
-# What is sent: a small file itself, or where a large one lies.
+# The content to send: the bytes of a small file, or the path of a large one.
 Content = bytes | Path
 
 

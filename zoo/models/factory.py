@@ -1,4 +1,4 @@
-"""Builds a model from what a recipe says of it and what the graph says of its shape."""
+"""Builds a model from the specification in a recipe and the shape of a graph."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class RevGAT(nn.Module):
             num_edge_features=0,
         )
         masks = self._sample_masks(x, csr) if masks is None else masks
-        # Masks speak of the edges as they were given, layers read them in the order of the rows.
+        # Masks are in the order of edge_index, while layers read edges in the order of the CSR.
         kept = masks.kept if masks.kept is None or perm is None else masks.kept[:, perm]
 
         # Each layer leaves out its own edges: row 0 is for the first layer, row -1 for the last.

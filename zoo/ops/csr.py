@@ -86,7 +86,7 @@ def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None
 
 
 def check_csr(csr: CSR) -> None:
-    """Check every row and edge, once for each CSR: kernels read memory where ``rowptr`` and ``col`` tell them to.
+    """Check every row and edge, once for each CSR: kernels read memory at the places that ``rowptr`` and ``col`` name.
 
     Raises:
         DataError: if the rows do not cover the edges in order, or an edge names a node that does not exist.

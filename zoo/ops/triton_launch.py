@@ -40,7 +40,7 @@ def launch(kernel: Any, grid: tuple[int, int], device: torch.device, *args: Any,
             address(argument)
     # Triton launches on the current GPU, which need not be that of the tensors.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        # Fused multiply-add is what the kernels are written for; newer versions ask to say so.
+        # The kernels are written for fused multiply-add, which newer versions must be asked for.
         kernel[grid](*args, **options, enable_fp_fusion=True)
 
 

@@ -51,7 +51,7 @@ class SoftmaxAggr(AggrSpec):
 
 
 class PowermeanAggr(AggrSpec):
-    """Generalised mean (mean of m ** power) ** (1 / power) of messages clamped to [1e-7, 10].
+    """Generalized mean (mean of m ** power) ** (1 / power) of messages clamped to [1e-7, 10].
 
     With ``scale_by_degree`` the result is multiplied by degree ** sigmoid(degree_logit).
     """

@@ -51,7 +51,7 @@ def _place(cls: type[Spec], data: Any, detail: ErrorDetails) -> tuple[str, list[
 
 def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
     """One line about one fault: its place, what is wrong, what would be right."""
-    # pydantic speaks of Python types and of tags of unions; the reader of a recipe knows JSON and keys.
+    # pydantic's messages name Python types and tags of unions; a recipe's author thinks in JSON and keys.
     kind, context = detail["type"], detail.get("ctx", {})
     place, siblings = _place(cls, data, detail)
     prefix = f"{place}: " if place else ""

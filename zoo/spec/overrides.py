@@ -10,7 +10,7 @@ from typing import Any
 from zoo.errors import RecipeError
 from zoo.json_object import parse_json
 
-# What a recipe says of one data set and its labels, and what another one is asked for anew.
+# Keys that describe one data set and its labels; they are removed when another data set is chosen.
 _OF_THE_DATA = ("data.node_features", "data.split", "data.undirected", "train.loss", "eval.metric")
 
 
@@ -91,7 +91,7 @@ def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[s
 
 
 def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The differences between two recipes in what their summary and source speak of: the data and the model."""
+    """The differences between two recipes in the parts that summary and source describe: the data and the model."""
     old, new = dict(_described(before)), dict(_described(after))
     changes = [f"{place}={value}" for place, value in new.items() if old.get(place) != value]
     return changes + [f"{place} left out" for place in old if place not in new]

@@ -28,7 +28,7 @@ _MAX_SUMMARY = 300
 
 
 class ReportedResult(Spec):
-    """A figure somebody published: what was measured, how, and where it is written.
+    """A published figure: its quantity, its protocol, and its source.
 
     A number of views or parts that the source does not state is left out, and nothing is compared with the figure.
     """

@@ -85,7 +85,7 @@ def _logits(train_x: Array, y: Array, x: Array, num_outputs: int) -> Array:
 
     Args:
         train_x: [n, F] features to learn from.
-        y: [n] labels; negative or NaN for unlabelled.
+        y: [n] labels; negative or NaN for unlabeled.
         x: [m, F] features to predict from.
         num_outputs: the number of classes, or 1 for a label that is 0 or 1.
 
@@ -99,7 +99,7 @@ def _logits(train_x: Array, y: Array, x: Array, num_outputs: int) -> Array:
     classes = np.unique(y[known]).astype(np.int64)
     logits = np.full((len(x), num_outputs), -1e9)
     if len(classes) < 2:
-        # Nothing to tell apart: predict what there is, for every node alike.
+        # With fewer than two classes there is nothing to fit: predict the one there is for every node.
         if num_outputs == 1:
             logits[:] = 1.0 if classes.tolist() == [1] else -1.0
         else:

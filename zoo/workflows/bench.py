@@ -92,7 +92,7 @@ def bench(
             if not isinstance(result, RunError):
                 cost = parse_spec(StepCost, result, where=task.label, error=RunError)
             elif not isinstance(result, OutOfMemoryError):
-                # Memory is what the user wants to know; any other fault would come again at every depth.
+                # Running out of memory is a result; any other fault would come again at every depth.
                 raise result
             rows.append(BenchRow(num_layers=recipe.model.num_layers, cost=cost))
             progress.step(task.label, {})

@@ -90,7 +90,7 @@ def reset_peak(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     if platform.system() == "Linux":
-        # Only glibc has it; others keep more of what died, which then counts as in use.
+        # Only glibc has it. Other libraries keep more freed memory, which then counts as in use.
         trim = getattr(_c_library(), "malloc_trim", None)
         if trim is not None:
             trim(0)

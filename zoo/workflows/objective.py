@@ -27,7 +27,8 @@ def multilabel_loss(logits: Tensor, y: Tensor) -> Tensor:
         y: [n, T] zeros and ones, NaN for unknown; at least one is known.
     """
     known = ~torch.isnan(y)
-    # Most data know all labels. In a network whose depth costs no memory, tensors of [n, T] are among the largest.
+    # Most data have all labels. Reversible layers store so little that tensors of [n, T] are among the largest, so
+    # the mask is avoided.
     if bool(known.all()):
         return functional.binary_cross_entropy_with_logits(logits, y)
     losses = functional.binary_cross_entropy_with_logits(logits, y.nan_to_num(), reduction="none")
@@ -118,7 +119,7 @@ class KnownLabels:
     """The labels that a model under label reuse may read: T more node features, after those of the graph.
 
     Attributes:
-        y: [N] class of each labelled train node, -1 elsewhere.
+        y: [N] class of each labeled train node, -1 elsewhere.
         num_tasks: T.
         num_iters: passes before the last one.
     """
@@ -145,7 +146,7 @@ class KnownLabels:
         Args:
             model: for F + T node features.
             part: on the device of the model.
-            read: [n] bool, the nodes whose labels are read; None: all labelled train nodes.
+            read: [n] bool, the nodes whose labels are read; None: all labeled train nodes.
 
         Returns:
             [n, T] logits of the last pass.
@@ -236,7 +237,7 @@ def sample_read(train: Tensor, mask_rate: float) -> Tensor:
     """Sample the train nodes whose labels a training step reads; at least one of them is left to be predicted.
 
     Args:
-        train: [n] bool, the labelled train nodes; at least one.
+        train: [n] bool, the labeled train nodes; at least one.
         mask_rate: chance of each.
 
     Returns:

@@ -81,7 +81,7 @@ def serve(work: Callable[[str], dict[str, Any]]) -> int:
         is_out_of_memory=isinstance(fault, OutOfMemoryError),
         warnings=tuple(dict.fromkeys(messages)),
     )
-    # Also after a fault: the parent learns from it whether memory ran out, which no exit code says.
+    # Also after a fault: the answer says whether memory ran out, for which there is no exit code.
     sys.stdout.write(answer.model_dump_json())
     return 0 if fault is None else fault.exit_code
 

@@ -81,7 +81,7 @@ class Progress:
         self._safely(lambda bar: bar.set_description(label))
 
     def line(self, text: str) -> None:
-        """A line worth keeping."""
+        """Print a line that stays above the bar."""
         if self._quiet:
             return
         try:

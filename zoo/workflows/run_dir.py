@@ -1,4 +1,4 @@
-"""The files of a run directory. Nothing else knows their names or their format.
+"""The files of a run directory; their names and their format are defined here alone.
 
     recipe.json                the whole recipe, every default spelled out
     metrics.jsonl              one line per epoch

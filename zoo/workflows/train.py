@@ -129,7 +129,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Task:
-    """A recipe and its graph, with the loss of the graph's labels, which also knows the device."""
+    """A recipe and its graph, with the loss of the graph's labels and its device."""
 
     recipe: Recipe
     graph: Graph
@@ -336,7 +336,7 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
         raise RunError(f"{run.path}: best.safetensors is missing; start again in another --out")
     state.use_best_weights(best.tensors)
     protocols = [test_protocol(recipe), eval_protocol(recipe)]
-    # One that says the same would show every figure twice.
+    # Two equal protocols would show every figure twice.
     if str(protocols[0]) == str(protocols[1]):
         del protocols[1]
     figures: list[Measured] = []

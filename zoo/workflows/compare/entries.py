@@ -82,7 +82,7 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
     ]
     path = next((entry for entry in entries if entry.is_trained_here), entries[0]).recipe.data.path
     if path:
-        # Where the file lay when a model was trained counts for nothing; the data are known by their digest.
+        # The file may have been moved since a model was trained; a digest shows whether the data are the same.
         entries = [entry if entry.is_trained_here else _with_path(entry, path) for entry in entries]
     _check_names(entries)
     _check_alike(entries, _data_of)
@@ -145,7 +145,7 @@ def _protocol_of(recipe: Recipe) -> Mapping[str, str | None]:
 
 
 def data_differences(entries: Sequence[Entry]) -> list[str]:
-    """A line for each way in which the models see the same graph differently, which is theirs to choose."""
+    """A line for each key of the data that the models set differently, as they may, on the same graph."""
     lines = []
     for key in DataSpec.model_fields.keys() - {"dataset", "path", "split"}:
         values = {entry.name: getattr(entry.recipe.data, key) for entry in entries}
@@ -180,7 +180,7 @@ def splits_to_run(entries: Sequence[Entry], num_splits: int | None, graph: Graph
 
 
 def with_runs(entry: Entry, out: Path, splits: Sequence[int], num_seeds: int) -> Entry:
-    """A recipe's entry with its runs: ``out / NAME / split-I-seed-J``. Other entries have theirs.
+    """A recipe's entry with its runs: ``out / NAME / split-I-seed-J``. Other entries have theirs already.
 
     Raises:
         RunError: if one of the folders holds the run of another recipe.

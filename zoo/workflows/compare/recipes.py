@@ -1,4 +1,4 @@
-"""A recipe put on the data of another one; without torch, so that faults are told at once."""
+"""A recipe put on the data of another one; without torch, so that faults are reported at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recipe_on_data(path: Path, data_path: Path, assignments: Sequence[str]) -> R
     data, others = (read_recipe_data(place) for place in (path, data_path))
     merged = _with(data, others, ("data", "eval", "test"))
     merged["train"] = _with(data["train"], others["train"], ("loss", "partition"))
-    # What a source says of the model, it says on the data it was made for.
+    # Published figures hold for the data set of the source, so they are dropped.
     merged.pop("source", None)
     merged["summary"] = f"{recipe.name} on the data of {other.name}"
     return parse_recipe(override(merged, assignments), where=f"{path} on the data of {other.name}")
