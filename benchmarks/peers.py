@@ -49,8 +49,8 @@ class PyGModel(nn.Module):
         self.head = nn.Linear(channels, shape.num_tasks)
         self._csr: CSR | None = None
 
-    def forward(self, x: Tensor, csr: CSR, edge_attr: Tensor) -> Tensor:
-        """[N, F] to [N, T]."""
+    def forward(self, x: Tensor, csr: CSR, edge_attr: Tensor, edge_weight: None = None) -> Tensor:
+        """[N, F] to [N, T]; GENConv reads no edge weights."""
         if csr is not self._csr:
             # A user would make the list once for each part, so it is no part of a step.
             self._csr, self._edge_index = csr, edge_list(csr)
