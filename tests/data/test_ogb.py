@@ -156,6 +156,7 @@ def test_a_read_only_folder_gets_its_cache_elsewhere(
     assert_same(one, load_ogb("ogbn-proteins", root=ogb_root))
 
 
+@pytest.mark.filterwarnings("ignore:.*waiting for process")
 def test_two_at_once_build_the_cache_once(ogb_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builds, results = [], []
     convert = ogb._convert
