@@ -168,7 +168,7 @@ def hostile_weights(files: dict[str, bytes], bundle: Path, tmp_path: Path) -> di
         "other shape": (saved(**{"head.bias": bias[:2].clone()}) + b"", "shape"),
         "other type": (saved(**{"head.bias": bias.double()}), "float64"),
         "one more": (saved(extra=bias.clone()), "unknown tensor 'extra'"),
-        "trailing bytes": (weights + b"\0", "file not fully covered"),
+        "trailing bytes": (weights + b"\0", "its header describes .* bytes, the file has"),
         "header beyond the file": (b"\xff" * 7 + b"\x7f" + weights[8:], "header claims"),
     }
 

@@ -186,7 +186,9 @@ def test_wrong_inputs_are_named(arguments, message: str) -> None:
 
 
 def test_a_recipe_that_does_not_fit_the_graph_is_refused() -> None:
-    with pytest.raises(RecipeError, match="the graph has no edge features; expected 'none'"):
+    with pytest.raises(
+        RecipeError, match="'gen' reads edge features, and the graph has none; set edge_encoder to 'none'"
+    ):
         build_model(spec(), GraphShape(num_node_features=7, num_tasks=5))
     absurd = RevSpec(
         type="rev", num_layers=100_000, hidden_channels=65_536, conv=GenConvSpec(type="gen", edge_encoder="none")
