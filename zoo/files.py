@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from zoo.errors import ZooError, ZooWarning
 
 _CHUNK_BYTES = 1 << 20
-# Windows has O_BINARY alone, other systems the other two.
+# Windows has only O_BINARY, other systems only the other two.
 _OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
@@ -123,7 +123,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot flush a folder; the files in it are flushed all the same.
+        # Some network file systems cannot flush a folder; the files in it are still flushed.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

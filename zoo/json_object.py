@@ -79,7 +79,7 @@ def abbreviate(value: Any) -> str:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Python keeps the last of two equal keys and drops the first without a word.
+    # Python silently keeps only the last of two equal keys.
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:

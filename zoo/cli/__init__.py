@@ -101,7 +101,7 @@ def _warnings_as_lines() -> Iterator[None]:
                 print(f"Warning: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
     with warnings.catch_warnings():
-        # Python would show a second warning from the same line of code only if it said something else.
+        # Python shows a warning with the same text from the same line of code only once.
         warnings.simplefilter("always", ZooWarning)
         show_other, warnings.showwarning = warnings.showwarning, show
         yield
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        # Somebody who keeps pressing Ctrl-C must not interrupt the last words.
+        # Pressing Ctrl-C again must not interrupt the last message.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Interrupted", file=sys.stderr)
         return _INTERRUPTED

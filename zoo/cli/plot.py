@@ -16,7 +16,7 @@ EXAMPLE = example("revgnn-zoo plot runs/quickstart")
 @click.option("--out", type=click.Path(path_type=Path), help="The PNG file. [default: RUN/curves.png]")
 @common_options
 def command(*, run: Path, out: Path | None, quiet: bool) -> None:
-    """Draw the learning curves of a run, finished or not."""
+    """Plot the learning curves of a run, finished or not."""
     from zoo.workflows.plot import plot
     from zoo.workflows.run_dir import RunDir
 

@@ -127,7 +127,7 @@ def open_arrays(folder: Path, source: Mapping[str, str] | None) -> Arrays | None
             arrays[path.stem] = np.load(path, mmap_mode="c", allow_pickle=False)
         return arrays
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # Whatever is wrong with it, a cache is rebuilt rather than repaired.
+        # A faulty cache is always rebuilt, never repaired.
         return None
 
 

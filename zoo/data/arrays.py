@@ -66,7 +66,7 @@ def _read_folder(path: Path) -> dict[str, Array]:
     if not files:
         raise DataError(f"{path}: no .npy files in this folder; it needs {', '.join(REQUIRED)}")
     for file in files:
-        # A pipe would be waited for without end.
+        # Reading from a pipe could wait forever.
         if not file.is_file():
             raise DataError(f"{file}: not a regular file")
     return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in files}
@@ -205,7 +205,7 @@ def one_direction(graph: Graph) -> Tensor | None:
         differs from it in its features, is listed twice, or is a self-loop.
     """
     source, target = graph.edge_index.long()
-    # Cheap, and most lists of single edges end here.
+    # A cheap check first, which decides for most lists of directed edges.
     if not graph.num_edges or 2 * int((source < target).sum()) != graph.num_edges:
         return None
     keys, order = torch.sort(source * graph.num_nodes + target)
@@ -354,7 +354,7 @@ def _splits(arrays: Mapping[str, Array], num_nodes: int, where: str) -> tuple[Sp
                 f"not {list(arrays[key].shape)}"
             )
         masks.append(mask)
-    # A split of its own for each train and valid mask may share one test mask, as in Wiki-CS.
+    # Several splits, each with its train and valid mask, may share one test mask, as in Wiki-CS.
     counts = {key: len(mask) for key, mask in zip(MASKS, masks, strict=True)}
     if set(counts.values()) - {1, num_splits := max(counts.values())}:
         listed = ", ".join(f"{key} {count}" for key, count in counts.items())

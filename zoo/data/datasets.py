@@ -30,7 +30,7 @@ HETEROPHILOUS_URL = "https://github.com/yandex-research/heterophilous-graphs/raw
 PLANETOID_URL = "https://github.com/kimiyoung/planetoid/raw/master/data"
 COPURCHASE_URL = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
 WIKICS_URL = "https://github.com/pmernyei/wiki-cs-dataset/raw/master/dataset"
-# Each is published without a split; the benchmark's splits stand in another repository, of which this is one commit.
+# Each is published without a split; the benchmark's splits are in another repository, of which this is one commit.
 SPLITS_URL = "https://github.com/LUOyk1999/tunedGNN/raw/23f9604e8b13a9a6d3faa2f691cd844006979153/medium_graph/data"
 COPURCHASE_FILES = {
     "amazon-photo": ("amazon_electronics_photo", "amazon-photo"),

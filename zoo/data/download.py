@@ -103,7 +103,7 @@ def download(url: str, path: Path, *, manual: str, max_bytes: int = MAX_DOWNLOAD
         except (OSError, http.client.HTTPException) as error:
             reason, cause = str(getattr(error, "reason", None) or error or type(error).__name__), error
     if secure != url and not is_http_allowed:
-        # Whoever is on the way could choose the first bytes, which all later downloads are compared with.
+        # Without TLS an attacker on the network could choose the first bytes, with which later downloads are compared.
         reason += "; over plain http only with ZOO_ALLOW_HTTP=1"
     raise DataError(f"{url}: cannot be downloaded ({reason}); {manual}") from cause
 
@@ -186,7 +186,7 @@ def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: 
             return
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             work = Path(temporary)
-            # The checksums belong to the root folder, so the archive lies there while it is needed.
+            # The checksums belong to the root folder, so the archive is kept there while it is needed.
             archive = folder.parent / f"{folder.name}.zip"
             try:
                 digest = download(url, archive, manual=manual, record=False)

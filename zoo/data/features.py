@@ -105,7 +105,7 @@ def laplacian(graph: Graph) -> Tensor:
     degrees = np.asarray(adjacency.sum(axis=1)).ravel()
     scale = scipy.sparse.diags_array(1 / np.sqrt(np.maximum(degrees, 1)))
     normalized = (scale @ adjacency @ scale).tocsr()
-    # The largest eigenvalues of the normalized adjacency are the smallest of the Laplacian, and quicker to find.
+    # The largest eigenvalues of the normalized adjacency are the smallest of the Laplacian, and faster to compute.
     if n <= 4 * NUM_EIGENVECTORS:
         vectors = np.linalg.eigh(normalized.toarray())[1][:, -k:]
     else:

@@ -24,7 +24,7 @@ from zoo.data.graph import Graph, Split, Task, validate
 from zoo.errors import DataError
 from zoo.files import make_folder
 
-# The file that holds the categories of nodes, where a data set has them; the older name is still in circulation.
+# The file that holds the categories of nodes, where a data set has them; the older name is still in use.
 SPECIES_FILES = ("node_species.csv.gz", "species.csv.gz")
 
 

@@ -172,7 +172,7 @@ def write_synthetic_proteins(
     about = "A synthetic stand-in for ogbn-proteins in the raw format of v1: random numbers, not real data.\n"
     sizes = f"num_nodes={num_nodes} mean_degree={mean_degree} seed={seed}\nEdge features: {', '.join(CHANNELS)}\n"
     (folder / "SYNTHETIC.txt").write_text(about + sizes, encoding="utf-8")
-    # Last, because readers take the release file for the sign of a whole folder.
+    # Written last, because readers take a release file to mean that the folder is complete.
     (folder / "RELEASE_v1.txt").write_text(about, encoding="utf-8")
     return folder
 

@@ -103,7 +103,7 @@ def card_faults(text: str, config: BundleConfig) -> list[str]:
         card = ModelCard(text, ignore_metadata_errors=False)
         data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
     except Exception as error:
-        # Anything may stand there, and the YAML library has errors of its own.
+        # The text may be anything, and the YAML library raises its own kinds of errors.
         return [f"its metadata (the YAML at its top) cannot be read: {str(error).splitlines()[0]}"]
     faults = [f"its metadata lacks {key}" for key in ("license", "library_name", "tags") if not data.get(key)]
     if data.get("library_name") not in (None, LIBRARY):

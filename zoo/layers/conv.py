@@ -170,7 +170,7 @@ class GCNConv(nn.Module):
         else:
             weight, loop = _split_loops(inputs.csr, inputs.edge_weight.to(x.dtype))
             degree = weighted_sum(torch.ones_like(loop), others, weight) + loop
-        # A node whose weights sum to nothing gets nothing; the 1 in its place keeps gradients finite.
+        # A node whose weights do not sum to a positive number gets zero; the 1 in its place keeps gradients finite.
         isolated = degree <= 0
         scale = degree.masked_fill(isolated, 1).rsqrt().masked_fill(isolated, 0)
         h = self.linear(x) * scale

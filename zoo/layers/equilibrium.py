@@ -320,7 +320,7 @@ def _reverse_iterations(
             if grad_state is not None:
                 grad_states[read].add_(grad_state)
             sums.add(sources, grads)
-    # Both states began at zero: any rest is an error.
+    # Both states began at zero: any remainder is an error.
     missed = max(float(torch.linalg.vector_norm(state.read(grad.dtype))) for state in states)
     layer.backward_log.add(Solution(states[1].read(grad.dtype), missed, num_iters, missed == 0))
     return [sums.of(source) for source in sources]

@@ -40,7 +40,7 @@ class PygConv(nn.Module):
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            # Its import warns of deprecated parts of PyTorch that it uses, which is no business of our users.
+            # Its import warns of deprecated parts of PyTorch that it uses, which users of this package need not see.
             warnings.simplefilter("ignore")
             import torch_geometric.nn as pyg
         self.conv: nn.Module = PYG_CONVS[name](pyg, channels, **options)

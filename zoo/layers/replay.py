@@ -209,8 +209,8 @@ class GradientSums:
     """
 
     def __init__(self, tensors: Iterable[Tensor | None]) -> None:
-        # Allocated before the evaluations: small gradients that were born among the large temporaries of a layer,
-        # and stayed, would keep the allocator from reusing these.
+        # Allocated before the evaluations: small gradients between the large temporaries of a layer would outlive them
+        # and keep the allocator from reusing their memory as a whole.
         self._sums = {id(t): torch.empty_like(t.detach()) for t in tensors if t is not None and t.requires_grad}
         self._started: set[int] = set()
 

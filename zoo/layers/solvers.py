@@ -19,7 +19,7 @@ from torch import Tensor
 Method = Literal["anderson", "broyden", "picard"]
 StateFn = Callable[[Tensor], Tensor]
 
-# A residual that many times the best one so far is a divergence, not a detour.
+# A solve diverges if its residual is this many times the best one so far.
 _DIVERGENCE = 10.0
 _SMALLEST_NORM = 1e-100
 
@@ -82,7 +82,7 @@ def solve(
             best, best_residual = (z, step), residual
         if best is None or residual <= tol:
             break
-        # The least squares below are worthless in the half precision that autocast would choose.
+        # The least squares below are too inexact in the half precision that autocast would choose.
         with torch.autocast(z.device.type, enabled=False):
             if residual <= _DIVERGENCE * best_residual:
                 z = accelerator.next(z, step)
@@ -138,7 +138,7 @@ class _Anderson:
             return z + step
         steps = self.steps[:num_pairs]
         gram, products = (steps @ steps.t()).double().cpu(), (steps @ step.flatten()).double().cpu()
-        # Directions that rounding alone tells apart are left out.
+        # Directions that differ only by rounding are left out.
         rtol = 10 * num_pairs * torch.finfo(step.dtype).eps
         weights: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=rtol) @ products
         return z + step - (weights.to(step) @ self.values[:num_pairs]).view_as(z)

@@ -145,7 +145,7 @@ class RevGAT(nn.Module):
         state = x.new_empty(x.size(0), self.last.linear.in_features)
         kept = None
         if self.training and self.edge_dropout:
-            # Of every layer exactly this many edges are left out, as in the authors' code, not each by a coin.
+            # Each layer leaves out exactly this many edges, as in the authors' code, rather than each edge at random.
             num_dropped = int(csr.num_edges * self.edge_dropout)
             kept = torch.ones(self.num_layers, csr.num_edges, dtype=torch.bool, device=x.device)
             for row in kept:

@@ -16,7 +16,7 @@ def plain(tensor: Tensor) -> Tensor:
     """
     if type(tensor) is Tensor or isinstance(tensor, nn.Parameter):
         return tensor
-    # A subclass that wraps another tensor has no memory of its own; torch_geometric's hand out what they wrap.
+    # A subclass that wraps another tensor owns no memory; those of torch_geometric return the tensor that they wrap.
     unwrap = getattr(tensor, "as_tensor", None)
     return (tensor if unwrap is None else unwrap()).as_subclass(Tensor)
 

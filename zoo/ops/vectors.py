@@ -164,7 +164,7 @@ def prefetch(typing_context: Any, source: Any, index: Any) -> Any:
         first = builder.bitcast(builder.gep(source, [index]), ir.IntType(8).as_pointer())
         function_type = ir.FunctionType(ir.VoidType(), [first.type, _I32, _I32, _I32])
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        # For reading, to be kept, data rather than code.
+        # The last three arguments: for reading, keep in the cache, data rather than code.
         builder.call(function, [first, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
     return types.void(source, types.int64), _generator(emit)

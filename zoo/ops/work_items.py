@@ -15,7 +15,7 @@ from zoo.ops.csr import CSR, cached
 from zoo.ops.tensors import address
 from zoo.ops.threads import run_tasks
 
-# Segments after the first of a row are this many at most, since each has results of its own; longer ones then.
+# A row has at most this many segments after its first, since each needs its own results; beyond it they get longer.
 MAX_FURTHER_SEGMENTS = 1 << 16
 # On the CPU, longer rows are shared by several threads.
 MAX_SEGMENT_EDGES = 16384

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """A frozen piece of a recipe: exact types, no unknown keys, no NaN or infinity."""
+    """A frozen part of a recipe: exact types, no unknown keys, no NaN or infinity."""
 
     # Strict, so that "80" for 80 is an error; frozen, because nothing checks a spec again after it was read.
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)

@@ -162,7 +162,7 @@ class DeqSpec(_GnnSpec):
         channels = self.hidden_channels
         conv = self.conv.num_parameters(channels, channels)
         if self.weight_norm == "weight":
-            # Every output of a linear map has a length of its own.
+            # Weight normalization stores a length for each output of a linear map.
             conv += sum(linear.num_out for linear in self.conv.linear_maps(channels, channels))
         return 2 * (2 * channels + conv)
 

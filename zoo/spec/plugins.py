@@ -140,7 +140,7 @@ class Installed:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema of the choice, in a function that also knows plugins."""
-        # Written as what it is, since the class of a plugin is none of the choice's.
+        # Serialized by its own class, since the class of a plugin is not one of the choices.
         serialization = core_schema.simple_ser_schema("any")
         return core_schema.no_info_wrap_validator_function(self._check, handler(source), serialization=serialization)
 

@@ -151,7 +151,7 @@ def check_features(dataset: DatasetName, names: Sequence[NodeFeature]) -> None:
         if columns.get(name) == 0:
             others = ", ".join(repr(other) for other, width in columns.items() if width and other not in names)
             raise ValueError(f"{name!r} has no columns in {dataset}; use {others}")
-    # The category goes through an encoder of its own; the linear encoder beside it would be left without columns.
+    # The category goes through its own encoder; the linear encoder beside it would be left without columns.
     if list(names) == ["species_one_hot"]:
         raise ValueError("'species_one_hot' needs another feature beside it, such as 'degree'")
 

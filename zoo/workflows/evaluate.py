@@ -235,7 +235,7 @@ def evaluate(
     graph, nodes = recipe_graph(recipe, own)
     # Otherwise the first matrix product would fail, with an error that names neither graph nor model.
     check_shape(graph, info)
-    # A graph that is handed over may well be another one; a file or a data set should be the one of the training.
+    # A graph given as an argument may be a new one; a file or a data set should be the one that was trained on.
     recorded = "" if own is not None or info.folder is None else _data_digest(info.folder)
     if recorded and recorded != graph_digest(graph, nodes):
         warnings.warn(

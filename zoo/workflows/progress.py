@@ -26,7 +26,7 @@ except ImportError:
 
 # Long enough for a rate of steps that will hold, short enough to stop a run that would take a month.
 _SETTLED_S = 5.0
-# On a narrower terminal the bar gives way to the figures, but for those that metrics.jsonl is the better place for.
+# On a narrower terminal the figures replace the bar, and these are shown in metrics.jsonl alone.
 _WIDE_COLUMNS = 100
 _NARROW_BAR = "{desc} [{elapsed}<{remaining}{postfix}]"
 _ON_WIDE_ONLY = ("epoch_s", "memory")

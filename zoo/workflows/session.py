@@ -166,7 +166,7 @@ def environment(device: torch.device) -> Environment:
     )
 
 
-# Those of a terminal, of a service manager, and of batch systems shortly before they end a job; Windows has but two.
+# Sent by a terminal, by a service manager, and by batch systems shortly before they end a job; Windows has only two.
 _STOP_SIGNALS = tuple(
     signal.Signals[name]
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")

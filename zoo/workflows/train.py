@@ -158,7 +158,7 @@ def _train(
     echo = Progress(0, unit="step", quiet=quiet).line
     for line in (f"run     {run.path}", *machine_lines(device)):
         echo(line)
-    # The teacher comes first, so that its graph and model are gone before those of the student take their place.
+    # The teacher is trained first, so that its graph and model are freed before those of the student are made.
     teacher_results = None
     if spec.distillation is not None:
         teacher_results = _train_teacher(recipe, run, options, stop, graph)

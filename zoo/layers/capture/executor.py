@@ -145,7 +145,7 @@ class _Replay(torch.autograd.Function):
         inputs, layers = _unpack(tensors, len(stack.layers))
         with exclusive(stack):
             grad_x, leaves, parameters = ctx.recording.backward(stream, grad, inputs, layers, stack.num_steps)
-        # A parameter that stands in several layers was handed over several times: autograd adds up its gradients.
+        # A parameter of several layers was passed in several times: autograd adds up its gradients.
         # Distinct layers beyond the last step come last and get none.
         grads = (None, None, grad_x, None, None, *leaves, *parameters)
         pairs = itertools.zip_longest(grads, ctx.needs_input_grad)

@@ -61,7 +61,7 @@ class GraphRecorder:
                     work()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Memory can only be shared with a graph that still lives.
+            # Memory can only be shared with a graph that still exists.
             pool = next((other.pool() for other in self._graphs), None)
             # Other threads, such as a data loader's, may allocate meanwhile.
             with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):

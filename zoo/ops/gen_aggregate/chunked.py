@@ -23,7 +23,7 @@ Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]
 def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Largest messages, zero for empty rows; and [N, C] the winning edges, -1 where no gradient passes."""
     x, csr = messages.x, messages.csr
-    # After the ReLU nothing is negative: -1 means that no edge came by yet.
+    # After the ReLU nothing is negative: -1 means that no edge has been seen yet.
     out = _full(x, -1.0)
     id_dtype = torch.int32 if csr.num_edges < 2**31 else torch.int64
     winner = torch.full(x.shape if needs_grad else (0, 0), -1, dtype=id_dtype, device=x.device)
@@ -31,7 +31,7 @@ def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[
         value = _preactivations(messages, chunk).relu_()
         best = chunk.scatter(value, "amax", -1.0)
         before = out[chunk.rows]
-        # The first of equals stays; NaN is better than any number.
+        # Of equal messages the first wins; NaN counts as larger than any number.
         better = ~(best <= before) & ~before.isnan()
         if needs_grad:
             # Edges are counted in floating point, exactly within a chunk: scattering floats is far faster.

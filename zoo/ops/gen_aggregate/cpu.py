@@ -85,7 +85,7 @@ def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[
     kernel = cpu_kernels.max_forward(layout.D, layout.embedded, needs_grad, layout.dtype)
     layout.work.run(kernel, *layout.inputs(), *addresses(out, winner), layout.eps)
     for rows, segments in layout.work.merge_steps:
-        # The first of equals stays, and a NaN.
+        # Of equal messages the first wins, and a NaN wins over all numbers.
         better = ~(out[segments] <= out[rows]) & ~out[rows].isnan()
         out[rows] = out[segments].where(better, out[rows])
         if needs_grad:
@@ -168,7 +168,7 @@ def sum_backward(
     grad, out, logsum = (layout.padded(grad if t is None else t).contiguous() for t in (grad, out, logsum))
     transposed = grad.new_empty(0) if weight is None else F.pad(weight, (0, 0, 0, C - weight.shape[0])).contiguous()
     d_attr = torch.zeros(layout.csr.num_edges if with_edges else 0, C if layout.embedded else D, dtype=grad.dtype)
-    # Several edges share a source, so each group of work items sums into rows of its own.
+    # Several edges share a source, so each group of work items sums into its own rows.
     num_groups = max(1, min(torch.get_num_threads(), len(work.items)))
     dx = torch.zeros(num_groups, N, C, dtype=grad.dtype)
     dw = torch.zeros(len(work.items), D + 1, C, dtype=grad.dtype)

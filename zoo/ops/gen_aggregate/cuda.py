@@ -30,7 +30,7 @@ from zoo.ops.triton_launch import BLOCK_EDGES, launch, merge, merge_sum, segment
 BLOCK_ROWS = 32
 # Programs spread what they add to one address over so many.
 SLOTS = 64
-# Three products in TF32 make up for the digits that one loses.
+# Three products in TF32 recover the digits that a single one loses.
 PRECISION = "tf32x3"
 
 
@@ -45,7 +45,7 @@ class _Call:
         self.D = 0 if weight is None else weight.shape[1]
         embedded = attr is not None and weight is None
         x = unit_stride(x)
-        # What a kernel does not read may be any tensor.
+        # Any tensor may be passed for an argument that a kernel does not read.
         attr = x if attr is None else unit_stride(attr)
         weight = x if weight is None else weight.contiguous()
         shift = x if bias is None else bias.contiguous()

@@ -63,7 +63,7 @@ def max_forward_kernel(
     inside = channels < C
     first, stop = tl.load(start + segment), tl.load(end + segment)
     tile = _weight_tile(weight, channels, inside, D, DP) if D > 0 else 0.0
-    # Every lane of a block keeps its own best edge, the earliest of equals; lanes meet once, after the loop.
+    # Every lane of a block keeps its own best edge, the earliest of equals; lanes are combined once, after the loop.
     best = tl.full((BE, BC), float("-inf"), tl.float32)
     winner = tl.full((BE, BC), -1, tl.int32)
     for at in range(first, stop, BE):

@@ -20,7 +20,7 @@ from zoo.ops.triton_launch import launch
 # Numbers that a program holds of each tensor.
 TILE_NUMBERS = 2048
 NUM_WARPS = 4
-# Programs of a backward pass, each with sums of its own for the gradients of weight and bias.
+# Programs of a backward pass, each with its own sums for the gradients of weight and bias.
 MAX_PROGRAMS = 512
 
 
@@ -28,7 +28,7 @@ def _run(kernel: Any, max_programs: int, x: Tensor, mask: Tensor | None, *args: 
     width = triton.next_power_of_2(x.shape[1])
     height = max(1, TILE_NUMBERS // width)
     grid = (min(triton.cdiv(len(x), height), max_programs), 1)
-    # What a kernel does not read may be any tensor.
+    # Any tensor may be passed for an argument that a kernel does not read.
     rows = (x, x.stride(0), x, 0) if mask is None else (x, x.stride(0), mask, mask.stride(0))
     launch(kernel, grid, x.device, *rows, *args, MASKED=mask is not None, BR=height, BC=width, num_warps=NUM_WARPS)
 

@@ -28,7 +28,7 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
     # [N, H * C]; rows may lie apart.
     segments, rows = segments_of(csr), unit_stride(x.flatten(1))
     size, num_warps = tile(C)
-    # What a kernel does not read may be any tensor.
+    # Any tensor may be passed for an argument that a kernel does not read.
     weights = rows if weight is None else weight.contiguous()
     num_segments = segments.start.numel()
     out = torch.empty(num_segments, H, C, dtype=dtype, device=x.device)
@@ -81,7 +81,7 @@ def weighted_sum_kernel(
     inside = channels < C
     offsets = head * C + channels
     first, stop = tl.load(start + segment), tl.load(end + segment)
-    # Every lane of a block keeps its own sum; lanes meet once, after the loop.
+    # Every lane of a block keeps its own sum; lanes are combined once, after the loop.
     total = tl.zeros((BE, BC), out.dtype.element_ty)
     for at in range(first, stop, BE):
         edges = at + tl.arange(0, BE)

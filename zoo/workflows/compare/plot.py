@@ -25,7 +25,7 @@ _COLORS = (
     "#5c6b73",
     "#d1495b",
 )
-# A color that comes again has another marker.
+# A color that is used again gets another marker.
 _MARKERS = "os^Dv"
 _GREY = "#666666"
 _FAR, _NEAR = 2.0, 0.02
@@ -60,7 +60,7 @@ def picture(results: CompareResults) -> Figure:
 
 def _panel(axes: Axes, results: CompareResults, title: str, values: list[float]) -> None:
     for index, (model, x) in enumerate(zip(results.models, values, strict=True)):
-        # A logarithmic axis has no place for a step that needs no memory; the legend names the model all the same.
+        # A logarithmic axis cannot show a step that needs no memory; the legend still names the model.
         axes.errorbar(
             x if x > 0 else float("nan"),
             model.test.mean,
@@ -96,7 +96,7 @@ def reference_lines(results: CompareResults) -> list[tuple[str, float, str]]:
     lines = [(f"reported: {r.model}", r.mean, ":") for r in results.reported]
     if results.baseline is not None:
         lines.append((results.baseline.name, results.baseline.test.mean, "--"))
-    # A line far from all models would press them into a strip; it stands in the table.
+    # A line far from all models would squeeze them into a strip, so it is left to the table.
     heights = [model.test.mean for model in results.models]
     margin = max(_FAR * (max(heights) - min(heights)), _NEAR)
     return [line for line in lines if min(heights) - margin <= line[1] <= max(heights) + margin]

@@ -123,7 +123,7 @@ def compare(
     entries = [with_runs(entry, out, splits, num_seeds) for entry in entries]
     check_data(entries[0], graph)
     for entry in entries[1:]:
-        # Each sees the graph in its own way; they are looked at one by one, since one alone may fill the memory.
+        # Each recipe prepares the graph in its own way. They are checked in turn, as one graph may fill the memory.
         check_data(entry, recipe_graph(entry.recipe)[0])
     cache = out / "measured.json"
     measured = _read_cache(cache)
