@@ -17,7 +17,7 @@ from zoo.ops.csr import CSR
 
 
 def random_parts(graph: Graph, num_parts: int, generator: torch.Generator) -> Iterator[Part]:
-    """Draw a fresh random partition and build the subgraph that each of its parts induces.
+    """Sample a fresh random partition and build the subgraph that each of its parts induces.
 
     The partition is sampled and the edges are sorted at once; the features of a part are gathered when it is asked for.
     All tensors are on the device of the graph. The incoming edges of a node are in the order of ``graph.edge_index``,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def shared_mask(x: Tensor, p: float, *, training: bool) -> Tensor | None:
-    """Draw one dropout mask for a whole stack, so that depth costs no memory for masks.
+    """Sample one dropout mask for a whole stack, so that depth costs no memory for masks.
 
     Args:
         x: [N, C] the stack's input; gives shape, dtype and device.

@@ -60,18 +60,18 @@ class Protocol:
 
 def eval_protocol(recipe: Recipe) -> Protocol:
     """The protocol of validation during training."""
-    return _protocol(recipe.eval.num_views, recipe.eval.partition, recipe.train.seed, "eval")
+    return make_protocol(recipe.eval.num_views, num_parts_of(recipe.eval.partition), recipe.train.seed, "eval")
 
 
 def test_protocol(recipe: Recipe) -> Protocol:
     """The protocol of the final evaluation, on the best weights."""
-    return _protocol(recipe.test.num_views, recipe.test.partition, recipe.train.seed, "test")
+    return make_protocol(recipe.test.num_views, num_parts_of(recipe.test.partition), recipe.train.seed, "test")
 
 
-def _protocol(num_views: int, partition: Partition, seed: int, purpose: str) -> Protocol:
-    num_parts = num_parts_of(partition)
+def make_protocol(num_views: int, num_parts: int, seed: int, purpose: str) -> Protocol:
+    """A protocol of so many views, or of one if the graph is not divided."""
     # Every view of an undivided graph is the same.
-    return Protocol(num_views if num_parts > 1 else 1, num_parts, seed, purpose)
+    return Protocol(1 if num_parts == 1 else num_views, num_parts, seed, purpose)
 
 
 def num_parts_of(partition: Partition) -> int:
@@ -247,9 +247,8 @@ def evaluate(
     parts = usual.num_parts if num_parts is None else num_parts
     if parts > graph.num_nodes:
         raise RunError(f"--parts {parts:,}: {graph.name} has only {graph.num_nodes:,} nodes")
-    # The views of an undivided graph are all the same.
-    count = 1 if parts == 1 else (recipe.test.num_views if num_views is None else num_views)
-    protocol = Protocol(count, parts, recipe.train.seed, "test")
+    count = recipe.test.num_views if num_views is None else num_views
+    protocol = make_protocol(count, parts, recipe.train.seed, "test")
     with (
         session.oom_as_run_error(label, "raise --parts"),
         Progress(protocol.num_steps, unit="part", quiet=quiet) as progress,

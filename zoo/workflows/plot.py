@@ -14,7 +14,7 @@ _BLUE, _ORANGE, _GREY = "#2a6f97", "#e07a28", "#666666"
 
 
 def plot(run: RunDir, out: Path | None = None) -> Path:
-    """Draw the training loss and the validation metric of a run over its epochs.
+    """Plot the training loss and the validation metric of a run over its epochs.
 
     Args:
         run: the run, finished or not.

@@ -17,7 +17,7 @@ from zoo.spec.model import DeqSpec
 from zoo.spec.shape import GraphShape
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of
-from zoo.workflows.evaluate import Protocol, check_shape, test_protocol
+from zoo.workflows.evaluate import check_shape, make_protocol, test_protocol
 from zoo.workflows.evaluate import predict as predict_parts
 from zoo.workflows.graphs import as_graph, as_read, prepare_graph
 from zoo.workflows.objective import KnownLabels
@@ -75,8 +75,7 @@ def predict(
     if not 1 <= num_parts <= graph.num_nodes:
         raise RunError(f"num_parts: expected 1 to {graph.num_nodes:,}, the number of nodes, got {num_parts:,}")
     views = info.recipe.test.num_views if num_views is None else num_views
-    # The views of an undivided graph are all the same.
-    protocol = Protocol(1 if num_parts == 1 else views, num_parts, info.recipe.train.seed, "test")
+    protocol = make_protocol(views, num_parts, info.recipe.train.seed, "test")
     # The graph may have fewer splits than the recipe names. Only label reuse looks at the split.
     split = graph.splits[min(info.recipe.data.split, len(graph.splits) - 1)]
     with (
