@@ -109,7 +109,7 @@ def on_terminal() -> bool:
 def echo_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), optional: Sequence[int] = ()
 ) -> None:
-    """A table on stdout: drawn to the width of a terminal; elsewhere a line for each row.
+    """A table on stdout: fitted to the width of a terminal; elsewhere a line for each row.
 
     Args:
         head: the titles of the columns.
@@ -118,7 +118,7 @@ def echo_table(
         optional: columns that a terminal may be too narrow for; the first goes first.
     """
     if on_terminal():
-        _draw_table(head, rows, right, optional)
+        _print_table(head, rows, right, optional)
         return
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
@@ -126,7 +126,7 @@ def echo_table(
         echo("  ".join(cells).rstrip())
 
 
-def _draw_table(
+def _print_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], optional: Sequence[int]
 ) -> None:
     # Imported here, because most output goes to no table and start-up must stay quick.
@@ -135,20 +135,20 @@ def _draw_table(
     from rich.table import Table
     from rich.text import Text
 
-    def table(left_out: Sequence[int]) -> Table:
-        drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="bold")
+    def without(left_out: Sequence[int]) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="bold")
         shown = [i for i in range(len(head)) if i not in left_out]
         for i in shown:
-            drawn.add_column(head[i], justify="right" if i in right else "left", style="" if i else "cyan")
+            table.add_column(head[i], justify="right" if i in right else "left", style="" if i else "cyan")
         for row in rows:
             # As Text, so that brackets in a name are no markup.
-            drawn.add_row(*(Text(printable(row[i])) for i in shown))
-        return drawn
+            table.add_row(*(Text(printable(row[i])) for i in shown))
+        return table
 
     console = Console(highlight=False)
-    tables = [table(optional[:count]) for count in range(len(optional) + 1)]
+    tables = [without(optional[:count]) for count in range(len(optional) + 1)]
     unlimited = console.options.update(max_width=10_000)
-    fitting = (drawn for drawn in tables if console.measure(drawn, options=unlimited).maximum <= console.width)
+    fitting = (table for table in tables if console.measure(table, options=unlimited).maximum <= console.width)
     console.print(next(fitting, tables[-1]))
 
 
