@@ -279,3 +279,27 @@ def test_a_push_that_is_not_logged_in_or_names_no_folder_is_one_line(run: Any, m
         zoo.push(run, "me/mine")
     with pytest.raises(ZooError, match="expected owner/name"):
         zoo.push(run, "mine")
+
+
+def test_a_run_is_continued_by_its_folder(tmp_path: Path) -> None:
+    changes = {"train.num_epochs": 1, "train.schedule": None, "model.num_layers": 2}
+    run = zoo.train("small_rev", some_data(), tmp_path / "run", overrides=changes, quiet=True, device="cpu")
+    longer = zoo.train(run, resume=True, overrides="train.num_epochs=2", quiet=True, device="cpu")
+    assert (longer.path, longer.results().num_epochs) == (run.path, 2)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: zoo.predict("cora", some_data()), "str: not a model of the zoo"),  # type: ignore[arg-type]
+        (lambda: zoo.save_graph(some_data(), "g.npz"), "expected a zoo.Graph, got Data; zoo.Graph.from_pyg"),
+        (lambda: zoo.push(torch.nn.Linear(1, 1), "me/mine"), "expected the folder of a run or a bundle, got Linear"),  # type: ignore[arg-type]
+        (lambda: zoo.train("small_rev", edge_precision="fp8"), "edge_precision: expected one of fp32, fp16, got 'fp8'"),  # type: ignore[arg-type]
+        (lambda: zoo.train("small_rev", on_epoch=3), "on_epoch: expected a function, got 3"),  # type: ignore[arg-type]
+        (lambda: zoo.train("small_rev", num_threads=0), "num_threads: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(call: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZooError, match=message):
+        call()

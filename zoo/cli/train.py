@@ -68,7 +68,7 @@ def command(
     save the state, print the command that continues, and stop with exit code 128 + the signal's number (142 for the
     time).
     With --resume, RECIPE may be the directory of a run, which holds its recipe with every --set that it was given. A
-    larger train.num_epochs makes a run longer, also one that is finished.
+    larger train.num_epochs makes a run longer, also one that is finished, unless its learning rate follows a cosine.
     """
     if out is None and (resume or (Path(recipe) / "recipe.json").is_file()):
         spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)

@@ -180,6 +180,8 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
         DataError: if it cannot be written, or the graph has self-loops that it does not store.
     """
     path = Path(path)
+    if not isinstance(graph, Graph):
+        raise DataError(f"expected a zoo.Graph, got {type(graph).__name__}; zoo.Graph.from_pyg makes one of a PyG Data")
     if graph.self_loops or path.suffix != ".npz":
         raise DataError(f"{path}: only a graph without data.self_loops can be saved, under a name that ends in .npz")
     tensors = {"edge_index": graph.edge_index, "x": graph.x, "edge_attr": graph.edge_attr, "y": graph.y}

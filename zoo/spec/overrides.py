@@ -28,6 +28,7 @@ def override(data: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, An
     """
     # A round trip through JSON: a deep copy of plain dicts and lists, whatever mapping came in.
     result: dict[str, Any] = json.loads(json.dumps(data))
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [_assignment(text) for text in overrides]
     if any(place == "data.dataset" for place, _ in pairs):
         _leave_out(result, _OF_THE_DATA)

@@ -57,11 +57,11 @@ def info_of(model: nn.Module) -> ZooInfo:
     Raises:
         ZooError: if the zoo did not make it.
     """
-    info = unwrapped(model).__dict__.get("zoo_info")
+    info = unwrapped(model).__dict__.get("zoo_info") if isinstance(model, nn.Module) else None
     if not isinstance(info, ZooInfo):
         raise ZooError(
             f"{type(model).__name__}: not a model of the zoo: it has no zoo_info; make it with zoo.create_model or "
-            "zoo.load, and pass that very module"
+            "zoo.load, and pass the model itself"
         )
     return info
 

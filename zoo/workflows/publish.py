@@ -60,6 +60,10 @@ def push(
     Raises:
         ZooError: as :func:`publish`.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise BundleError(
+            f"expected the folder of a run or a bundle, got {type(source).__name__}; zoo.save writes a model"
+        )
     options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
     return publish(Path(source), repo_id, options, license=license, replace_card=replace_card, token=token, quiet=quiet)
 

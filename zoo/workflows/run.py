@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import RunError
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.workflows.graphs import EdgePrecision, adapt_recipe, as_graph
-from zoo.workflows.run_dir import GRAPH_FILE, RunDir, fresh_folder
+from zoo.workflows.run_dir import GRAPH_FILE, RECIPE_FILE, RunDir, fresh_folder
 from zoo.workflows.train import train as train_recipe
 
 
@@ -44,7 +46,8 @@ def train(
     ['test']
 
     Args:
-        recipe: the name of a shipped recipe, a JSON file, or a recipe.
+        recipe: the name of a shipped recipe, a JSON file, or a recipe; with ``resume`` also the folder of a run, which
+            holds its recipe and its graph.
         data: a ``torch_geometric.data.Data`` or a ``zoo.Graph``; None: the recipe's own data set.
         out: the run directory; None: a new folder below ``runs``.
         overrides: values of the recipe by dotted key, such as ``{"train.num_epochs": 5}``.
@@ -62,11 +65,21 @@ def train(
         The run directory, which ``zoo.evaluate``, ``zoo.load`` and ``zoo.push`` take; ``results()`` holds its figures.
 
     Raises:
-        RunError: if the run directory cannot be used, or a loss or gradient is not finite.
+        RunError: if the run directory or an option cannot be used, or a loss or gradient is not finite.
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
-    chosen = read_recipe(recipe, overrides)
-    folder = fresh_folder(chosen.name) if out is None else Path(out)
+    if edge_precision not in typing.get_args(EdgePrecision):
+        raise RunError(
+            f"edge_precision: expected one of {', '.join(typing.get_args(EdgePrecision))}, got {edge_precision!r}"
+        )
+    if on_epoch is not None and not callable(on_epoch):
+        raise RunError(f"on_epoch: expected a function, got {on_epoch!r}")
+    if resume and isinstance(recipe, str | os.PathLike) and (Path(recipe) / RECIPE_FILE).is_file():
+        folder = Path(recipe)
+        chosen = RunDir(folder).recipe(overrides)
+    else:
+        chosen = read_recipe(recipe, overrides)
+        folder = fresh_folder(chosen.name) if out is None else Path(out)
     graph = None
     if data is not None:
         graph = as_graph(data)

@@ -47,8 +47,8 @@ _NUM_STATES = 2
 _STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
 _TEMPORARY = re.compile(r"^(recipe\.json|results\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$")
 # The data of a run on a graph that was given in memory.
-GRAPH_FILE = "graph.npz"
-_FIRST_FILES = (".lock", "recipe.json", GRAPH_FILE)
+RECIPE_FILE, GRAPH_FILE = "recipe.json", "graph.npz"
+_FIRST_FILES = (".lock", RECIPE_FILE, GRAPH_FILE)
 
 
 class BestEpoch(Spec):
@@ -87,7 +87,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
             raise RunError(f"{path}: no such run directory")
-        if not (path / "recipe.json").is_file():
+        if not (path / RECIPE_FILE).is_file():
             raise RunError(f"{path}: not a run directory: it has no recipe.json")
         self.path = path
 
@@ -117,13 +117,13 @@ class RunDir:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
-    def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
-        """The recipe of the run, perhaps with ``key.key=value`` overrides.
+    def recipe(self, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+        """The recipe of the run, perhaps with overrides, ``key.key=value`` or values by dotted key.
 
         Raises:
             RecipeError: if the file was damaged, or an override is at fault.
         """
-        path, graph = self.path / "recipe.json", self.path / GRAPH_FILE
+        path, graph = self.path / RECIPE_FILE, self.path / GRAPH_FILE
         recipe = parse_recipe(read_json_object(path, error=RecipeError), where=str(path), overrides=overrides)
         if not graph.is_file():
             return recipe
@@ -357,7 +357,7 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
             entry.unlink()
     _check_vacant(path)
     if _is_unused(path):
-        write_json(path / "recipe.json", recipe.to_json(), RunError)
+        write_json(path / RECIPE_FILE, recipe.to_json(), RunError)
         return RunDir(path)
     run = RunDir(path)
     held = run.recipe()
@@ -387,7 +387,7 @@ def _extend(run: RunDir, recipe: Recipe) -> None:
         raise RunError(f"{run.path}: train.num_epochs cannot be raised: {reason}; start again in another --out")
     # The results go first: a crash in between leaves an unfinished run, never results of another recipe.
     (run.path / "results.json").unlink(missing_ok=True)
-    write_json(run.path / "recipe.json", recipe.to_json(), RunError)
+    write_json(run.path / RECIPE_FILE, recipe.to_json(), RunError)
 
 
 def _is_unused(path: Path) -> bool:
@@ -401,6 +401,6 @@ def _check_vacant(path: Path) -> None:
         return
     if not path.is_dir():
         raise RunError(f"{path}: is not a folder; choose another --out")
-    if not (path / "recipe.json").is_file() and not _is_unused(path):
+    if not (path / RECIPE_FILE).is_file() and not _is_unused(path):
         other = min(entry.name for entry in path.iterdir())
         raise RunError(f"{path}: not empty (it holds {other!r}) and not a run; choose another --out")

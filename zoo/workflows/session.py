@@ -73,6 +73,8 @@ def start(device: str | None, num_threads: int | None = None) -> torch.device:
     # TF32 would round the factors of a product to 10 bits, and results would depend on the kind of GPU.
     torch.backends.cuda.matmul.allow_tf32 = False
     if num_threads is not None:
+        if type(num_threads) is not int or num_threads < 1:
+            raise RunError(f"num_threads: expected an integer of at least 1, got {num_threads!r}")
         torch.set_num_threads(num_threads)
     chosen = resolve_device(device)
     if chosen.type == "cuda":
