@@ -172,6 +172,14 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
         zoo.load(tmp_path)
 
 
+def test_a_file_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    Path("recipes/mine.json").write_text("{}")
+    with pytest.raises(NotFoundError, match=r"^recipes/mine.json: a file; a model is the folder of a bundle or a run$"):
+        zoo.load("recipes/mine.json")
+
+
 def test_a_missing_device_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such device"):
         zoo.load(make_bundle(tmp_path), device="gpu")

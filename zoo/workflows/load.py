@@ -136,6 +136,8 @@ def locate(
     # A folder comes before a shipped name and the Hub, so that no download takes the place of a user's own files.
     if folder.is_dir() and text:
         located = Located(folder)
+    elif folder.is_file():
+        raise NotFoundError(f"{text}: a file; a model is the folder of a bundle or a run")
     elif not isinstance(reference, str) or text.startswith((".", "/", "~")):
         raise NotFoundError(f"{text}: no such folder")
     elif text in shipped:
