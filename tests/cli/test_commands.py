@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import zoo
@@ -341,6 +342,14 @@ def test_predict_writes_the_logits_of_every_node(finished: Path, tmp_path: Path,
     arrays = np.load(graph)
     is_right = logits[0].argmax(1) == arrays["y"]
     assert is_right[arrays["test_mask"]].mean() == pytest.approx(json.loads(evaluated.out)[0]["value"])
+
+
+def test_export_writes_an_onnx_file_beside_the_bundle(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
+    command = ("export", finished / "run", "--out", tmp_path / "bundle", "--onnx")
+    data = json.loads(zoo_command(*command, "--json").out)
+    assert data["onnx"] == str(tmp_path / "model.onnx")
+    assert [value.name for value in onnx.load(data["onnx"]).graph.output] == ["logits"]
+    assert f"onnx: {tmp_path / 'model.onnx'} (" in zoo_command(*command).out
 
 
 def test_export_and_plot_say_what_they_wrote(finished: Path, tmp_path: Path, zoo_command: Command) -> None:

@@ -14,14 +14,33 @@ EXAMPLE = example("revgnn-zoo export runs/quickstart")
 @click.command("export", epilog=EXAMPLE)
 @click.argument("run")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder. [default: RUN/bundle]")
+@click.option("--onnx", is_flag=True, help="Write model.onnx beside the bundle too; needs revgnn-zoo[onnx].")
 @json_option
 @common_options
-def command(*, run: str, out: Path | None, as_json: bool, quiet: bool) -> None:
+def command(*, run: str, out: Path | None, onnx: bool, as_json: bool, quiet: bool) -> None:
     """Write the best weights of a finished run as a bundle: config.json, model.safetensors, README.md."""
     from zoo.workflows.export import export
 
+    if onnx:
+        # Before anything is written. Imported only here, because torch.export takes a second.
+        from zoo.workflows.onnx import check_packages
+
+        check_packages()
     path, config = export(run_or_bundle(run), out)
+    onnx_path = _write_onnx(path) if onnx else None
     if as_json:
-        echo_json({"bundle": str(path), "sha256": config.weights.sha256, "num_bytes": config.weights.num_bytes})
+        facts = {"bundle": str(path), "sha256": config.weights.sha256, "num_bytes": config.weights.num_bytes}
+        echo_json(facts if onnx_path is None else {**facts, "onnx": str(onnx_path)})
     else:
         echo(f"bundle: {path} ({config.weights.num_bytes:,} bytes of weights, SHA-256 {config.weights.sha256[:16]}...)")
+        if onnx_path is not None:
+            echo(f"onnx: {onnx_path} ({onnx_path.stat().st_size:,} bytes)")
+
+
+def _write_onnx(bundle: Path) -> Path:
+    from zoo.workflows.load import load
+    from zoo.workflows.onnx import ONNX_FILE, export_onnx
+
+    path = bundle.parent / ONNX_FILE
+    export_onnx(load(bundle), path)
+    return path

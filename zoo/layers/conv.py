@@ -164,11 +164,14 @@ class GCNConv(nn.Module):
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
         # Self-loops that the graph already has are the one self-loop, not a second.
-        others, weight, loop = without_loops(inputs.csr), None, None
-        if inputs.edge_weight is None:
+        edge_weight, weight, loop = inputs.edge_weight, None, None
+        if edge_weight is None and torch.compiler.is_compiling():
+            edge_weight = x.new_ones(inputs.csr.num_edges)
+        if edge_weight is None:
+            others = without_loops(inputs.csr)
             degree = (others.rowptr.diff() + 1).to(x.dtype).unsqueeze(1)
         else:
-            weight, loop = _split_loops(inputs.csr, inputs.edge_weight.to(x.dtype))
+            others, weight, loop = _split_loops(inputs.csr, edge_weight.to(x.dtype))
             degree = weighted_sum(torch.ones_like(loop), others, weight) + loop
         # A node whose weights do not sum to a positive number gets zero; the 1 in its place keeps gradients finite.
         isolated = degree <= 0
@@ -178,12 +181,17 @@ class GCNConv(nn.Module):
         return cast(Tensor, (weighted_sum(h, others, weight) + own) * scale + self.bias)
 
 
-def _split_loops(csr: CSR, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[E'] weights of the edges between different nodes, and [N, 1] those of self-loops, 1 where there is none."""
+def _split_loops(csr: CSR, weight: Tensor) -> tuple[CSR, Tensor, Tensor]:
+    """The edges between different nodes, their [E'] weights, and [N, 1] those of self-loops, 1 where there is none."""
     targets = edge_targets(csr)
     loops = csr.col == targets
+    if torch.compiler.is_compiling():
+        # The number of loops is not known yet, so they stay among the edges with weight 0; an unused row takes what
+        # other edges write.
+        own = weight.new_ones(csr.num_nodes + 1).index_put((targets.masked_fill(~loops, csr.num_nodes),), weight)
+        return csr, weight.masked_fill(loops, 0), own[:-1].unsqueeze(1)
     own = weight.new_ones(csr.num_nodes).index_put((targets[loops],), weight[loops])
-    return weight[~loops], own.unsqueeze(1)
+    return without_loops(csr), weight[~loops], own.unsqueeze(1)
 
 
 class SAGEConv(nn.Module):

@@ -32,7 +32,7 @@ from zoo.layers.coupling import (
 from zoo.layers.inputs import BlockInputs, full_precision
 from zoo.layers.replay import GradientSums, Guard, exclusive
 from zoo.layers.rng import RngTape
-from zoo.ops.dispatch import uncompiled
+from zoo.ops.dispatch import uncompiled_training
 
 
 class Executor(Protocol):
@@ -89,7 +89,7 @@ class ReversibleStack(nn.Module):
         """The settings that a printed model shows."""
         return f"num_steps={self.num_steps}, num_groups={self.num_groups}, reversible={self.reversible}"
 
-    @uncompiled
+    @uncompiled_training
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to [N, C].
 
@@ -98,6 +98,9 @@ class ReversibleStack(nn.Module):
                 residual stream of a deep network drowns in its rounding.
         """
         x = self._checked(x)
+        # A compiler follows neither a lock nor an autograd.Function of this kind; it reads the arithmetic alone.
+        if torch.compiler.is_compiling():
+            return self._run_plain(x, inputs)
         with exclusive(self):
             return self._forward(x, inputs)
 

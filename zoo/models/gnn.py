@@ -122,6 +122,7 @@ class GNN(nn.Module):
             num_node_features=self.node_encoder.linear.in_features,
             num_edge_features=0 if encoder is None else encoder.in_features,
         )
+        self._refuse_half()
         h = self.node_encoder(inputs.x)
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
@@ -135,3 +136,12 @@ class GNN(nn.Module):
             edges = EdgeInput(inputs.edge_attr, encoder.weight, encoder.bias)
         h = self.stack(h, BlockInputs(inputs.csr, edges, masks.stack, edge_weight=inputs.edge_weight))
         return normed_relu(self.norm, h, masks.head)
+
+    def _refuse_half(self) -> None:
+        # States of a deep stack drown in the rounding of half precision; autocast keeps them in float32.
+        weight = self.head.weight
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"weights in {weight.dtype}: deep models need float32 states and weights; for half precision call "
+                f"model.float() and run it under torch.autocast({weight.device.type!r}, {weight.dtype})"
+            )

@@ -58,9 +58,21 @@ def csr_from_edge_index(edge_index: Tensor, num_nodes: int) -> tuple[CSR, Tensor
         ``edge_attr[perm]`` are the edge features in row order.
     """
     source, target = plain(edge_index)
-    target, perm = torch.sort(target.long(), stable=True)
-    rowptr = torch.searchsorted(target, torch.arange(num_nodes + 1, device=target.device))
+    target = target.long()
+    if torch.compiler.is_compiling():
+        perm, rowptr = _traced_rows(target, num_nodes)
+    else:
+        target, perm = torch.sort(target, stable=True)
+        rowptr = torch.searchsorted(target, torch.arange(num_nodes + 1, device=target.device))
     return CSR(rowptr, source[perm].contiguous()), perm
+
+
+def _traced_rows(target: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    # ONNX has neither a stable sort nor a search in sorted numbers. Edges are numbered, so that no two keys are equal.
+    num_edges = target.numel()
+    perm = torch.sort(target * num_edges + torch.arange(num_edges, device=target.device)).indices
+    degree = target.new_zeros(num_nodes).index_add(0, target, torch.ones_like(target))
+    return perm, F.pad(degree.cumsum(0), (1, 0))
 
 
 def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None]:
@@ -78,7 +90,9 @@ def as_csr(edge_index: Tensor | CSR, num_nodes: int) -> tuple[CSR, Tensor | None
         raise ValueError(
             f"edge_index: expected integers of shape (2, E), got {edge_index.dtype} of {tuple(edge_index.shape)}"
         )
-    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
+    # What a compiler traces has no values yet to be checked.
+    traced = torch.compiler.is_compiling()
+    if not traced and edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
         raise ValueError(
             f"edge_index: node ids must be in 0..{num_nodes - 1}, got {int(edge_index.min())}..{int(edge_index.max())}"
         )
@@ -201,6 +215,11 @@ def _version(tensor: Tensor) -> int:
 
 def edge_targets(csr: CSR) -> Tensor:
     """[E] int64, the target node of every edge."""
+    if torch.compiler.is_compiling():
+        # ONNX has no repetition by counts: the row of edge k is the number of rows after the first that start by k.
+        starts = csr.rowptr[1:]
+        marks = starts.new_zeros(csr.num_edges + 1).index_add(0, starts, torch.ones_like(starts))
+        return marks.cumsum(0)[:-1]
     nodes = torch.arange(csr.num_nodes, device=csr.rowptr.device)
     return torch.repeat_interleave(nodes, csr.rowptr.diff(), output_size=csr.num_edges)
 

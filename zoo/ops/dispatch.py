@@ -134,6 +134,11 @@ def kernel_function(operator: str, backend: str, name: str) -> Callable[..., Any
     return cast(Callable[..., Any], function)
 
 
+def operator_backend(device: torch.device) -> str:
+    """The backend of an operator that has kernels; of what a compiler traces, the definition in plain PyTorch."""
+    return "reference" if torch.compiler.is_compiling() else backend_for(device)[0]
+
+
 def transforming() -> bool:
     """True within a ``torch.func`` transform or a forward-mode derivative."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -189,12 +194,22 @@ def exact_backward(function: Backward) -> Backward:
 
 def uncompiled(function: FunctionT) -> FunctionT:
     """``torch.compiler.disable`` without its import of the compiler, which costs seconds at start-up."""
+    return _kept_out(function, always=True)
+
+
+def uncompiled_training(function: FunctionT) -> FunctionT:
+    """Keep a function that has a backward pass of its own out of compiled code, but only where gradients are on."""
+    return _kept_out(function, always=False)
+
+
+def _kept_out(function: FunctionT, *, always: bool) -> FunctionT:
     # Imports the compiler when it is called, which happens only where the compiler is at work already.
     disabled = torch._compile._disable_dynamo(function)
 
     @wraps(function)
     def run(*args: object, **kwargs: object) -> object:
-        return (disabled if torch.compiler.is_dynamo_compiling() else function)(*args, **kwargs)
+        keep_out = torch.compiler.is_dynamo_compiling() and (always or torch.is_grad_enabled())
+        return (disabled if keep_out else function)(*args, **kwargs)
 
     return cast(FunctionT, run)
 

@@ -14,7 +14,8 @@ def plain(tensor: Tensor) -> Tensor:
     Args:
         tensor: any shape; of a subclass perhaps, such as ``torch_geometric.EdgeIndex``.
     """
-    if type(tensor) is Tensor or isinstance(tensor, nn.Parameter):
+    # A compiler traces with tensors of classes of its own, which must stay.
+    if type(tensor) is Tensor or isinstance(tensor, nn.Parameter) or torch.compiler.is_compiling():
         return tensor
     # A subclass that wraps another tensor owns no memory; those of torch_geometric return the tensor that they wrap.
     unwrap = getattr(tensor, "as_tensor", None)

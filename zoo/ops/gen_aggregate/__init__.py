@@ -11,13 +11,13 @@ from torch.autograd import Function
 from zoo.errors import DataError
 from zoo.ops.csr import CSR, check_csr
 from zoo.ops.dispatch import (
-    backend_for,
     check_floats,
     exact_backward,
     kernel_function,
     needs_grad,
+    operator_backend,
     refuse_transforms,
-    uncompiled,
+    uncompiled_training,
 )
 from zoo.ops.edges import EdgeInput
 from zoo.ops.gen_aggregate import reference
@@ -32,7 +32,7 @@ _FUNCTIONS: dict[Aggr, str] = {"max": "max", "mean": "sum", "sum": "sum", "softm
 __all__ = ["AGGREGATIONS", "Aggr", "gen_aggregate"]
 
 
-@uncompiled
+@uncompiled_training
 def gen_aggregate(
     x: Tensor,
     csr: CSR,
@@ -89,7 +89,7 @@ def gen_aggregate(
 
 
 def _aggregate(messages: Messages, aggr: Aggr, factor: Tensor | None, detach_weights: bool) -> Tensor:
-    name = backend_for(messages.x.device)[0]
+    name = operator_backend(messages.x.device)
     if name == "reference":
         return reference.gen_aggregate(messages, aggr, factor, detach_weights=detach_weights)
     refuse_transforms("gen_aggregate", name)

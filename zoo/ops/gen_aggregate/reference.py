@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, edge_targets
 from zoo.ops.edges import EdgeInput
 from zoo.ops.tensors import compute_dtype
 
@@ -53,9 +53,9 @@ def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detac
         pre = pre if bias is None else pre + bias
     message = F.relu(pre) + eps
     degree = csr.rowptr.diff()
-    row = torch.repeat_interleave(degree, output_size=csr.num_edges)  # [E]
+    row = edge_targets(csr)  # [E]
     if aggr == "max":
-        return _first_max(message, row, csr)
+        return _plain_max(message, row, csr) if torch.compiler.is_compiling() else _first_max(message, row, csr)
     if aggr == "softmax" and factor is not None:
         return _softmax(message, row, csr, factor, detach_weights)
     if aggr == "powermean" and factor is not None:
@@ -65,6 +65,12 @@ def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detac
         return total
     mean = total / degree.clamp(min=1).to(total.dtype)[:, None]
     return mean if factor is None else mean.clamp(POWER_MIN, POWER_MAX).pow(1 / factor)
+
+
+def _plain_max(message: Tensor, row: Tensor, csr: CSR) -> Tensor:
+    # Messages are positive, so that the zeros of nodes without edges are never their maximum.
+    zeros = message.new_zeros(csr.num_nodes, message.shape[1])
+    return zeros.scatter_reduce(0, row[:, None].expand_as(message), message, "amax")
 
 
 def _first_max(message: Tensor, row: Tensor, csr: CSR) -> Tensor:

@@ -11,13 +11,13 @@ from torch.autograd import Function
 from zoo.errors import DataError
 from zoo.ops.csr import CSR, cached, check_csr, csr_from_edge_index, edge_targets
 from zoo.ops.dispatch import (
-    backend_for,
     check_floats,
     exact_backward,
     kernel_function,
     needs_grad,
+    operator_backend,
     refuse_transforms,
-    uncompiled,
+    uncompiled_training,
 )
 from zoo.ops.tensors import compute_dtype, plain
 from zoo.ops.weighted_sum import reference
@@ -25,7 +25,7 @@ from zoo.ops.weighted_sum import reference
 __all__ = ["weighted_sum"]
 
 
-@uncompiled
+@uncompiled_training
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None = None) -> Tensor:
     """Sum over the incoming edges e = (j, i) of every node i: out_i = sum_e weight_e * x_j.
 
@@ -58,7 +58,7 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None = None) -> Tensor:
 
 
 def _weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
-    name = backend_for(x.device)[0]
+    name = operator_backend(x.device)
     if name == "reference":
         return reference.weighted_sum(x, csr, weight)
     refuse_transforms("weighted_sum", name)
