@@ -33,11 +33,12 @@ def export_program(model: nn.Module) -> ExportedProgram:
     It computes in float32 and evaluation mode; the model itself stays as it is. The program cannot check node ids:
     they must be in 0 .. N - 1.
 
-    >>> import torch, zoo
-    >>> program = export_program(zoo.load("quickstart"))
-    >>> x, edge_index = torch.rand(4, 64), torch.tensor([[0, 1, 2], [1, 2, 3]])
-    >>> program.module()(x, edge_index).shape
-    torch.Size([4, 10])
+    >>> import zoo
+    >>> shape = zoo.GraphShape(num_node_features=16, num_tasks=3)
+    >>> program = export_program(zoo.build_model("small_rev", shape))
+    >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    >>> program.module()(torch.rand(4, 16), edge_index).shape
+    torch.Size([4, 3])
 
     Returns:
         Call ``program.module()(x, edge_index)``, with ``edge_attr`` after them if the model reads edge features.
