@@ -8,7 +8,6 @@ import click
 
 from zoo.cli.common import common_options, echo, echo_json, echo_table, example, json_option
 from zoo.errors import NotFoundError
-from zoo.hub.config import read_config
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import known_shape
 from zoo.spec.shipped import list_models, recipe_path, shipped_dir
@@ -141,4 +140,7 @@ def _trained(name: str) -> str | None:
     folder = shipped_dir("bundles") / name
     if not folder.is_dir():
         return None
+    # Not at the top: the help of all commands imports this file.
+    from zoo.hub.config import read_config
+
     return next(f"test {r.metric} {100 * r.value:.2f}" for r in read_config(folder).results if r.split == "test")

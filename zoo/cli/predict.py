@@ -8,7 +8,6 @@ import click
 
 from zoo.cli.common import common_options, device_options, echo, example
 from zoo.errors import ZooError
-from zoo.files import write_errors
 
 
 @click.command(
@@ -42,6 +41,7 @@ def command(
 
     import zoo
     from zoo.data.datasets import DATASETS
+    from zoo.files import write_errors
     from zoo.workflows.session import start
 
     target = start(device, threads)
