@@ -16,8 +16,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from zoo.errors import ZooError, ZooWarning
 
 _CHUNK_BYTES = 1 << 20
@@ -178,6 +176,9 @@ def locked(path: Path, error: type[ZooError], *, advice: str | None = None) -> I
     Raises:
         error: if the lock file cannot be written, or "FOLDER: in use by process N; ADVICE".
     """
+    # Imported here, because commands that only read would wait for it.
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     with write_errors(path, error):
         # Releases of filelock before 4.0 empty the file whenever they try, so look at it first.
