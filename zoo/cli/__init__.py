@@ -1,6 +1,7 @@
 """The command ``revgnn-zoo``: one file per command, each a thin shell around one workflow.
 
-A command's file imports nothing heavy at its top, so that help, lists and checks answer at once.
+A command's file imports nothing heavy at its top, so that help, lists and checks answer at once. Options that a command
+does not look at itself have the names of its workflow's arguments and are passed on as ``**options``.
 """
 
 from __future__ import annotations

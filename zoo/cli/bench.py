@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from zoo.cli.common import (
-    capture_option,
     chosen_recipe,
     common_options,
-    device_options,
     echo,
     echo_json,
     echo_table,
-    edge_precision_option,
     example,
     json_option,
-    set_option,
+    training_options,
 )
-
-if TYPE_CHECKING:
-    from zoo.workflows.graphs import EdgePrecision
 
 HEAD = ("layers", "parameters", "s/step", "s/epoch", "step memory", "memory in all")
 EXAMPLE = example(
@@ -37,10 +31,7 @@ EXAMPLE = example(
 @click.option("--nodes", "num_nodes", type=click.IntRange(64), help="Of the random graph. [default: the data set's]")
 @click.option("--edges", "num_edges", type=click.IntRange(1), help="Of the random graph, each direction counted.")
 @click.option("--steps", "num_steps", type=click.IntRange(1), default=5, show_default=True, help="Timed steps.")
-@set_option
-@capture_option
-@edge_precision_option
-@device_options
+@training_options
 @json_option
 @common_options
 def command(
@@ -50,14 +41,9 @@ def command(
     random_graph: bool,
     num_nodes: int | None,
     num_edges: int | None,
-    num_steps: int,
     assignments: tuple[str, ...],
-    capture: bool,
-    edge_precision: EdgePrecision,
-    device: str | None,
-    threads: int | None,
     as_json: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Measure time and memory of a training step: what fits this machine?
 
@@ -74,18 +60,7 @@ def command(
     recipes = [chosen_recipe(recipe, change) for change in changes]
     from zoo.workflows.bench import bench
 
-    results = bench(
-        recipes,
-        random_graph=random_graph,
-        num_nodes=num_nodes,
-        num_edges=num_edges,
-        num_steps=num_steps,
-        capture=capture,
-        edge_precision=edge_precision,
-        device=device,
-        num_threads=threads,
-        quiet=quiet,
-    )
+    results = bench(recipes, random_graph=random_graph, num_nodes=num_nodes, num_edges=num_edges, **options)
     if as_json:
         echo_json(results.model_dump(mode="json"))
         return

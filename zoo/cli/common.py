@@ -30,46 +30,37 @@ def common_options(function: CommandT) -> CommandT:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
 
 
-def json_option(function: CommandT) -> CommandT:
-    """``--json``, which every command has that prints results."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")(function)
-
-
 def device_options(function: CommandT) -> CommandT:
     """``--device`` and ``--threads``, which every command has that computes."""
     threads = "CPU threads. [default: as PyTorch chooses]"
-    function = click.option("--threads", type=click.IntRange(1, 4096), help=threads)(function)
+    function = click.option("--threads", "num_threads", type=click.IntRange(1, 4096), help=threads)(function)
     device = "cpu, cuda or cuda:N. [default: cuda if there is a GPU, else cpu]"
     return click.option("--device", metavar="DEVICE", help=device)(function)
 
 
-def capture_option(function: CommandT) -> CommandT:
-    """``--capture``, which every command has that trains."""
-    return click.option("--capture", is_flag=True, help="Replay CUDA graphs of one reversible layer, on a GPU.")(
-        function
-    )
+# Of every command that prints results.
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+# Of every command that puts a graph on a device.
+edge_precision_option = click.option(
+    "--edge-precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the edge features on a GPU; fp16 halves their memory.",
+)
+set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, such as train.num_epochs=5; may be repeated.",
+)
 
 
-def edge_precision_option(function: CommandT) -> CommandT:
-    """``--edge-precision``, which every command has that puts a graph on a device."""
-    return click.option(
-        "--edge-precision",
-        type=click.Choice(["fp32", "fp16"]),
-        default="fp32",
-        show_default=True,
-        help="Of the edge features on a GPU; fp16 halves their memory.",
-    )(function)
-
-
-def set_option(function: CommandT) -> CommandT:
-    """``--set``, which overrides a key of a recipe."""
-    return click.option(
-        "--set",
-        "assignments",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key of the recipe, such as train.num_epochs=5; may be repeated.",
-    )(function)
+def training_options(function: CommandT) -> CommandT:
+    """The options of every command that takes training steps."""
+    capture = click.option("--capture", is_flag=True, help="Replay CUDA graphs of one reversible layer, on a GPU.")
+    return set_option(capture(edge_precision_option(device_options(function))))
 
 
 def chosen_recipe(name: str, assignments: Sequence[str]) -> Recipe:

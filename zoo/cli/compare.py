@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,7 +37,9 @@ EXAMPLE = example(
 @click.option("--data", "data", metavar="RECIPE", help="Put every recipe on the data of this one.")
 @click.option("--splits", "num_splits", type=click.IntRange(1), help="The first N splits of the data. [default: all]")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs on each split.")
-@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at the same time.")
+@click.option(
+    "--jobs", "num_jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at the same time."
+)
 @set_option
 @click.option("--out", type=click.Path(path_type=Path), help="The folder of all files. [default: runs/compare-DATA]")
 @device_options
@@ -47,15 +49,10 @@ def command(
     *,
     models: tuple[str, ...],
     data: str | None,
-    num_splits: int | None,
-    num_seeds: int,
-    jobs: int,
     assignments: tuple[str, ...],
     out: Path | None,
-    device: str | None,
-    threads: int | None,
     as_json: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Compare models: the metric against memory, parameters and time.
 
@@ -77,16 +74,7 @@ def command(
     from zoo.workflows.compare.run import compare
     from zoo.workflows.compare.table import HEAD, caption, rows
 
-    results = compare(
-        chosen,
-        out,
-        num_splits=num_splits,
-        num_seeds=num_seeds,
-        num_jobs=jobs,
-        device=device,
-        num_threads=threads,
-        quiet=quiet,
-    )
+    results = compare(chosen, out, **options)
     if as_json:
         echo_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
         return

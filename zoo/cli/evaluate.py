@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,10 +17,6 @@ from zoo.cli.common import (
 )
 from zoo.errors import ZooError
 
-if TYPE_CHECKING:
-    from zoo.workflows.graphs import EdgePrecision
-    from zoo.workflows.published import Comparison
-
 
 @click.command(
     "eval",
@@ -28,26 +24,18 @@ if TYPE_CHECKING:
 )
 @click.argument("model", metavar="MODEL")
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), help="Only this split. [default: all]")
-@click.option("--views", type=click.IntRange(1, 1000), help="Partitions to average over. [default: recipe]")
-@click.option("--parts", type=click.IntRange(1, 1_000_000), help="Parts of each partition. [default: recipe]")
-@click.option("--data", "data_path", help="Where the graph lies now, for a model of the data set 'file'.")
+@click.option(
+    "--views", "num_views", type=click.IntRange(1, 1000), help="Partitions to average over. [default: recipe]"
+)
+@click.option(
+    "--parts", "num_parts", type=click.IntRange(1, 1_000_000), help="Parts of each partition. [default: recipe]"
+)
+@click.option("--data", help="Where the graph lies now, for a model of the data set 'file'.")
 @edge_precision_option
 @device_options
 @json_option
 @common_options
-def command(
-    *,
-    model: str,
-    split: str | None,
-    views: int | None,
-    parts: int | None,
-    data_path: str | None,
-    edge_precision: EdgePrecision,
-    device: str | None,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(*, model: str, split: str | None, as_json: bool, **options: Any) -> None:
     """Evaluate a model on its data set, beside what was published of it.
 
     MODEL is a run directory, a bundle, the name of a shipped model, or OWNER/NAME[@REVISION] on the Hub. The partitions
@@ -56,30 +44,13 @@ def command(
     """
     from zoo.workflows.evaluate import SPLITS, evaluate
 
-    compared = evaluate(
-        model,
-        split=split or SPLITS,
-        num_views=views,
-        num_parts=parts,
-        data=data_path,
-        device=device,
-        num_threads=threads,
-        edge_precision=edge_precision,
-        quiet=quiet,
-    )
+    compared = evaluate(model, split=split or SPLITS, **options)
     if as_json:
-        echo_json([{**c.figure.model_dump(), **_published(c)} for c in compared])
+        published = ({"published": c.published, "tolerance": c.tolerance, "published_in": c.origin} for c in compared)
+        echo_json([c.figure.model_dump() | more for c, more in zip(compared, published, strict=True)])
     else:
         echo_compared(compared)
     missed = [c for c in compared if c.is_regression]
     if missed:
         names = ", ".join(f"{c.figure.split} {c.figure.metric}" for c in missed)
         raise ZooError(f"{model}: {names}: further from the figure in config.json than the tolerance")
-
-
-def _published(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "published": comparison.published,
-        "tolerance": comparison.tolerance,
-        "published_in": comparison.origin,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,20 +17,14 @@ from zoo.errors import ZooError
 @click.argument("model", metavar="MODEL")
 @click.option("--data", required=True, help="The graph: a .npz file, a folder of .npy files, or a data set's name.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz file of the logits, [N, T].")
-@click.option("--parts", type=click.IntRange(1), help="Parts that the graph is divided into. [default: recipe]")
-@click.option("--views", type=click.IntRange(1), help="Divisions to average over. [default: recipe]")
+@click.option(
+    "--parts", "num_parts", type=click.IntRange(1), help="Parts that the graph is divided into. [default: recipe]"
+)
+@click.option("--views", "num_views", type=click.IntRange(1), help="Divisions to average over. [default: recipe]")
 @device_options
 @common_options
 def command(
-    *,
-    model: str,
-    data: str,
-    out: Path,
-    parts: int | None,
-    views: int | None,
-    device: str | None,
-    threads: int | None,
-    quiet: bool,
+    *, model: str, data: str, out: Path, device: str | None, num_threads: int | None, quiet: bool, **options: Any
 ) -> None:
     """Predict every node of a graph and write the logits.
 
@@ -44,9 +39,9 @@ def command(
     from zoo.files import write_errors
     from zoo.workflows.session import start
 
-    target = start(device, threads)
+    target = start(device, num_threads)
     graph = zoo.load_graph(data) if data in DATASETS else zoo.load_graph("file", path=Path(data))
-    logits = zoo.predict(zoo.load(model), graph, num_parts=parts, num_views=views, device=target, quiet=quiet)
+    logits = zoo.predict(zoo.load(model), graph, device=target, quiet=quiet, **options)
     with write_errors(out, ZooError):
         np.savez(out, logits=logits.numpy())
     if not quiet:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from zoo.cli.common import (
-    capture_option,
     chosen_recipe,
     common_options,
-    device_options,
     echo,
     echo_figures,
     echo_json,
-    edge_precision_option,
     example,
     json_option,
     printable,
-    set_option,
+    training_options,
 )
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
-    from zoo.workflows.graphs import EdgePrecision
 
 EXAMPLE = example(
     "revgnn-zoo train quickstart",
@@ -37,14 +33,11 @@ EXAMPLE = example(
 
 @click.command("train", epilog=EXAMPLE)
 @click.argument("recipe", metavar="RECIPE")
-@set_option
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: runs/NAME-TIME]")
 @click.option("--resume", is_flag=True, help="Continue a run: RECIPE is its directory, or --out names it.")
 @click.option("--baseline", is_flag=True, help="Also fit a logistic regression to the node features.")
 @click.option("--max-time", type=click.FloatRange(0, 1e5), metavar="HOURS", help="Save and stop after so long.")
-@capture_option
-@edge_precision_option
-@device_options
+@training_options
 @json_option
 @common_options
 def command(
@@ -53,14 +46,9 @@ def command(
     assignments: tuple[str, ...],
     out: Path | None,
     resume: bool,
-    baseline: bool,
     max_time: float | None,
-    capture: bool,
-    edge_precision: EdgePrecision,
-    device: str | None,
-    threads: int | None,
     as_json: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Train a recipe and evaluate its best weights.
 
@@ -81,18 +69,8 @@ def command(
     from zoo.workflows.train import train
 
     try:
-        results = train(
-            spec,
-            out,
-            device=device,
-            resume=resume,
-            baseline=baseline,
-            num_threads=threads,
-            capture=capture,
-            edge_precision=edge_precision,
-            max_time_s=None if max_time is None else max_time * 3600,
-            quiet=quiet,
-        )
+        max_time_s = None if max_time is None else max_time * 3600
+        results = train(spec, out, resume=resume, max_time_s=max_time_s, **options)
     except StoppedError as error:
         # A run that had not begun leaves nothing behind.
         advice = f"; continue with:\n{_continue_command(out)}" if out.exists() else ""
