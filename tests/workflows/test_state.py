@@ -1,5 +1,6 @@
 """What a run keeps when it is stopped, killed, out of disk space or diverged."""
 
+import itertools
 import json
 import os
 import shutil
@@ -206,6 +207,38 @@ def test_a_full_disk_at_a_better_validation_does_not_end_the_run(
     with pytest.warns(ZooWarning, match=r"best.safetensors: cannot be written: No space left on device"):
         run(improving(whole), tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(whole / "run")
+
+
+def test_saves_take_less_than_a_percent_of_a_long_run(whole: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    # By this clock a step takes 100 seconds and a flush one; best weights, log and states together must stay cheap.
+    begun = state.time.monotonic()
+    clock = {"now": begun, "saving": 0.0, "steps": 0.0}
+    monkeypatch.setattr(state.time, "monotonic", lambda: clock["now"])
+
+    def takes(target: Any, name: str, seconds: float, kind: str) -> None:
+        original = getattr(target, name)
+
+        def patched(*arguments: Any, **options: Any) -> Any:
+            clock["now"] += seconds
+            clock[kind] += seconds
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(target, name, patched)
+
+    takes(module, "training_step", 100.0, "steps")
+    takes(os, "fsync", 1.0, "saving")
+    saved = []
+    write_state = RunDir.write_state
+
+    def noted(directory: RunDir, step: int, *arguments: Any) -> Path:
+        saved.append(clock["steps"])
+        return write_state(directory, step, *arguments)
+
+    monkeypatch.setattr(RunDir, "write_state", noted)
+    run(small_recipe(whole, eval__select="loss", train__num_epochs=40), tmp_path / "run")
+    assert 10 < clock["saving"] < 0.01 * (clock["now"] - begun)
+    # A state takes up to five flushes, hence one comes every 1,000 seconds.
+    assert max(after - before for before, after in itertools.pairwise(saved)) <= 1200
 
 
 def test_no_state_is_saved_without_its_best_weights(whole: Path, tmp_path: Path, monkeypatch: Any) -> None:

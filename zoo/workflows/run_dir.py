@@ -233,7 +233,11 @@ class RunDir:
         Raises:
             RunError: if it cannot be stored; the previous ones are then still there.
         """
-        path = self.path / f"state-{step}.safetensors"
+        path, log = self.path / f"state-{step}.safetensors", self.path / "metrics.jsonl"
+        if log.exists():
+            # The state records its length. After a power failure a log shorter than that could not be continued.
+            with write_errors(log, RunError), log.open("ab") as file:
+                os.fsync(file.fileno())
         write_saved(path, tensors, tree)
         # The new state is whole on the disk before an old one is removed.
         for old in self.states()[_NUM_STATES:]:
@@ -265,7 +269,7 @@ class RunDir:
             at: length of the file in bytes; what is longer is the rest of a line that could not be stored.
 
         Returns:
-            The new length, all of it safely stored.
+            The new length.
 
         Raises:
             RunError: if it cannot be stored.
@@ -273,8 +277,6 @@ class RunDir:
         with self._open_metrics(at) as file:
             file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
             file.flush()
-            # A state records this length. After a power failure a log shorter than that could not be continued.
-            os.fsync(file.fileno())
             return file.tell()
 
     def truncate_metrics(self, num_bytes: int) -> None:

@@ -21,9 +21,9 @@ from zoo.workflows.evaluate import Partial
 from zoo.workflows.run_dir import BestEpoch, RunDir
 from zoo.workflows.saved import Saved
 
-# A save at the end of an epoch may cost this share of the time since the last one.
-_MAX_SHARE = 0.05
-# Within an epoch a state is saved this often.
+# A save may cost this share of the time since the last one, so that all of them take less than 1 % of a run.
+_MAX_SHARE = 0.005
+# Within an epoch a state is saved this often, or less often where a save takes longer than the share of that.
 _PERIOD_S = 600.0
 
 
@@ -106,7 +106,7 @@ class RunState:
     cursor: Cursor = field(default_factory=Cursor)
     best: BestEpoch | None = None
     partials: dict[str, Partial] = field(default_factory=dict)
-    # What a full disk did not take: the best weights and the lines of the log.
+    # What waits for the next state, or did not fit onto a full disk: the best weights and lines of the log.
     _unsaved_best: dict[str, Tensor] = field(default_factory=dict)
     _unsaved_lines: list[dict[str, float]] = field(default_factory=list)
     _best_sha256: str | None = None
@@ -152,7 +152,7 @@ class RunState:
         return self.partials.setdefault(name, Partial(torch.zeros(graph.num_nodes, graph.num_tasks)))
 
     def keep_best(self, best: BestEpoch) -> None:
-        """Store the weights of the model as the best ones.
+        """Keep the weights of the model as the best ones; they are stored with the next state.
 
         Raises:
             DivergedError: if some are not finite; the best ones so far are then still there.
@@ -160,13 +160,9 @@ class RunState:
         weights = self.model.state_dict()
         # These may be the last good weights of a run that diverges, so bad ones must not replace them.
         self._check_finite({f"model/{name}": tensor for name, tensor in weights.items()})
-        self.best, self._unsaved_best = best, {}
-        try:
-            self._best_sha256 = self.run.write_best(best, weights)
-        except RunError as error:
-            # A copy, because the optimizer changes the weights in place before they can be stored.
-            self._unsaved_best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-            self._warn(error)
+        # A copy, because the optimizer changes the weights in place. To store them at each better validation would take
+        # a short epoch longer than the epoch itself.
+        self.best, self._unsaved_best = best, _copied(weights)
 
     def end_epoch(self, record: dict[str, float], epoch_s: float) -> None:
         """Log the figures of the current epoch and move on to the next."""
@@ -182,7 +178,7 @@ class RunState:
 
     def use_best_weights(self, weights: dict[str, Tensor]) -> None:
         """Give the model the best weights; states that are saved from now on keep those of the last step."""
-        self._last_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        self._last_weights = _copied(self.model.state_dict())
         self.model.load_state_dict(weights)
 
     def save(self) -> Path:
@@ -193,6 +189,14 @@ class RunState:
             DivergedError: if some of its numbers are not finite.
         """
         started = time.monotonic()
+        try:
+            return self._save()
+        finally:
+            # Also of a save that failed: a full disk must not be tried more often than one with room.
+            self._saved_at = time.monotonic()
+            self._save_s = self._saved_at - started
+
+    def _save(self) -> Path:
         # The best weights and the log come before the state that names them. A crash in between leaves an older state
         # with newer files, which restore() accepts.
         if self._unsaved_best and self.best is not None:
@@ -224,13 +228,11 @@ class RunState:
             "solves": [asdict(log) for log in solve_logs(self.model)],
         }
         path = self.run.write_state(self.cursor.step, tensors, tree)
-        self._saved_at = time.monotonic()
-        self._save_s = self._saved_at - started
         self._has_warned = False
         return path
 
     def save_if_due(self, *, epoch_is_done: bool) -> None:
-        """Save the state if that is cheap beside the work done since the last time, or if much time has passed.
+        """Save the state if that is cheap beside the work done since the last time.
 
         A full disk is no reason to lose the run: it is reported, and tried again later.
 
@@ -238,7 +240,7 @@ class RunState:
             DivergedError: if some numbers are not finite.
         """
         since_s = time.monotonic() - self._saved_at
-        if not (since_s > _PERIOD_S or (epoch_is_done and since_s * _MAX_SHARE >= self._save_s)):
+        if since_s * _MAX_SHARE < self._save_s or (since_s < _PERIOD_S and not epoch_is_done):
             return
         try:
             self.save()
@@ -246,7 +248,6 @@ class RunState:
             raise
         except RunError as error:
             self._warn(error)
-            self._saved_at = time.monotonic()
 
     def _store_lines(self) -> None:
         while self._unsaved_lines:
@@ -301,3 +302,8 @@ class RunState:
         number = {name: index for index, (name, _) in enumerate(self.model.named_parameters())}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": {number[n]: s for n, s in state.items()}, "param_groups": groups})
+
+
+def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
