@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zoo.spec.faults import parse_spec
-from zoo.workflows.compare.plot import plot as plot_compared
-from zoo.workflows.compare.results import CompareResults
+from zoo.workflows.compare_report import CompareResults
+from zoo.workflows.compare_report import plot as plot_compared
 
 _NAMES = {
     "zoo": "revgnn-zoo, reversible",

@@ -29,7 +29,7 @@ from zoo.workflows import session
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.load import load
-from zoo.workflows.recipe_match import recipe_digest
+from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.step_cost import measure_training
 from zoo.workflows.train import train

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import results
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import card_path, recipe_path
-from zoo.workflows.recipe_match import recipe_digest
+from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.train import train
 
 RUNS = results.read_runs()

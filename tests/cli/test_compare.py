@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Result
-from zoo.workflows.compare import run as compare_module
+from zoo.workflows import compare as compare_module
 from zoo.workflows.worker import work
 
 Command = Callable[..., Result]

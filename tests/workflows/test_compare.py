@@ -25,17 +25,25 @@ from zoo.data.datasets import DATASETS
 from zoo.errors import BundleError, RecipeError, RunError
 from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe, ReportedResult, parse_recipe
+from zoo.workflows import compare as compare_module
 from zoo.workflows import train as train_module
-from zoo.workflows.compare import run as compare_module
-from zoo.workflows.compare.entries import read_entries
-from zoo.workflows.compare.plot import picture, plot
-from zoo.workflows.compare.recipes import recipe_on_data
-from zoo.workflows.compare.results import BaselineEntry, CompareResults, Mean
-from zoo.workflows.compare.run import compare
-from zoo.workflows.compare.table import HEAD, caption, markdown, rows
+from zoo.workflows.compare import compare
+from zoo.workflows.compare_entries import read_entries
+from zoo.workflows.compare_report import (
+    HEAD,
+    BaselineEntry,
+    CompareResults,
+    Mean,
+    caption,
+    markdown,
+    picture,
+    plot,
+    rows,
+)
 from zoo.workflows.export import export
 from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
+from zoo.workflows.recipes import recipe_on_data
 from zoo.workflows.session import StopRequest
 from zoo.workflows.train import train
 from zoo.workflows.worker import MeasureRequest, TrainRequest, work
@@ -385,7 +393,7 @@ def test_reported_figures_are_rows_and_lines_if_near(
         {**near, "mean": mean + 3},
     ]
     known = replace(DATASETS["digits"], reported=tuple(ReportedResult.model_validate(item) for item in fields))
-    monkeypatch.setattr("zoo.workflows.compare.run.DATASETS", {result.data.dataset: known})
+    monkeypatch.setattr("zoo.workflows.compare.DATASETS", {result.data.dataset: known})
     found = compare([out / "tiny_rev"], out.parent / "again", device="cpu", quiet=True)
     test = HEAD.index("test")
     assert [row[test] for row in rows(found)[2:]] == [f"{mean:.4f}", f"{mean + 0.01:.4f} ± 0.2500", f"{mean + 3:.4f}"]

@@ -16,7 +16,7 @@ from zoo.workflows.describe import describe_folder
 from zoo.workflows.export import export
 from zoo.workflows.load import load
 from zoo.workflows.plot import plot
-from zoo.workflows.recipe_match import recipe_digest
+from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.run_dir import RunDir, open_run
 from zoo.workflows.train import train
 

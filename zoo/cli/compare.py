@@ -20,7 +20,7 @@ from zoo.cli.common import (
     set_option,
 )
 from zoo.spec.shipped import recipe_path
-from zoo.workflows.compare.recipes import recipe_on_data
+from zoo.workflows.recipes import recipe_on_data
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
@@ -71,8 +71,8 @@ def command(
     if out is None:
         name = next((model.data.dataset for model in chosen if not isinstance(model, Path)), "runs")
         out = Path("runs") / f"compare-{name}"
-    from zoo.workflows.compare.run import compare
-    from zoo.workflows.compare.table import HEAD, caption, rows
+    from zoo.workflows.compare import compare
+    from zoo.workflows.compare_report import HEAD, caption, rows
 
     results = compare(chosen, out, **options)
     if as_json:

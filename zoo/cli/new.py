@@ -25,7 +25,7 @@ def command(*, out: Path, source: str, assignments: tuple[str, ...], quiet: bool
 
     The name of the file becomes the name of the recipe. A file that is there already is never overwritten.
     """
-    from zoo.workflows.new import new_recipe
+    from zoo.workflows.recipes import new_recipe
 
     recipe = new_recipe(recipe_path(source), out, assignments)
     if not quiet:

@@ -76,14 +76,14 @@ def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[s
         where: the file.
     """
     places = tuple(assignment.partition("=")[0] for assignment in assignments)
-    leaves = [place for place, _ in _leaves(data)]
+    places_of_data = [place for place, _ in leaves(data)]
     lines = []
     for line in faults.splitlines():
         place, _, fault = line.removeprefix(f"{where}: ").partition(": ")
         # An item of a list that an override assigned, such as data.node_features[0], is a part of it like a key.
         if any(place == assigned or place.startswith((f"{assigned}.", f"{assigned}[")) for assigned in places):
             # For a bare name, such as lr, offer the whole places of the keys with that name.
-            near = [leaf for leaf in leaves if leaf.rpartition(".")[2] == place]
+            near = [leaf for leaf in places_of_data if leaf.rpartition(".")[2] == place]
             if near and fault.startswith("unknown key"):
                 fault = f"unknown key; did you mean {' or '.join(near)}?"
             line = f"--set: {place}: {fault}"
@@ -99,14 +99,15 @@ def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
 
 
 def _described(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for place, value in _leaves({key: recipe.get(key) for key in ("data", "model")}):
+    for place, value in leaves({key: recipe.get(key) for key in ("data", "model")}):
         # The folder of a file differs from machine to machine and may hold private names.
         yield place, Path(value).name if place == "data.path" else value
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Values of nested objects by dotted place, as text."""
     for key, value in data.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

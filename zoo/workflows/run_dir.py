@@ -40,7 +40,7 @@ from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, RunResults
 from zoo.spec.shape import GraphShape
-from zoo.workflows.recipe_match import check_same_recipe, is_longer
+from zoo.workflows.recipes import check_same_recipe, is_longer
 from zoo.workflows.saved import NewerError, Saved, read_saved, write_saved
 
 _NUM_STATES = 2

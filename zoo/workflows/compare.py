@@ -20,9 +20,10 @@ from zoo.json_object import read_json_object
 from zoo.spec.faults import parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, RunResults, baseline_in_words
+from zoo.workflows import compare_report as report
 from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
-from zoo.workflows.compare.entries import (
+from zoo.workflows.compare_entries import (
     Entry,
     Run,
     check_data,
@@ -31,21 +32,12 @@ from zoo.workflows.compare.entries import (
     splits_to_run,
     with_runs,
 )
-from zoo.workflows.compare.plot import plot
-from zoo.workflows.compare.results import (
-    BaselineEntry,
-    ComparedData,
-    CompareEntry,
-    CompareResults,
-    Mean,
-    RunScores,
-)
-from zoo.workflows.compare.table import markdown
+from zoo.workflows.compare_report import BaselineEntry, ComparedData, CompareEntry, CompareResults, Mean, RunScores
 from zoo.workflows.evaluate import evaluate, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
 from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
-from zoo.workflows.recipe_match import recipe_digest
+from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.step_cost import StepCost
 from zoo.workflows.worker import MeasureRequest, TrainRequest
@@ -138,15 +130,16 @@ def compare(
         rows = tuple(_row(entry, cost, job) for entry, cost in zip(entries, costs, strict=True))
         baseline = _baseline(entries[0].recipe, graph, splits, job)
     recipe = entries[0].recipe
-    synthetic, known = is_synthetic(recipe, graph), DATASETS.get(recipe.data.dataset)
-    reported = () if known is None or synthetic else known.reported
+    known = DATASETS.get(recipe.data.dataset)
     data = ComparedData(
         dataset=recipe.data.dataset,
         name=graph.name,
         num_nodes=graph.num_nodes,
         num_edges=graph.num_edges,
-        is_synthetic=synthetic,
+        is_synthetic=is_synthetic(recipe, graph),
     )
+    # Figures that others reported hold for the real data alone.
+    reported = () if known is None or data.is_synthetic else known.reported
     results = CompareResults(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         environment=session.environment(where),
@@ -162,8 +155,8 @@ def compare(
     make_folder(out, RunError)
     # The JSON comes first, because picture and table can be made from it again.
     write_json(out / "compare.json", results.model_dump(mode="json", exclude_none=True), RunError)
-    atomic_write(out / "compare.png", [plot(results)], RunError)
-    atomic_write(out / "compare.md", [markdown(results).encode()], RunError)
+    atomic_write(out / "compare.png", [report.plot(results)], RunError)
+    atomic_write(out / "compare.md", [report.markdown(results).encode()], RunError)
     return results
 
 

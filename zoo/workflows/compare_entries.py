@@ -17,7 +17,7 @@ from zoo.spec.shape import input_shape
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import complete_recipe, graph_digest
 from zoo.workflows.load import expected_state, is_run
-from zoo.workflows.recipe_match import check_same_recipe
+from zoo.workflows.recipes import check_same_recipe
 from zoo.workflows.run_dir import RunDir
 
 _RUN_NAME = re.compile(r"^split-(\d+)-seed-(\d+)$")
@@ -84,13 +84,15 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
     if path:
         # The file may have been moved since a model was trained; a digest shows whether the data are the same.
         entries = [entry if entry.is_trained_here else _with_path(entry, path) for entry in entries]
-    _check_names(entries)
-    _check_alike(entries, _data_of)
+    names = [entry.name for entry in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RunError(f"{twice[0]}: two of the models have this name; each needs a recipe with one of its own")
+    _check_alike(entries, lambda recipe: {"data.dataset": recipe.data.dataset, "data.path": recipe.data.path})
     # Only now are data read: a recipe may leave its metric to them.
     entries = [
         replace(entry, recipe=complete_recipe(entry.recipe)[0]) if entry.is_trained_here else entry for entry in entries
     ]
-    _check_alike(entries, _protocol_of)
+    _check_alike(entries, lambda recipe: {"eval.metric": recipe.eval.metric, "test": str(test_protocol(recipe))})
     return entries
 
 
@@ -116,13 +118,6 @@ def _with_path(entry: Entry, path: str) -> Entry:
     return replace(entry, recipe=_with_data(entry.recipe, path=path), runs=runs)
 
 
-def _check_names(entries: Sequence[Entry]) -> None:
-    names = [entry.name for entry in entries]
-    for name in names:
-        if names.count(name) > 1:
-            raise RunError(f"{name}: two of the models have this name; each needs a recipe with one of its own")
-
-
 def _check_alike(entries: Sequence[Entry], facts_of: Callable[[Recipe], Mapping[str, str | None]]) -> None:
     """Refuse figures on other data, in another metric or under another protocol."""
     first = entries[0]
@@ -134,14 +129,6 @@ def _check_alike(entries: Sequence[Entry], facts_of: Callable[[Recipe], Mapping[
                     f"{entry.name}: {key} is {value}, but {expected[key]} for {first.name}; "
                     "only models measured alike are compared: put all recipes on the data of one with --data"
                 )
-
-
-def _data_of(recipe: Recipe) -> Mapping[str, str | None]:
-    return {"data.dataset": recipe.data.dataset, "data.path": recipe.data.path}
-
-
-def _protocol_of(recipe: Recipe) -> Mapping[str, str | None]:
-    return {"eval.metric": recipe.eval.metric, "test": str(test_protocol(recipe))}
 
 
 def data_differences(entries: Sequence[Entry]) -> list[str]:

@@ -1,1 +1,0 @@
-"""Several models on the same data: trained or loaded, measured alike, and put into one table and one picture."""
