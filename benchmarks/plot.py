@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import parse_spec
 from zoo.workflows.compare_report import CompareResults
 from zoo.workflows.compare_report import plot as plot_compared
 

@@ -16,7 +16,7 @@ import torch
 
 import zoo
 from tests.pyg import some_data
-from zoo.data.digits import digits_graph
+from zoo.data.published import digits_graph
 from zoo.errors import AccessError, DataError, NotFoundError, RecipeError, ZooError, ZooWarning
 
 FUNCTIONS = [name for name in zoo.__all__ if inspect.isfunction(getattr(zoo, name))]

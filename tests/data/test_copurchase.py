@@ -13,8 +13,8 @@ from tests.data.conftest import Server
 from tests.data.test_arrays import Payload
 from zoo.data import datasets
 from zoo.data.arrays import undirected_edges
-from zoo.data.copurchase import copurchase_arrays, wikics_arrays
 from zoo.data.datasets import COPURCHASE_FILES, load_graph
+from zoo.data.published import copurchase_arrays, wikics_arrays
 from zoo.errors import DataError
 
 N, WIDTH = 12, 5

@@ -17,7 +17,7 @@ from zoo.data.arrays import undirected_edges
 from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.graph import directed_edges
 from zoo.data.metrics import check_metric
-from zoo.data.planetoid import read_pickle
+from zoo.data.published import read_pickle
 from zoo.errors import DataError
 from zoo.spec.shape import DatasetName
 

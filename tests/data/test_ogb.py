@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from zoo.data import download, ogb
-from zoo.data.array_cache import MARKER
+from zoo.data.array_files import MARKER
 from zoo.data.download import data_root
 from zoo.data.graph import Graph, directed_edges
 from zoo.data.ogb import OGB, VERSION, load_ogb, species_to_categories

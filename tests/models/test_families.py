@@ -10,7 +10,7 @@ from zoo.errors import RecipeError
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible, take_solve_metrics
 from zoo.layers.reversible_solver import solve_reversibly
 from zoo.models.factory import build_model
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import parse_spec
 from zoo.spec.model import DeqSpec, Model
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import GraphShape, known_shape

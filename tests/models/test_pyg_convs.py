@@ -15,7 +15,7 @@ from zoo.errors import RecipeError
 from zoo.layers.conv import CONVS
 from zoo.layers.pyg_conv import PYG_CONVS, PygConv
 from zoo.models.factory import build_model
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import parse_spec
 from zoo.spec.model import DeqSpec, Model, ResSpec, RevSpec
 from zoo.spec.shape import GraphShape
 from zoo.workflows.load import fill

@@ -6,8 +6,8 @@ import pytest
 
 from tests.spec.defaults import repeated_defaults
 from zoo.data.datasets import DATASETS
-from zoo.data.digits import digits_graph
 from zoo.data.features import NUM_EIGENVECTORS, build_features
+from zoo.data.published import digits_graph
 from zoo.errors import NotFoundError
 from zoo.spec.recipe import read_recipe, recipe_schema
 from zoo.spec.shape import DATASET_WIDTHS, known_shape

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import zoo
 from tests.workflows.small import changed, recipe_data, small_recipe
-from zoo.data.digits import digits_graph
 from zoo.data.graph import directed_edges
+from zoo.data.published import digits_graph
 from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, RunError, ZooError, ZooWarning
 from zoo.hub.bundle import Contents, write_bundle
 from zoo.hub.config import Provenance

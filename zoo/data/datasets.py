@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from zoo.data.arrays import graph_from_arrays, read_arrays, undirected_edges
-from zoo.data.copurchase import copurchase_arrays, wikics_arrays
-from zoo.data.digits import digits_graph
 from zoo.data.download import data_root, download
 from zoo.data.graph import Graph, Task
 from zoo.data.ogb import OGB, load_ogb
-from zoo.data.planetoid import PARTS, planetoid_arrays
+from zoo.data.published import (
+    PARTS,
+    copurchase_arrays,
+    digits_graph,
+    heterophilous_arrays,
+    planetoid_arrays,
+    wikics_arrays,
+)
 from zoo.errors import DataError, nearest
 from zoo.files import locked, make_folder
 from zoo.spec.plugins import Table
@@ -127,34 +131,6 @@ def _heterophilous(name: str, root: str | Path | None) -> Graph:
     if "node_features" in arrays:
         arrays = heterophilous_arrays(arrays, str(path))
     return graph_from_arrays(name, arrays, str(path))
-
-
-def heterophilous_arrays(raw: Mapping[str, Array], where: str) -> dict[str, Array]:
-    """Translate the arrays of the heterophilous benchmark into those of ``zoo.data.arrays``.
-
-    Args:
-        raw: as published.
-        where: begins every error message.
-
-    Raises:
-        DataError: if an array is missing or has no sense as an edge list.
-    """
-    try:
-        labels, edges = raw["node_labels"], raw["edges"]
-        if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype.kind not in "iu":
-            raise DataError(f"{where}: edges must be whole numbers [E, 2], not {edges.dtype} {list(edges.shape)}")
-        if edges.size and (edges.min() < 0 or edges.max() >= len(labels)):
-            raise DataError(f"{where}: edges lead to nodes outside 0 .. {len(labels) - 1:,}")
-        return {
-            "edge_index": undirected_edges(torch.from_numpy(edges.T.astype(np.int64)), len(labels)).numpy(),
-            "x": raw["node_features"],
-            "y": labels,
-            "train_mask": raw["train_masks"],
-            "valid_mask": raw["val_masks"],
-            "test_mask": raw["test_masks"],
-        }
-    except KeyError as error:
-        raise DataError(f"{where}: the array {error} is missing") from error
 
 
 def _planetoid(name: str, root: str | Path | None) -> Graph:

@@ -17,8 +17,17 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from zoo.data.array_cache import Arrays, open_arrays, open_or_build, write_array
-from zoo.data.csv_arrays import convert_edges, convert_features, count_columns, read_count, read_csv
+from zoo.data.array_files import (
+    Arrays,
+    convert_edges,
+    convert_features,
+    count_columns,
+    open_arrays,
+    open_or_build,
+    read_count,
+    read_csv,
+    write_array,
+)
 from zoo.data.download import check_free_space, data_root, download_and_unpack
 from zoo.data.graph import Graph, Split, Task, validate
 from zoo.errors import DataError

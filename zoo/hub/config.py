@@ -14,8 +14,7 @@ from pydantic import Field
 from zoo.errors import BundleError
 from zoo.files import read_errors, read_regular
 from zoo.json_object import MAX_JSON_BYTES, parse_json_object
-from zoo.spec.base import Spec
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import Spec, parse_spec
 from zoo.spec.plugins import missing_package
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured

@@ -18,11 +18,21 @@ from zoo.layers.reversible import ReversibleStack
 from zoo.models.gnn import GNN
 from zoo.models.revgat import RevGAT
 from zoo.spec.conv import Conv, Norm
-from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model, ResSpec, RevGATSpec, RevSpec
+from zoo.spec.model import (
+    MAX_PARAMETERS,
+    Backward,
+    DeqSpec,
+    Model,
+    PhantomSpec,
+    ResSpec,
+    ReversibleSolver,
+    RevGATSpec,
+    RevSpec,
+    Solver,
+)
 from zoo.spec.plugins import Table, find_plugin
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import GraphShape
-from zoo.spec.solver import Backward, PhantomSpec, ReversibleSolver, Solver
 
 
 def build_model(spec: Model | Recipe | str, shape: GraphShape) -> nn.Module:

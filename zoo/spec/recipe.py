@@ -13,8 +13,7 @@ from typing_extensions import Self
 
 from zoo.errors import RecipeError
 from zoo.json_object import read_json_object
-from zoo.spec.base import Spec
-from zoo.spec.faults import NAME_PATTERN, parse_spec
+from zoo.spec.base import NAME_PATTERN, Spec, parse_spec
 from zoo.spec.model import MAX_PARAMETERS, Model
 from zoo.spec.overrides import changes_in_words, faults_of_overrides, override
 from zoo.spec.plugins import Installed

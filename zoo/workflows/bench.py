@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zoo.errors import OutOfMemoryError, RunError
-from zoo.spec.base import Spec
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import Spec, parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment
 from zoo.workflows import session

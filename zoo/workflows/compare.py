@@ -17,7 +17,7 @@ from zoo.data.graph import Graph
 from zoo.errors import DataError, RunError
 from zoo.files import atomic_write, make_folder, write_json
 from zoo.json_object import read_json_object
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, RunResults, baseline_in_words
 from zoo.workflows import compare_report as report

@@ -20,7 +20,7 @@ from zoo.data.metrics import METRIC_TASKS, check_metric, metrics_of
 from zoo.data.ogb import OGB
 from zoo.data.pyg import graph_from_pyg
 from zoo.errors import DataError, RecipeError, RunError, ZooWarning
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import parse_spec
 from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.workflows.objective import LOSSES, losses_of

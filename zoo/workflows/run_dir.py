@@ -35,8 +35,7 @@ from torch import Tensor
 from zoo.errors import RecipeError, RunError, ZooWarning
 from zoo.files import locked, write_errors, write_json
 from zoo.json_object import parse_json_object, read_json_object
-from zoo.spec.base import Spec
-from zoo.spec.faults import parse_spec
+from zoo.spec.base import Spec, parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, RunResults
 from zoo.spec.shape import GraphShape
