@@ -37,6 +37,8 @@ FAMILIES = [
     {"type": "res", "num_layers": 3},
     {"type": "res", "num_layers": 1},
     {"type": "res", "num_layers": 5, "num_distinct_layers": 2, "norm": "batch", "checkpoint": True},
+    {"type": "res", "num_layers": 3, "norm_position": "post"},
+    {"type": "res", "num_layers": 4, "num_distinct_layers": 2, "norm_position": "post", "checkpoint": True},
     {"type": "deq"},
     {"type": "deq", "weight_norm": "weight", "solver": {"type": "broyden", "backward": {"type": "phantom"}}},
     {"type": "deq", "weight_norm": "spectral", "solver": {"type": "picard"}},

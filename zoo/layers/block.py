@@ -1,4 +1,4 @@
-"""The pre-activation block: norm, ReLU, dropout, graph convolution."""
+"""Blocks around a graph convolution: with norm, ReLU and dropout before it, or with norm and ReLU after it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from zoo.layers.dropout import dropout
 from zoo.layers.inputs import BlockInputs
 from zoo.ops.norm_relu import norm_relu
 
@@ -43,6 +44,27 @@ class Block(nn.Module):
         h = F.dropout(normed_relu(self.norm, x, inputs.mask), self.dropout, self.training)
         out: Tensor = self.conv(h, inputs)
         return out
+
+
+class PostNormBlock(nn.Module):
+    """h' = relu(norm(conv(x) + W x + b)) with x = dropout(h), a whole step with a linear residual of its own.
+
+    The arguments are those of :class:`Block`.
+
+    Source: the tuned GCN, GraphSAGE and GAT of arXiv 2406.08993.
+    """
+
+    def __init__(self, channels: int, conv: nn.Module, *, norm: NormName = "layer", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.conv = conv
+        self.residual = nn.Linear(channels, channels)
+        self.norm = NORMS[norm](channels)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] node states to those of the next step."""
+        h = dropout(x, self.dropout, training=self.training)
+        return normed_relu(self.norm, self.conv(h, inputs) + self.residual(h))
 
 
 def normed_relu(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:

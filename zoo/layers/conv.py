@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.block import NORMS, NormName, is_plain, normed_relu
+from zoo.layers.dropout import dropout
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.pyg_conv import PYG_CONVS, PygConv
 from zoo.ops.csr import CSR, edge_targets, out_degrees, segment_softmax, without_loops
@@ -23,7 +24,7 @@ AggrName = Literal["max", "mean", "sum", "softmax", "powermean"]
 
 def reads_edge_weight(module: nn.Module) -> bool:
     """True if a convolution, or one inside a module, multiplies messages by ``inputs.edge_weight``."""
-    return any(isinstance(child, GCNConv | SAGEConv | GATConv) for child in module.modules())
+    return any(isinstance(child, GCNConv | GCNIILayer | SAGEConv | GATConv) for child in module.modules())
 
 
 def _refuse_edge_weight(module: nn.Module, inputs: BlockInputs) -> None:
@@ -163,22 +164,27 @@ class GCNConv(nn.Module):
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] to [N, C]."""
-        # Self-loops that the graph already has are the one self-loop, not a second.
-        edge_weight, weight, loop = inputs.edge_weight, None, None
-        if edge_weight is None and torch.compiler.is_compiling():
-            edge_weight = x.new_ones(inputs.csr.num_edges)
-        if edge_weight is None:
-            others = without_loops(inputs.csr)
-            degree = (others.rowptr.diff() + 1).to(x.dtype).unsqueeze(1)
-        else:
-            others, weight, loop = _split_loops(inputs.csr, edge_weight.to(x.dtype))
-            degree = weighted_sum(torch.ones_like(loop), others, weight) + loop
-        # A node whose weights do not sum to a positive number gets zero; the 1 in its place keeps gradients finite.
-        isolated = degree <= 0
-        scale = degree.masked_fill(isolated, 1).rsqrt().masked_fill(isolated, 0)
-        h = self.linear(x) * scale
-        own = h if loop is None else h * loop
-        return cast(Tensor, (weighted_sum(h, others, weight) + own) * scale + self.bias)
+        return propagate(self.linear(x), inputs) + self.bias
+
+
+def propagate(x: Tensor, inputs: BlockInputs) -> Tensor:
+    """D^-1/2 (A + I) D^-1/2 X, with the self-loops and the weights of :class:`GCNConv`."""
+    # Self-loops that the graph already has are the one self-loop, not a second.
+    edge_weight, weight, loop = inputs.edge_weight, None, None
+    if edge_weight is None and torch.compiler.is_compiling():
+        edge_weight = x.new_ones(inputs.csr.num_edges)
+    if edge_weight is None:
+        others = without_loops(inputs.csr)
+        degree = (others.rowptr.diff() + 1).to(x.dtype).unsqueeze(1)
+    else:
+        others, weight, loop = _split_loops(inputs.csr, edge_weight.to(x.dtype))
+        degree = weighted_sum(torch.ones_like(loop), others, weight) + loop
+    # A node whose weights do not sum to a positive number gets zero; the 1 in its place keeps gradients finite.
+    isolated = degree <= 0
+    scale = degree.masked_fill(isolated, 1).rsqrt().masked_fill(isolated, 0)
+    h = x * scale
+    own = h if loop is None else h * loop
+    return (weighted_sum(h, others, weight) + own) * scale
 
 
 def _split_loops(csr: CSR, weight: Tensor) -> tuple[CSR, Tensor, Tensor]:
@@ -192,6 +198,38 @@ def _split_loops(csr: CSR, weight: Tensor) -> tuple[CSR, Tensor, Tensor]:
         return csr, weight.masked_fill(loops, 0), own[:-1].unsqueeze(1)
     own = weight.new_ones(csr.num_nodes).index_put((targets[loops],), weight[loops])
     return without_loops(csr), weight[~loops], own.unsqueeze(1)
+
+
+class GCNIILayer(nn.Module):
+    """X' = relu((1 - beta) S + beta S W), S = (1 - alpha) P dropout(X) + alpha X_0, P as in :class:`GCNConv`.
+
+    X_0, the ``initial`` of the inputs, keeps deep stacks from smoothing all nodes into one; the identity beside W keeps
+    its effect small where beta is.
+
+    Args:
+        channels: C.
+        alpha: weight of the initial states.
+        beta: weight of the linear map.
+        dropout: probability of zeroing.
+
+    Source: arXiv 2007.02133, equation 5.
+    """
+
+    def __init__(self, channels: int, *, alpha: float, beta: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.alpha, self.beta, self.dropout = alpha, beta, dropout
+        self.linear = nn.Linear(channels, channels, bias=False)
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"alpha={self.alpha}, beta={self.beta:.4f}"
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] to [N, C]."""
+        assert inputs.initial is not None  # the stack sets it
+        h = propagate(dropout(x, self.dropout, training=self.training), inputs)
+        h = (1 - self.alpha) * h + self.alpha * inputs.initial
+        return cast(Tensor, (1 - self.beta) * h + self.beta * self.linear(h)).relu()
 
 
 class SAGEConv(nn.Module):

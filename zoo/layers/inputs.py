@@ -20,6 +20,7 @@ class BlockInputs(NamedTuple):
         mask: [N, C] dropout mask shared by all layers, scaled by 1 / (1 - p); None outside training.
         kept: [L, E] bool, the edges each layer attends to; [E] inside a block; None: all.
         edge_weight: [E], a factor for the message of each edge; None: 1.
+        initial: [N, C] states before the first layer, for layers that read them; None: they do not.
     """
 
     csr: CSR
@@ -27,6 +28,7 @@ class BlockInputs(NamedTuple):
     mask: Tensor | None = None
     kept: Tensor | None = None
     edge_weight: Tensor | None = None
+    initial: Tensor | None = None
 
     @classmethod
     def from_edges(

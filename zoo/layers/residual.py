@@ -1,4 +1,4 @@
-"""The residual stack: the plain deep network that reversible ones are compared with."""
+"""Stacks under plain autograd: the deep networks that reversible ones are compared with."""
 
 from __future__ import annotations
 
@@ -58,14 +58,51 @@ class ResidualStack(nn.Module):
 
     def _apply_layer(self, step: int, x: Tensor, inputs: BlockInputs) -> Tensor:
         layer = self._layer(step)
-        module = layer if step else layer.conv
-        if not (self.checkpoint and torch.is_grad_enabled()):
-            return cast(Tensor, module(x, inputs))
+        return _apply(layer if step else layer.conv, x, inputs, checkpointed=self.checkpoint)
 
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _untouched_buffers(module)
 
-        return cast(Tensor, checkpoint(module, x, inputs, use_reentrant=False, context_fn=contexts))
+class LayerStack(nn.Module):
+    """h_t = layer_t(h_{t-1}), where a layer is a whole step and holds what residual it has.
+
+    Args:
+        layers: the distinct layers.
+        num_steps: as in :class:`ResidualStack`.
+        checkpoint: as in :class:`ResidualStack`.
+        hand_on_initial: start from h_0 = relu(x), which every layer reads as the ``initial`` of its inputs.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        num_steps: int | None = None,
+        checkpoint: bool = False,
+        hand_on_initial: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.num_steps = len(layers) if num_steps is None else num_steps
+        self.checkpoint, self.hand_on_initial = checkpoint, hand_on_initial
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] node states to [N, C]."""
+        if self.hand_on_initial:
+            x = x.relu()
+            inputs = inputs._replace(initial=x)
+        for step in range(self.num_steps):
+            layer = self.layers[step % len(self.layers)]
+            x = _apply(layer, x, inputs.layer(step), checkpointed=self.checkpoint)
+        return x
+
+
+def _apply(module: nn.Module, x: Tensor, inputs: BlockInputs, *, checkpointed: bool) -> Tensor:
+    if not (checkpointed and torch.is_grad_enabled()):
+        return cast(Tensor, module(x, inputs))
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _untouched_buffers(module)
+
+    return cast(Tensor, checkpoint(module, x, inputs, use_reentrant=False, context_fn=contexts))
 
 
 @contextmanager

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from zoo.errors import RecipeError
-from zoo.layers.block import Block
-from zoo.layers.conv import CONVS, RevGATConv
+from zoo.layers.block import Block, PostNormBlock
+from zoo.layers.conv import CONVS, GCNIILayer, RevGATConv
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
 from zoo.layers.equilibrium_block import EquilibriumBlock
-from zoo.layers.residual import ResidualStack
+from zoo.layers.residual import LayerStack, ResidualStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.gnn import GNN
 from zoo.models.revgat import RevGAT
@@ -22,6 +23,7 @@ from zoo.spec.model import (
     MAX_PARAMETERS,
     Backward,
     DeqSpec,
+    GCNIISpec,
     Model,
     PhantomSpec,
     ResSpec,
@@ -80,15 +82,27 @@ def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
 def _res(spec: ResSpec, shape: GraphShape) -> GNN:
     channels = spec.hidden_channels
 
-    def layer() -> Block:
+    steps: dict[str, Any] = {"num_steps": spec.num_layers, "checkpoint": spec.checkpoint}
+
+    def layer(block: type[Block] | type[PostNormBlock]) -> Any:
         conv = _conv(spec.conv, channels, channels, spec.norm)
-        return Block(channels, conv, norm=spec.norm, dropout=spec.dropout)
+        return block(channels, conv, norm=spec.norm, dropout=spec.dropout)
 
     # With fewer distinct layers than steps the stack goes through them again and again.
-    layers = [layer() for _ in range(spec.num_built_layers)]
-    stack = ResidualStack(layers, num_steps=spec.num_layers, checkpoint=spec.checkpoint)
+    stack: nn.Module
+    if spec.norm_position == "pre":
+        stack = ResidualStack([layer(Block) for _ in range(spec.num_built_layers)], **steps)
+    else:
+        stack = LayerStack([layer(PostNormBlock) for _ in range(spec.num_built_layers)], **steps)
     # The stack ends with its own norm and samples a mask for every layer.
     return _gnn(spec, shape, stack, norm=None, shared_dropout=False)
+
+
+def _gcnii(spec: GCNIISpec, shape: GraphShape) -> GNN:
+    betas = [math.log(1 + spec.theta / number) for number in range(1, spec.num_layers + 1)]
+    layers = [GCNIILayer(spec.hidden_channels, alpha=spec.alpha, beta=beta, dropout=spec.dropout) for beta in betas]
+    stack = LayerStack(layers, hand_on_initial=True)
+    return _gnn(spec, shape, stack, norm=None, shared_dropout=False, input_dropout=spec.input_dropout)
 
 
 def _deq(spec: DeqSpec, shape: GraphShape) -> GNN:
@@ -119,12 +133,13 @@ def _fixed_point(spec: Backward) -> FixedPoint | Phantom:
 
 
 def _gnn(
-    spec: RevSpec | ResSpec | DeqSpec,
+    spec: RevSpec | ResSpec | DeqSpec | GCNIISpec,
     shape: GraphShape,
     stack: nn.Module,
     *,
     norm: Norm | None,
     shared_dropout: bool = True,
+    input_dropout: float = 0.0,
 ) -> GNN:
     return GNN(
         in_channels=shape.num_node_features,
@@ -136,6 +151,7 @@ def _gnn(
         norm=norm,
         dropout=spec.dropout,
         shared_dropout=shared_dropout,
+        input_dropout=input_dropout,
     )
 
 
@@ -177,8 +193,8 @@ def _copies(block: nn.Module, num_groups: int) -> list[nn.Module]:
     return [block, *(copy.deepcopy(block) for _ in range(num_groups - 1))]
 
 
-def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec, shape: GraphShape) -> int:
-    if not spec.reads_edges:
+def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec | GCNIISpec, shape: GraphShape) -> int:
+    if isinstance(spec, GCNIISpec) or not spec.reads_edges:
         return 0
     if not shape.num_edge_features:
         hint = "set edge_encoder to 'none'" if spec.conv.type == "gen" else "choose another convolution"
@@ -187,5 +203,7 @@ def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec, shape: GraphShape) -> 
 
 
 BUILDERS: Mapping[str, Callable[..., nn.Module]] = Table(
-    {"rev": _rev, "res": _res, "deq": _deq, "rev_gat": _rev_gat}, "families", lambda plugin, _: plugin.load()
+    {"rev": _rev, "res": _res, "deq": _deq, "gcnii": _gcnii, "rev_gat": _rev_gat},
+    "families",
+    lambda plugin, _: plugin.load(),
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.block import NORMS, NormName, normed_relu
-from zoo.layers.dropout import shared_mask
+from zoo.layers.dropout import dropout, shared_mask
 from zoo.layers.encoders import NodeEncoder
 from zoo.layers.inputs import BlockInputs
 from zoo.models.inputs import ModelInputs
@@ -49,6 +49,7 @@ class GNN(nn.Module):
         norm: normalization before the head; None: the stack ends with one.
         dropout: probability, in the stack and before the head.
         shared_dropout: one mask for the whole stack; False: the stack samples its own.
+        input_dropout: probability for the node features.
 
     Source: arXiv 2106.07476.
     """
@@ -65,10 +66,11 @@ class GNN(nn.Module):
         norm: NormName | None = "layer",
         dropout: float = 0.0,
         shared_dropout: bool = True,
+        input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.widths = (in_channels, hidden_channels, out_channels)
-        self.dropout, self.shared_dropout = dropout, shared_dropout
+        self.dropout, self.shared_dropout, self.input_dropout = dropout, shared_dropout, input_dropout
         self.node_encoder = NodeEncoder(in_channels, num_categories, hidden_channels)
         self.edge_encoder = nn.Linear(num_edge_features, hidden_channels) if num_edge_features else None
         self.stack = stack
@@ -123,7 +125,7 @@ class GNN(nn.Module):
             num_edge_features=0 if encoder is None else encoder.in_features,
         )
         self._refuse_half()
-        h = self.node_encoder(inputs.x)
+        h = self.node_encoder(dropout(inputs.x, self.input_dropout, training=self.training))
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
         # Sampled once for the whole stack: a mask per layer would make memory grow with depth.

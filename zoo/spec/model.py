@@ -25,23 +25,22 @@ NumLayers = Annotated[int, Field(ge=1, le=100_000)]
 Channels = Annotated[int, Field(ge=1, le=65_536)]
 
 
-class _GnnSpec(Spec):
-    """The shape of every GNN family: node and edge encoders, a stack of convolutions, a linear head."""
+class _EncodedSpec(Spec):
+    """The shape of every family but RevGAT: node and edge encoders, a stack of layers, a linear head."""
 
     type: str
     hidden_channels: Channels
-    conv: Conv
     dropout: Probability = 0.0
 
     @property
     def reads_edges(self) -> bool:
         """True if the model reads edge features where the graph has any."""
-        return self.conv.reads_edges
+        return False
 
     @property
     def reads_edge_weight(self) -> bool:
         """True if the model reads edge weights where the graph has any."""
-        return self.conv.reads_edge_weight
+        return True
 
     def num_parameters(self, shape: GraphShape) -> int:
         """The number of parameters of the model for graphs of ``shape``."""
@@ -57,6 +56,20 @@ class _GnnSpec(Spec):
     def num_stack_parameters(self) -> int:
         """The number of parameters between the encoders and the head."""
         raise NotImplementedError
+
+
+class _GnnSpec(_EncodedSpec):
+    conv: Conv
+
+    @property
+    def reads_edges(self) -> bool:
+        """True if the convolution reads edge features."""
+        return self.conv.reads_edges
+
+    @property
+    def reads_edge_weight(self) -> bool:
+        """True if the convolution reads edge weights."""
+        return self.conv.reads_edge_weight
 
 
 NumDistinctLayers = Annotated[
@@ -91,15 +104,36 @@ class ResSpec(_LayeredSpec):
     checkpoint: bool = Field(
         default=False, description="keep only the states between layers and compute the rest again in backward"
     )
+    norm_position: Literal["pre", "post"] = Field(
+        default="pre", description="post: h' = relu(norm(conv(h) + W h + b)), the layer of arXiv 2406.08993"
+    )
 
     def num_stack_parameters(self) -> int:
-        """Blocks of a norm and a convolution.
+        """Blocks of a norm and a convolution, with a linear residual if the norm comes last.
 
-        The first step has no norm before it; the one that it would have stands before the head.
+        With the norm first, the first step has none; the one that it would have stands before the head.
         """
         channels = self.hidden_channels
+        residual = Linear(channels, channels).num_parameters if self.norm_position == "post" else 0
         # Layers that share weights count once, however many steps are taken.
-        return self.num_built_layers * (2 * channels + self.conv.num_parameters(channels, channels))
+        return self.num_built_layers * (2 * channels + self.conv.num_parameters(channels, channels) + residual)
+
+
+class GCNIISpec(_EncodedSpec):
+    """GCNII (arXiv 2007.02133): graph convolutions with initial residual and identity map.
+
+    The linear map of layer l counts beta_l = log(1 + theta / l), the encoded features count ``alpha`` in every layer.
+    """
+
+    type: Literal["gcnii"]
+    num_layers: NumLayers
+    input_dropout: Probability = 0.0
+    alpha: float = Field(default=0.1, ge=0, le=1)
+    theta: float = Field(default=0.5, gt=0, le=1, description="lambda in the paper")
+
+    def num_stack_parameters(self) -> int:
+        """A matrix for every layer."""
+        return self.num_layers * self.hidden_channels**2
 
 
 class RevSpec(_LayeredSpec):
@@ -327,4 +361,6 @@ class RevGATSpec(Spec):
         return 2 * num_in * num_out + (2 if self.attend_target else 1) * num_out
 
 
-Model = Annotated[RevSpec | ResSpec | DeqSpec | RevGATSpec, Field(discriminator="type"), Installed("families")]
+Model = Annotated[
+    RevSpec | ResSpec | DeqSpec | GCNIISpec | RevGATSpec, Field(discriminator="type"), Installed("families")
+]
