@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.data.graph import Part
 from zoo.layers.capture import capture_layers, capture_report
@@ -38,7 +38,7 @@ WHOLE, PART = (132_534, 79_122_504), (13_253, 791_000)
 class CallRecorder:
     """Does the work again each time: everything but the graph, on any device."""
 
-    def refusal(self, x: Tensor) -> str | None:
+    def refusal(self, *call: object) -> str | None:
         """Nothing is refused."""
         return None
 

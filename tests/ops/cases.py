@@ -77,8 +77,18 @@ def forward(case: Case, aggr: str, **options: object) -> Tensor:
 
 
 def run(case: Case, backend: str, aggr: str, **options: object) -> dict[str, Tensor]:
-    """The output, and the gradients of all tensors that have one."""
-    leaves = {name: getattr(case, name) for name in ("x", "edge_attr", "weight", "bias", "factor")}
+    """The output, and the gradients of all tensors that have one.
+
+    Kernels of softmax give edge features no gradient, so that is asked for in a second call.
+    """
+    found = _run(case, backend, aggr, ("x", "weight", "bias", "factor"), options)
+    if case.edge_attr is not None:
+        found["gradient of edge_attr"] = _run(case, backend, aggr, ("edge_attr",), options)["gradient of edge_attr"]
+    return found
+
+
+def _run(case: Case, backend: str, aggr: str, names: tuple[str, ...], options: dict[str, object]) -> dict[str, Tensor]:
+    leaves = {name: getattr(case, name) for name in names}
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
     with use_backend(backend):
         out = forward(case._replace(**leaves), aggr, **options)

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.interpreted import assert_checks_pass
-from zoo.ops.gen_aggregate import cuda_kernels
+from zoo.ops.gen_aggregate import cuda
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = dict.fromkeys(("start", "end", "target", "further"), "*i64") | {"col": "*i32", "win": "*i32"}
@@ -18,9 +18,8 @@ NUMBERS = dict.fromkeys(("x_stride", "attr_stride", "C", "N", "num_rows"), "i32"
     "eps": "fp32",
     "attached": "fp32",
 }
-SHARED = {"D": 8, "DP": 16, "EMBEDDED": False, "BIASED": True, "PRECISION": "tf32x3", "BE": 16}
-EMBEDDED = SHARED | {"D": 0, "EMBEDDED": True}
-GRADIENTS = {"WITH_EDGES": False, "SLOTS": 64}
+SHARED = {"D": 8, "DP": 16, "BIASED": True, "PRECISION": "tf32x3", "BE": 16}
+NO_EDGES = SHARED | {"D": 0, "BIASED": False}
 
 
 def test_interpreted_kernels_equal_the_reference():
@@ -32,24 +31,23 @@ def test_interpreted_kernels_equal_the_reference():
     [
         ("max_forward", 2, SHARED | {"WITH_WINNER": True, "BC": 64}),
         ("max_forward", 2, SHARED | {"WITH_WINNER": True, "BC": 64, "NUMBER": "bf16"}),
-        ("max_forward", 1, EMBEDDED | {"WITH_WINNER": True, "BC": 32}),
+        ("max_forward", 1, NO_EDGES | {"WITH_WINNER": True, "BC": 32}),
         ("max_forward", 2, SHARED | {"WITH_WINNER": True, "BC": 64, "FEATURE": "fp16"}),
         ("merge_max", 2, {"WITH_WINNER": True, "BC": 64}),
         ("merge_softmax", 2, {"BC": 64}),
         ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64}),
         ("max_backward", 4, {"D": 8, "BR": 32, "BC": 64, "FEATURE": "fp16"}),
-        ("sum_forward", 2, SHARED | {"BC": 64, "SOFTMAX": True}),
-        ("sum_forward", 2, SHARED | {"BC": 64, "SOFTMAX": False}),
-        ("sum_backward", 4, SHARED | GRADIENTS | {"BC": 64, "SOFTMAX": True}),
-        ("sum_backward", 4, SHARED | GRADIENTS | {"BC": 64, "SOFTMAX": False}),
-        ("sum_backward", 2, SHARED | GRADIENTS | {"BC": 16, "WITH_EDGES": True, "SOFTMAX": True}),
+        ("softmax_forward", 2, SHARED | {"BC": 64}),
+        ("softmax_forward", 1, NO_EDGES | {"BC": 32}),
+        ("softmax_backward", 4, SHARED | {"BC": 64, "SLOTS": 64}),
+        ("softmax_backward", 2, NO_EDGES | {"BC": 64, "SLOTS": 64}),
     ],
 )
 def test_kernels_compile_for_hopper_within_their_registers(name, num_warps, constants, tmp_path):
     number = constants.get("NUMBER", "fp32")
     reads = {"x": f"*{number}", "attr": f"*{constants.get('FEATURE', number)}"}
     constants = {key: value for key, value in constants.items() if key not in ("NUMBER", "FEATURE")}
-    kernel = getattr(cuda_kernels, f"{name}_kernel")
+    kernel = getattr(cuda, f"{name}_kernel")
     signature = {}
     for argument in kernel.arg_names:
         read = {**POINTERS, **NUMBERS, **reads}.get(argument, "*fp32")

@@ -61,10 +61,9 @@ def merge(kernel: Any, segments: Segments, *results: Tensor, **flags: bool) -> N
     )
 
 
-def tile(num_channels: int, widest: int = 64) -> tuple[int, int]:
+def tile(num_channels: int) -> tuple[int, int]:
     """Channels of a tile, and warps that work on it: little padding, few tiles."""
-    sizes = [size for size in (64, 32, 16) if size <= widest]
-    size = min(sizes, key=lambda size: triton.cdiv(num_channels, size) * (size + 12))
+    size = min((64, 32, 16), key=lambda size: triton.cdiv(num_channels, size) * (size + 12))
     return size, max(1, size // 32)
 
 

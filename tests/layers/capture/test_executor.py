@@ -426,10 +426,21 @@ def test_graphs_are_recorded_after_warming_up_and_share_the_memory_of_those_aliv
 def test_work_that_a_graph_cannot_hold_is_refused(monkeypatch):
     on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
     recorder = GraphRecorder()
+    inputs, convs = stack_inputs()[1], [GENConv(4, embedding_channels=8)]
+
+    def refusal(x=on_gpu, inputs=inputs, convs=convs):
+        return recorder.refusal(x, inputs, convs)
+
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert recorder.refusal(on_gpu) is None
+    assert refusal() is None
     with use_backend("chunked"):
-        assert "the backend 'chunked' (named by the user) reads sizes back" in recorder.refusal(on_gpu)
-    assert "float64" in recorder.refusal(SimpleNamespace(device=on_gpu.device, dtype=torch.float64))
+        assert "the backend 'chunked' (named by the user) reads sizes back" in refusal()
+    assert "float64" in refusal(SimpleNamespace(device=on_gpu.device, dtype=torch.float64))
+    assert "aggregation 'mean' has no kernel" in refusal(convs=[GENConv(4, aggr="mean")])
+    for edges in (
+        EdgeInput(inputs.edges.attr.clone().requires_grad_(), inputs.edges.weight),
+        EdgeInput(torch.ones(60, 4)),
+    ):
+        assert "have no kernel" in refusal(inputs=inputs._replace(edges=edges), convs=[GENConv(4)])
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert "deterministic" in recorder.refusal(on_gpu)
+    assert "deterministic" in refusal()

@@ -75,6 +75,7 @@ class CaptureExecutor:
 
     def __init__(self, stack: ReversibleStack, recorder: Recorder) -> None:
         self._layers = [Layer.of(list(cast(nn.ModuleList, layer))) for layer in stack.layers]
+        self._convs = [module for module in stack.modules() if isinstance(module, GENConv)]
         self._unfit = _unfit(self._layers) if stack.reversible else "the stack is not reversible"
         self.status, self._warned = self._unfit or "not called yet", False
         self._recorder, self._slice_edges = recorder, stack.slice_edges
@@ -82,7 +83,7 @@ class CaptureExecutor:
 
     def __call__(self, stack: ReversibleStack, x: Tensor, inputs: BlockInputs) -> Tensor | None:
         """See ``reversible.Executor``."""
-        reason = self._unfit or self._recorder.refusal(x) or _refusal(x, inputs)
+        reason = self._unfit or self._recorder.refusal(x, inputs, self._convs) or _refusal(x, inputs)
         if reason is not None:
             is_news = self.status != reason or not self._warned
             self.status, self._warned = reason, True

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from zoo.layers.conv import GENConv
+from zoo.layers.inputs import BlockInputs
 from zoo.ops.dispatch import backend_for
 
 Work = Callable[[], None]
@@ -20,8 +22,8 @@ NUM_WARM_UPS = 3
 class Recorder(Protocol):
     """Turns work into a function that repeats it."""
 
-    def refusal(self, x: Tensor) -> str | None:
-        """The reason why work on tensors like ``x`` cannot be recorded; None if it can."""
+    def refusal(self, x: Tensor, inputs: BlockInputs, convs: Sequence[GENConv]) -> str | None:
+        """The reason why convolutions of states like ``x`` cannot be recorded; None if they can."""
 
     def record(self, work: Work, device: torch.device) -> Work:
         """A function that repeats ``work``, which may be called any number of times to record it."""
@@ -36,7 +38,7 @@ class GraphRecorder:
     def __init__(self) -> None:
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
-    def refusal(self, x: Tensor) -> str | None:
+    def refusal(self, x: Tensor, inputs: BlockInputs, convs: Sequence[GENConv]) -> str | None:
         """See ``Recorder``."""
         if x.device.type != "cuda":
             return f"the states are on the {x.device.type}, and CUDA graphs need a GPU"
@@ -47,6 +49,14 @@ class GraphRecorder:
         name, reason = backend_for(x.device)
         if name != "triton":
             return f"the backend {name!r} ({reason}) reads sizes back from the GPU"
+        others = {conv.aggr for conv in convs} - {"max", "softmax"}
+        if others:
+            return f"the aggregation {min(others)!r} has no kernel and reads sizes back from the GPU"
+        edges = inputs.edges
+        if edges is not None and (
+            edges.attr.requires_grad or (edges.weight is None and any(conv.edge_linear is None for conv in convs))
+        ):
+            return "edge features with a gradient, or without a projection, have no kernel"
         if torch.cuda.is_current_stream_capturing():
             return "the caller records a CUDA graph already"
         return None

@@ -27,7 +27,7 @@ from zoo.ops.tensors import compute_dtype, plain
 Aggr = Literal["max", "mean", "sum", "softmax", "powermean"]
 AGGREGATIONS: tuple[Aggr, ...] = get_args(Aggr)
 # The functions of a backend that compute each aggregation: NAME_forward and NAME_backward.
-_FUNCTIONS: dict[Aggr, str] = {"max": "max", "mean": "sum", "sum": "sum", "softmax": "sum", "powermean": "power"}
+_FUNCTIONS: dict[Aggr, str] = {"max": "max", "mean": "sum", "sum": "sum", "softmax": "softmax", "powermean": "sum"}
 
 __all__ = ["AGGREGATIONS", "Aggr", "gen_aggregate"]
 
@@ -89,7 +89,7 @@ def gen_aggregate(
 
 
 def _aggregate(messages: Messages, aggr: Aggr, factor: Tensor | None, detach_weights: bool) -> Tensor:
-    name = operator_backend(messages.x.device)
+    name = _backend(messages, aggr)
     if name == "reference":
         return reference.gen_aggregate(messages, aggr, factor, detach_weights=detach_weights)
     refuse_transforms("gen_aggregate", name)
@@ -104,6 +104,18 @@ def _aggregate(messages: Messages, aggr: Aggr, factor: Tensor | None, detach_wei
         return out
     mean = out / csr.rowptr.diff().clamp(min=1)[:, None]
     return mean if factor is None else mean.clamp(POWER_MIN, POWER_MAX).pow(1 / factor)
+
+
+def _backend(messages: Messages, aggr: Aggr) -> str:
+    """The backend of a call. Kernels serve what recipes use; the rest is left to ``chunked``."""
+    name = operator_backend(messages.x.device)
+    edges = messages.edges
+    unserved = edges is not None and (edges.weight is None or (aggr == "softmax" and needs_grad(edges.attr)))
+    if name == "triton":
+        # Its kernels compute in float32, and add gradients in no fixed order.
+        exact = messages.x.dtype == torch.float64 or torch.are_deterministic_algorithms_enabled()
+        unserved = unserved or exact or not messages.x.numel()
+    return "chunked" if unserved and name in ("numba", "triton") else name
 
 
 class _Call(NamedTuple):

@@ -82,15 +82,11 @@ def max_edge_gradient(grad: Tensor, messages: Messages, winner: Tensor) -> Tenso
     return out
 
 
-def sum_forward(
-    messages: Messages, temperature: Tensor | None, *, needs_grad: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Sums of the messages; with a temperature, sums weighted by softmax(temperature * message).
+def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Sums of the messages weighted by softmax(temperature * message).
 
-    Of the latter the state is they themselves, and the logs of the sums of exponentials.
+    The state is they themselves, and the logs of the sums of exponentials.
     """
-    if temperature is None:
-        return _plain_sums(messages, None), ()
     x = messages.x
     peak = _full(x, -torch.inf)
     total, out = _full(x, 0), _full(x, 0)
@@ -111,63 +107,59 @@ def sum_forward(
     return mean, (mean, peak.masked_fill_(empty, 0) + total.log())
 
 
-def sum_backward(
+def softmax_backward(
     grad: Tensor,
     messages: Messages,
-    temperature: Tensor | None,
-    out: Tensor | None = None,
-    logsum: Tensor | None = None,
+    temperature: Tensor,
+    out: Tensor,
+    logsum: Tensor,
     *,
     detach_weights: bool,
     with_edges: bool,
 ) -> Gradients:
-    """Gradients of the sums; with ``detach_weights`` as if the weights of softmax were constants."""
+    """Gradients of the weighted sums; with ``detach_weights`` as if the weights were constants."""
     sums = _Sums(messages, with_edges=with_edges)
-    d_temperature = None if temperature is None or detach_weights else torch.zeros_like(temperature)
-    for chunk in chunks(messages.csr, grad.shape[1]):
-        pre, slope = _preactivations(messages, chunk), chunk.gather(grad)
-        if temperature is not None and out is not None and logsum is not None:
-            value = pre.relu().add_(messages.eps)
-            slope = (value * temperature).sub_(chunk.gather(logsum)).exp_().mul_(slope)
-            if d_temperature is not None:
-                centered = value - chunk.gather(out)
-                d_temperature += (slope * value).mul_(centered).sum()
-                slope *= centered.mul_(temperature).add_(1)
-        sums.add(chunk, slope, pre)
-    return sums.gradients(d_temperature)
-
-
-def power_forward(messages: Messages, power: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Sums of clamp(message, 1e-7, 10) ** power."""
-    return _plain_sums(messages, power), ()
-
-
-def power_backward(
-    grad: Tensor, messages: Messages, power: Tensor, *, detach_weights: bool, with_edges: bool
-) -> Gradients:
-    """Gradients of the sums of powers."""
-    sums = _Sums(messages, with_edges=with_edges)
-    d_power = torch.zeros_like(power)
+    d_temperature = torch.zeros_like(temperature)
     for chunk in chunks(messages.csr, grad.shape[1]):
         pre = _preactivations(messages, chunk)
         value = pre.relu().add_(messages.eps)
-        clamped = value.clamp(POWER_MIN, POWER_MAX)
-        raised = chunk.gather(grad) * clamped.pow(power)
-        d_power += (raised * clamped.log()).sum()
-        # The clamp lets a gradient through at its ends, as in PyTorch.
-        sums.add(chunk, (power * raised / clamped).where(value == clamped, 0), pre)
-    return sums.gradients(d_power)
+        slope = (value * temperature).sub_(chunk.gather(logsum)).exp_().mul_(chunk.gather(grad))
+        if not detach_weights:
+            centered = value - chunk.gather(out)
+            d_temperature += (slope * value).mul_(centered).sum()
+            slope *= centered.mul_(temperature).add_(1)
+        sums.add(chunk, slope, pre)
+    return sums.gradients(None if detach_weights else d_temperature)
 
 
-def _plain_sums(messages: Messages, power: Tensor | None) -> Tensor:
-    """[N, C] sums of the messages, or of their clamped powers; zero for empty rows."""
+def sum_forward(messages: Messages, power: Tensor | None, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Sums of the messages, or of clamp(message, 1e-7, 10) ** power; zero for empty rows."""
     out = _full(messages.x, 0)
     for chunk in chunks(messages.csr, out.shape[1]):
         value = _preactivations(messages, chunk).relu_().add_(messages.eps)
         if power is not None:
             value.clamp_(POWER_MIN, POWER_MAX).pow_(power)
         out[chunk.rows].index_add_(0, chunk.row, value)
-    return out
+    return out, ()
+
+
+def sum_backward(
+    grad: Tensor, messages: Messages, power: Tensor | None, *, detach_weights: bool, with_edges: bool
+) -> Gradients:
+    """Gradients of the sums."""
+    sums = _Sums(messages, with_edges=with_edges)
+    d_power = None if power is None else torch.zeros_like(power)
+    for chunk in chunks(messages.csr, grad.shape[1]):
+        pre, slope = _preactivations(messages, chunk), chunk.gather(grad)
+        if power is not None and d_power is not None:
+            value = pre.relu().add_(messages.eps)
+            clamped = value.clamp(POWER_MIN, POWER_MAX)
+            raised = slope * clamped.pow(power)
+            d_power += (raised * clamped.log()).sum()
+            # The clamp lets a gradient through at its ends, as in PyTorch.
+            slope = (power * raised / clamped).where(value == clamped, 0)
+        sums.add(chunk, slope, pre)
+    return sums.gradients(d_power)
 
 
 def _full(like: Tensor, value: float) -> Tensor:

@@ -1,24 +1,53 @@
-"""Max, sums and softmax on the CPU: layout of tensors for the kernels, and their work shared over threads.
+"""Max and softmax on the CPU: layout of tensors for the Numba kernels, their work shared over threads, and the kernels.
 
-Forward passes, and the gradients of max, are the same whatever the number of threads; the gradient of sums with respect
-to x is itself a sum over threads, the same for the same number of threads.
+Forward passes, and the gradients of max, are the same whatever the number of threads; the gradient of softmax with
+respect to x is itself a sum over threads, the same for the same number of threads.
+
+Kernels go over the segments of rows in blocks of few edges. Within a block they go over the channels eight at a time
+and, innermost, over the edges: the D weights of eight channels then stay in registers, and the rows of x that a block
+reads stay in the nearest cache. Arguments are addresses, counts and scalars, so one compiled form serves all tensors of
+a precision. Channels come in multiples of eight; results of segments are [S, C] without gaps.
 """
+
+# Numba carries no types.
+# mypy: disable-error-code="untyped-decorator, operator"
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import cache, partial
 
 import torch
+from numba import int32, int64, njit
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.ops.gen_aggregate import cpu_kernels
 from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
-from zoo.ops.numba_launch import addresses, dtype_code
+from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, dtype_code, scalar_type
 from zoo.ops.tensors import address, unit_stride
 from zoo.ops.threads import run_tasks
-from zoo.ops.vectors import LANES
+from zoo.ops.vector_math import exp, log
+from zoo.ops.vectors import (
+    LANES,
+    accumulate,
+    add_item,
+    add_scaled,
+    either,
+    is_nan,
+    item,
+    load,
+    load_rows,
+    next_ids,
+    pointer,
+    prefetch,
+    project,
+    scratch,
+    splat,
+    store,
+    store_rows,
+    where,
+)
 from zoo.ops.work_items import WorkItems
 
 # Reading this many edges ahead hides the latency of memory; tables of x below a size stay in the cache anyway.
@@ -26,6 +55,8 @@ PREFETCH_EDGES = 32
 PREFETCH_BYTES = 4 << 20
 # Rows whose gradients with respect to the weights are summed in the tensors' own precision, then in float64.
 ROWS_PER_SUM = 4096
+# Numbers in the messages of a block, for eight channels.
+TILE = LANES * BLOCK
 
 
 class _Layout:
@@ -36,14 +67,11 @@ class _Layout:
         attr, weight, bias = edges or (None, None, None)
         self.num_channels, self.work, self.dtype = x.shape[1], WorkItems.of(self.csr), dtype_code(x)
         self.C = -(-self.num_channels // LANES) * LANES
-        self.D = 0 if weight is None else weight.shape[1]
-        self.embedded = attr is not None and weight is None
         self.col = self.work.int32_col(self.csr)
-        nothing = x.new_empty(0)
+        nothing = x.new_empty(0, 0)
         self.x = self.padded(x)
-        self.attr = nothing
-        if attr is not None:
-            self.attr = self.padded(attr) if self.embedded else unit_stride(attr)
+        self.attr = nothing if attr is None else unit_stride(attr)
+        self.D = self.attr.shape[1]
         self.weight = nothing if weight is None else self.padded(weight.t()).contiguous()  # [D, C]
         self.bias = x.new_zeros(self.C) if bias is None else F.pad(bias, (0, self.C - self.num_channels)).contiguous()
 
@@ -60,15 +88,8 @@ class _Layout:
         """Arguments of every kernel: edges, node features, edge features, weight, bias, number of channels."""
         ahead = PREFETCH_EDGES if self.x.numel() * self.x.element_size() > PREFETCH_BYTES else 0
         nodes, edges = (address(self.x), self.x.stride(0)), (address(self.attr), self.attr.stride(0))
-        return (
-            address(self.col),
-            self.csr.num_edges - 1,
-            ahead,
-            *nodes,
-            *edges,
-            *addresses(self.weight, self.bias),
-            self.C,
-        )
+        parameters = addresses(self.weight, self.bias)
+        return address(self.col), self.csr.num_edges - 1, ahead, *nodes, *edges, *parameters, self.C
 
     def cropped(self, tensor: Tensor) -> Tensor:
         """[S, padded C] to [N, C]."""
@@ -82,7 +103,7 @@ def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[
     layout = _Layout(messages)
     out = layout.empty()
     winner = layout.empty(torch.int32) if needs_grad else torch.empty(0, dtype=torch.int32)
-    kernel = cpu_kernels.max_forward(layout.D, layout.embedded, needs_grad, layout.dtype)
+    kernel = max_forward_kernel(layout.D, needs_grad, layout.dtype)
     layout.work.run(kernel, *layout.inputs(), *addresses(out, winner), layout.eps)
     for rows, segments in layout.work.merge_steps:
         # Of equal messages the first wins, and a NaN wins over all numbers.
@@ -98,17 +119,15 @@ def max_backward(
 ) -> Gradients:
     """See ``chunked``."""
     _, csr, edges, _ = messages
-    attr, weight, _ = edges or (None, None, None)
-    N, C = grad.shape
-    D = 0 if weight is None else weight.shape[1]
     col = WorkItems.of(csr).int32_col(csr)
     grad, winner = grad.contiguous(), winner.to(torch.int32).contiguous()
-    attr = grad.new_empty(0) if attr is None or weight is None else unit_stride(attr)
+    attr = grad.new_empty(0, 0) if edges is None else unit_stride(edges.attr)
+    (N, C), D = grad.shape, attr.shape[1]
     dx = torch.zeros(N, C, dtype=grad.dtype)
     starts = range(0, N + ROWS_PER_SUM, ROWS_PER_SUM)
     dw = torch.zeros(len(starts), C, D, dtype=grad.dtype)
     db = torch.zeros(len(starts), C, dtype=grad.dtype)
-    kernel = cpu_kernels.max_backward(D, dtype_code(grad))
+    kernel = max_backward_kernel(D, dtype_code(grad))
 
     # Each task owns a slice of the channels, so that no two of them write to one address.
     def task(low: int, high: int) -> None:
@@ -119,75 +138,263 @@ def max_backward(
     num_slices = max(1, min(torch.get_num_threads(), C // LANES))
     run_tasks([partial(task, C * s // num_slices, C * (s + 1) // num_slices) for s in range(num_slices)])
     d_attr = max_edge_gradient(grad, messages, winner) if with_edges else None
-    return dx, d_attr, None if weight is None else _total(dw), _total(db), None
+    return dx, d_attr, None if edges is None else _total(dw), _total(db), None
 
 
 def _total(parts: Tensor) -> Tensor:
     return parts.sum(0, dtype=torch.float64).to(parts.dtype)
 
 
-def sum_forward(
-    messages: Messages, temperature: Tensor | None, *, needs_grad: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See ``chunked``."""
-    layout, softmax = _Layout(messages), temperature is not None
-    work, out = layout.work, layout.empty()
-    logsum = layout.empty() if softmax else out
+    layout = _Layout(messages)
+    work, out, logsum = layout.work, layout.empty(), layout.empty()
     # Each work item has a buffer for the peaks of the row at hand.
-    peaks = torch.empty(len(work.items), layout.C if softmax else 0, dtype=out.dtype)
-    kernel = cpu_kernels.sum_forward(layout.D, layout.embedded, softmax, layout.dtype)
-    rest, scalars = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature or 0))
+    peaks = torch.empty(len(work.items), layout.C, dtype=out.dtype)
+    kernel = softmax_forward_kernel(layout.D, layout.dtype)
+    rest, scalars = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature))
     run_tasks([partial(kernel, *work.bounds(n), *rest, address(peak), *scalars) for n, peak in enumerate(peaks)])
     for rows, segments in work.merge_steps:
-        if not softmax:
-            out[rows] += out[segments]
-            continue
         both = torch.logaddexp(logsum[rows], logsum[segments])
         out[rows] = out[rows] * (logsum[rows] - both).exp() + out[segments] * (logsum[segments] - both).exp()
         logsum[rows] = both
     out = layout.cropped(out)
-    return out, (out, layout.cropped(logsum)) if softmax else ()
+    return out, (out, layout.cropped(logsum))
 
 
-def sum_backward(
+def softmax_backward(
     grad: Tensor,
     messages: Messages,
-    temperature: Tensor | None,
-    out: Tensor | None = None,
-    logsum: Tensor | None = None,
+    temperature: Tensor,
+    out: Tensor,
+    logsum: Tensor,
     *,
     detach_weights: bool,
     with_edges: bool,
 ) -> Gradients:
-    """See ``chunked``."""
+    """See ``chunked``; edge features get no gradient here."""
     layout = _Layout(messages)
-    attr, weight, _ = messages.edges or (None, None, None)
     C, D, work, N = layout.C, layout.D, layout.work, layout.csr.num_nodes
-    with_edges = with_edges and attr is not None
-    # Without softmax ``out`` and ``logsum`` are not read.
-    grad, out, logsum = (layout.padded(grad if t is None else t).contiguous() for t in (grad, out, logsum))
-    transposed = grad.new_empty(0) if weight is None else F.pad(weight, (0, 0, 0, C - weight.shape[0])).contiguous()
-    d_attr = torch.zeros(layout.csr.num_edges if with_edges else 0, C if layout.embedded else D, dtype=grad.dtype)
+    grad, out, logsum = (layout.padded(tensor).contiguous() for tensor in (grad, out, logsum))
     # Several edges share a source, so each group of work items sums into its own rows.
     num_groups = max(1, min(torch.get_num_threads(), len(work.items)))
     dx = torch.zeros(num_groups, N, C, dtype=grad.dtype)
     dw = torch.zeros(len(work.items), D + 1, C, dtype=grad.dtype)
     d_factor = torch.zeros(len(work.items), LANES, dtype=grad.dtype)
-    kernel = cpu_kernels.sum_backward(D, layout.embedded, temperature is not None, with_edges, layout.dtype)
-    rest = (*layout.inputs(), address(work.segments.row), N, *addresses(transposed, grad, out, logsum))
-    scalars = (int(not detach_weights), layout.eps, float(temperature or 0))
+    kernel = softmax_backward_kernel(D, layout.dtype)
+    rest = (*layout.inputs(), address(work.segments.row), N, *addresses(grad, out, logsum))
+    scalars = (int(not detach_weights), layout.eps, float(temperature))
 
     def task(group: int) -> None:
         for n in range(len(work.items) * group // num_groups, len(work.items) * (group + 1) // num_groups):
-            sums = addresses(dx[group], d_attr, dw[n], dw[n, D], d_factor[n])
-            kernel(*work.bounds(n), *rest, *sums, *scalars)
+            kernel(*work.bounds(n), *rest, *addresses(dx[group], dw[n], dw[n, D], d_factor[n]), *scalars)
 
     run_tasks([partial(task, group) for group in range(num_groups)])
     total = _total(dw)[:, : layout.num_channels]
     return (
         layout.cropped(dx[0] if num_groups == 1 else dx.sum(0)),
-        d_attr[:, : attr.shape[1]] if with_edges and attr is not None else None,
-        None if weight is None else total[:D].t().contiguous(),
+        None,
+        None if messages.edges is None else total[:D].t().contiguous(),
         total[D].contiguous(),
-        None if temperature is None or detach_weights else d_factor.sum(dtype=torch.float64).to(grad.dtype),
+        None if detach_weights else d_factor.sum(dtype=torch.float64).to(grad.dtype),
     )
+
+
+@njit(forceinline=True, error_model="numpy")
+def _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C):  # type: ignore[no-untyped-def]
+    """Ask for the rows of x that the block ``ahead`` edges later will read."""
+    if ahead > 0:
+        for e in range(edge, block_end):
+            row = int64(item(cols, min(e + ahead, last))) * x_stride
+            for c in range(0, C, 16):
+                prefetch(xs, row + c)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _preactivations(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, bias, c):  # type: ignore[no-untyped-def]
+    """Write the numbers before the ReLU of each edge of a block, eight channels from c on.
+
+    A loop of its own: beside the exponential there would be too few registers for the D rows of weights.
+    """
+    for e in range(edge, block_end):
+        value = load(xs, int64(item(cols, e)) * x_stride + c) + bias
+        store(tile, (e - edge) * 8, project(value, rows, attrs, e * a_stride))
+
+
+@cache
+def max_forward_kernel(D: int, with_winner: bool, dtype: str) -> Kernel:
+    """The largest message of each segment, and the edge that sent it."""
+    scalar = scalar_type(dtype)
+
+    @compiled(1, dtype)
+    def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, win, eps):  # type: ignore[no-untyped-def]
+        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
+        xs, attrs, weights, biases = pointer(x, dtype), pointer(a, dtype), pointer(w, dtype), pointer(b, dtype)
+        outs, wins = pointer(out, dtype), pointer(win, "i32")
+        zero, lowest, nan = splat(scalar(0)), splat(scalar(-math.inf)), splat(scalar(math.nan))
+        epsilon, no_edge = splat(scalar(eps)), splat(int32(-1))
+        for k in range(first, stop):
+            row, edge, edge_end = k * C, item(starts, k), item(ends, k)
+            for c in range(0, C, 8):
+                store(outs, row + c, lowest if edge < edge_end else zero)
+                if with_winner:
+                    store(wins, row + c, no_edge)
+            if edge == edge_end:
+                continue
+            while edge < edge_end:
+                block_end = min(edge_end, edge + BLOCK)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
+                for c in range(0, C, 8):
+                    rows = load_rows(weights, c, C, D)
+                    best = load(outs, row + c)
+                    has_nan = is_nan(best)
+                    if with_winner:
+                        winner = load(wins, row + c)
+                        ids = splat(int32(edge))
+                    for e in range(edge, block_end):
+                        value = project(load(xs, int64(item(cols, e)) * x_stride + c), rows, attrs, e * a_stride)
+                        # The comparison passes over a NaN, so it is noted apart.
+                        has_nan = either(has_nan, is_nan(value))
+                        better = value > best
+                        if with_winner:
+                            winner = where(better, ids, winner)
+                            ids = next_ids(ids)
+                        best = where(better, value, best)
+                    store(outs, row + c, where(has_nan, nan, best))
+                    if with_winner:
+                        store(wins, row + c, winner)
+                edge = block_end
+            # The largest message is that of the largest preactivation: ReLU, bias and eps do not change the order.
+            for c in range(0, C, 8):
+                value = load(outs, row + c) + load(biases, c)
+                if with_winner:
+                    store(wins, row + c, where(value > zero, load(wins, row + c), no_edge))
+                store(outs, row + c, where(value <= zero, zero, value) + epsilon)
+
+    return kernel
+
+
+@cache
+def max_backward_kernel(D: int, dtype: str) -> Kernel:
+    """Gradients of rows ``first`` to ``stop`` and of channels ``low`` to ``high`` from the winning edges."""
+
+    @compiled(0, dtype)
+    def kernel(first, stop, low, high, C, col, grad, win, a, a_stride, dx, dw, db):  # type: ignore[no-untyped-def]
+        cols, grads, wins, attrs = pointer(col, "i32"), pointer(grad, dtype), pointer(win, "i32"), pointer(a, dtype)
+        dxs, dws, dbs = pointer(dx, dtype), pointer(dw, dtype), pointer(db, dtype)
+        for i in range(first, stop):
+            for c in range(low, high):
+                e = int64(item(wins, i * C + c))
+                if e >= 0:
+                    g = item(grads, i * C + c)
+                    add_item(dxs, int64(item(cols, e)) * C + c, g)
+                    add_item(dbs, c, g)
+                    add_scaled(dws, c * D, g, attrs, e * a_stride, D)
+
+    return kernel
+
+
+@cache
+def softmax_forward_kernel(D: int, dtype: str) -> Kernel:
+    """Softmax-weighted means of the messages of each segment, and the logs of the sums of exponentials."""
+    scalar = scalar_type(dtype)
+
+    @compiled(2, dtype)
+    def kernel(  # type: ignore[no-untyped-def]
+        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, lse, peak, eps, temperature
+    ):
+        starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
+        xs, attrs, weights, biases = pointer(x, dtype), pointer(a, dtype), pointer(w, dtype), pointer(b, dtype)
+        outs, totals, peaks = pointer(out, dtype), pointer(lse, dtype), pointer(peak, dtype)
+        tile = scratch(TILE, dtype)
+        zero, lowest = splat(scalar(0)), splat(scalar(-math.inf))
+        epsilon, factor = splat(scalar(eps)), splat(scalar(temperature))
+        for k in range(first, stop):
+            row, edge, edge_end = k * C, item(starts, k), item(ends, k)
+            for c in range(0, C, 8):
+                store(outs, row + c, zero)
+                store(totals, row + c, zero)
+                store(peaks, c, lowest)
+            if edge == edge_end:
+                continue
+            while edge < edge_end:
+                block_end = min(edge_end, edge + BLOCK)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
+                for c in range(0, C, 8):
+                    rows, bias, old = load_rows(weights, c, C, D), load(biases, c), load(peaks, c)
+                    _preactivations(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, bias, c)
+                    top = old
+                    for t in range(0, (block_end - edge) * 8, 8):
+                        value = load(tile, t)
+                        value = where(value <= zero, zero, value) + epsilon
+                        store(tile, t, value)
+                        score = value * factor
+                        top = where(score > top, score, top)
+                    # Sums so far are relative to the old peak.
+                    shrink, numerator, denominator = exp(old - top), zero, zero
+                    for t in range(0, (block_end - edge) * 8, 8):
+                        value = load(tile, t)
+                        share = exp(value * factor - top)
+                        denominator = denominator + share
+                        numerator = numerator + share * value
+                    store(peaks, c, top)
+                    store(totals, row + c, load(totals, row + c) * shrink + denominator)
+                    store(outs, row + c, load(outs, row + c) * shrink + numerator)
+                edge = block_end
+            for c in range(0, C, 8):
+                total = load(totals, row + c)
+                store(outs, row + c, load(outs, row + c) / total)
+                store(totals, row + c, load(peaks, c) + log(total))
+
+    return kernel
+
+
+@cache
+def softmax_backward_kernel(D: int, dtype: str) -> Kernel:
+    """Gradients of softmax-weighted means; messages are computed again."""
+    scalar = scalar_type(dtype)
+
+    @compiled(2, dtype)
+    def kernel(  # type: ignore[no-untyped-def]
+        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C,
+        target, num_rows, grad, out, lse, dx, dw, db, dt, attached, eps, temperature
+    ):  # fmt: skip
+        starts, ends, targets = pointer(start, "i64"), pointer(end, "i64"), pointer(target, "i64")
+        xs, attrs, weights, biases = pointer(x, dtype), pointer(a, dtype), pointer(w, dtype), pointer(b, dtype)
+        grads, outs, lses, dts = pointer(grad, dtype), pointer(out, dtype), pointer(lse, dtype), pointer(dt, dtype)
+        cols, dxs, dws, dbs = pointer(col, "i32"), pointer(dx, dtype), pointer(dw, dtype), pointer(db, dtype)
+        tile = scratch(TILE, dtype)
+        zero, one, epsilon, factor = splat(scalar(0)), splat(scalar(1)), splat(scalar(eps)), splat(scalar(temperature))
+        # Zero if the softmax weights count as constants.
+        attached_factor = splat(scalar(temperature) * scalar(attached))
+        for k in range(first, stop):
+            row = k * C if k < num_rows else item(targets, k - num_rows) * C
+            edge, edge_end = item(starts, k), item(ends, k)
+            while edge < edge_end:
+                block_end = min(edge_end, edge + BLOCK)
+                _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
+                _fetch(cols, edge, block_end, last, ahead, dxs, C, C)
+                for c in range(0, C, 8):
+                    rows, bias, g = load_rows(weights, c, C, D), load(biases, c), load(grads, row + c)
+                    _preactivations(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, bias, c)
+                    mean, logsum, d_factor = load(outs, row + c), load(lses, row + c), zero
+                    for e in range(edge, block_end):
+                        source, pre = int64(item(cols, e)), load(tile, (e - edge) * 8)
+                        value = where(pre <= zero, zero, pre) + epsilon
+                        share = g * exp(value * factor - logsum)
+                        centered = value - mean
+                        d_factor = d_factor + share * value * centered
+                        slope = where(pre > zero, share * (one + attached_factor * centered), zero)
+                        store(tile, (e - edge) * 8, slope)
+                        store(dxs, source * C + c, load(dxs, source * C + c) + slope)
+                    sums, total = load_rows(dws, c, C, D), load(dbs, c)
+                    for e in range(edge, block_end):
+                        slope = load(tile, (e - edge) * 8)
+                        sums = accumulate(sums, slope, attrs, e * a_stride)
+                        total = total + slope
+                    store_rows(dws, c, C, sums)
+                    store(dbs, c, total)
+                    store(dts, 0, load(dts, 0) + d_factor)
+                edge = block_end
+
+    return kernel
