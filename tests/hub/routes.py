@@ -144,6 +144,14 @@ def create_tag(hub: TestHub, request: Request, repo: str, rev: str) -> Answer:
     return Answer.json({})
 
 
+def create_branch(hub: TestHub, request: Request, repo: str, rev: str) -> Answer:
+    found, ref = hub.writable(request, repo), f"refs/heads/{rev}"
+    if ref in found.refs:
+        raise RefusedError(409, f"Reference {ref} already exists")
+    found.refs[ref] = commit_of(found, request.json().get("startingPoint", "main"))
+    return Answer.json({})
+
+
 # Uploads.
 
 
@@ -330,6 +338,7 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("POST", f"{API}/paths-info/{REV}", get_paths_info),
     ("GET", f"{API}/refs", get_refs),
     ("POST", f"{API}/tag/{REV}", create_tag),
+    ("POST", f"{API}/branch/{REV}", create_branch),
     ("POST", f"{API}/preupload/{REV}", preupload),
     ("POST", f"{API}/commit/{REV}", create_commit),
     ("GET", f"{API}/xet-(?P<right>read|write)-token/{REV}", get_xet_token),

@@ -240,6 +240,42 @@ def test_half_fetched_commit_is_never_what_a_name_means_offline(
         pull(f"{REPO}@{second}", offline=True)
 
 
+def test_info_of_a_newer_commit_leaves_the_whole_one_to_offline_users(
+    full_hub: TestHub, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = pull().commit
+    second = next_commit(full_hub, bundle)
+    assert main(["info", REPO]) == 0
+    assert second in capfd.readouterr().out
+    assert pull(offline=True).commit == first
+    full_hub.stop()
+    with pytest.warns(ZooWarning, match=f"using the cached commit {first}"):
+        pull()
+
+
+@pytest.mark.parametrize("fault", [{"status": 429}, {"status": 500}, {"status": 503}, {"lose": "request"}])
+def test_one_bad_answer_does_not_end_a_pull(
+    full_hub: TestHub, bundle: Path, fault: dict[str, Any], quick_retries: None
+) -> None:
+    full_hub.faults += [Fault("HEAD", "/main/config.json", **fault), Fault("HEAD", WEIGHTS, **fault)]
+    assert content(pull().folder) == content(bundle)
+    assert [rule.hits for rule in full_hub.faults] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md"])
+def test_small_files_are_verified_where_the_cache_has_no_links(
+    full_hub: TestHub, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *folder: False)
+    offset = content(bundle)[name].index(b"0.") + 3
+    full_hub.faults.append(Fault("GET", f"/{name}$", flip_bit_at=offset))
+    with pytest.raises(BundleError, match=f"{name}: damaged: its content does not match its id; try again"):
+        pull()
+    pulled = pull()
+    assert not (pulled.folder / name).is_symlink()
+    assert content(pulled.folder) == content(bundle)
+
+
 # Who may read.
 
 

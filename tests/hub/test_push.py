@@ -279,21 +279,70 @@ def test_hub_without_xet_storage_names_the_switch(
     assert set(published(hub)) == FILES
 
 
-@pytest.mark.parametrize("lose", ["request", "answer"])
-def test_dropped_commit_is_looked_up(hub: TestHub, use_hub: UseHub, copy: Path, lose: str) -> None:
+@pytest.mark.parametrize("fault", [{"lose": "answer"}, {"status": 504, "is_done": True}])
+def test_commit_whose_answer_was_lost_is_looked_up(
+    hub: TestHub, use_hub: UseHub, copy: Path, fault: dict[str, Any], quick_retries: None
+) -> None:
     use_hub(hub, ALICE)
-    hub.faults.append(Fault("POST", "/commit/", lose=lose))
-    if lose == "request":
-        with pytest.raises(NetworkError) as caught:
-            push(copy)
-        assert caught.value.exit_code == 6
-        assert published(hub) == {}
-    else:
-        with pytest.warns(ZooWarning, match="the answer was lost, but the commit is there"):
-            assert push(copy).commit == hub.repo(REPO).head.id
-    push(copy)
+    hub.faults.append(Fault("POST", "/commit/", **fault))
+    with pytest.warns(ZooWarning, match="the answer was lost, but the commit is there"):
+        done = push(copy, tag="v1")
+    assert done.commit == hub.repo(REPO).head.id == hub.repo(REPO).refs["refs/tags/v1"].id
     assert set(published(hub)) == FILES
+    assert push(copy).changed == ()
     assert commits(hub) == 2
+
+
+@pytest.mark.parametrize("fault", [{"lose": "request"}, {"status": 429}, {"status": 500}, {"status": 503}])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/models/alice/small$"),
+        ("GET", "/api/whoami"),
+        ("POST", "/repos/create"),
+        ("POST", "/commit/"),
+        ("POST", "/tag/"),
+    ],
+)
+def test_push_survives_one_bad_answer(
+    hub: TestHub, use_hub: UseHub, copy: Path, method: str, path: str, fault: dict[str, Any], quick_retries: None
+) -> None:
+    use_hub(hub, ALICE)
+    hub.faults.append(Fault(method, path, **fault))
+    assert push(copy, tag="v1").commit == hub.repo(REPO).refs["refs/tags/v1"].id
+    assert hub.faults[0].hits == 1
+    assert (set(published(hub)), commits(hub)) == (FILES, 2)
+    hub.faults[:] = [Fault("POST", "/paths-info/", **fault), Fault("GET", "/refs", **fault)]
+    assert push(copy, tag="v1").changed == ()
+
+
+def test_host_that_asks_for_more_time_gets_it(
+    hub: TestHub, use_hub: UseHub, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("zoo.hub.client.time.sleep", slept.append)
+    use_hub(hub, ALICE)
+    hub.faults.append(Fault("POST", "/commit/", status=429, headers={"Retry-After": "17"}))
+    push(copy)
+    assert slept == [17.0]
+    hub.faults[:] = [Fault("GET", "/api/models/", status=429, headers={"Retry-After": "3600"})]
+    with pytest.raises(NetworkError, match="try again in 3,600 s"):
+        push(copy)
+    assert slept == [17.0]
+
+
+def test_dropped_commit_that_stays_dropped_is_an_error(
+    hub: TestHub, use_hub: UseHub, copy: Path, quick_retries: None
+) -> None:
+    use_hub(hub, ALICE)
+    hub.faults.append(Fault("POST", "/commit/", lose="request", times=None))
+    with pytest.raises(NetworkError) as caught:
+        push(copy)
+    assert caught.value.exit_code == 6
+    assert published(hub) == {}
+    hub.faults.clear()
+    push(copy)
+    assert (set(published(hub)), commits(hub)) == (FILES, 2)
 
 
 @pytest.mark.parametrize("fault", [{"lose": "request"}, {"lose": "answer"}, {"status": 500}, {"status": 503}])
@@ -305,6 +354,76 @@ def test_upload_survives_a_bad_moment(
     push(copy)
     assert set(published(hub)) == FILES
     assert outputs(zoo.load(REPO)).equal(outputs(zoo.load(copy)))
+
+
+def test_upload_that_is_refused_for_good_says_why(
+    hub: TestHub, use_hub: UseHub, copy: Path, quick_retries: None
+) -> None:
+    use_hub(hub, ALICE)
+    hub.faults.append(
+        Fault("PUT", "/lfs/", status=403, headers={"X-Error-Message": "storage is full for alice"}, times=None)
+    )
+    with pytest.raises(AccessError, match=r"no access \(.*storage is full for alice\)"):
+        push(copy)
+
+
+def test_failure_of_the_tag_says_that_the_model_is_published(
+    hub: TestHub, use_hub: UseHub, copy: Path, quick_retries: None
+) -> None:
+    use_hub(hub, ALICE)
+    hub.faults.append(Fault("POST", "/tag/", status=503, times=None))
+    with pytest.raises(NetworkError) as caught:
+        push(copy, tag="v1")
+    assert f"{REPO}: published at {hub.repo(REPO).head.id}, but not tagged v1: " in str(caught.value)
+
+
+def test_private_is_never_published_publicly(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    hub.add_repo(REPO)
+    with pytest.raises(AccessError, match="is public, and --private does not change that; make it private at"):
+        push(copy, private=True)
+    assert sent(hub) == []
+    hub.repo(REPO).private = True
+    push(copy, private=True)
+    assert set(published(hub)) == FILES
+
+
+@pytest.mark.parametrize("tag", ["main", "refs/heads/main", "refs/tags/v1", "0" * 40])
+def test_tag_that_means_something_else_is_refused_without_asking(
+    hub: TestHub, use_hub: UseHub, copy: Path, tag: str
+) -> None:
+    use_hub(hub, ALICE)
+    with pytest.raises(ReferenceFormatError, match="no name for a tag"):
+        push(copy, tag=tag)
+    assert len(hub.requests) == 0
+
+
+def test_destination_with_a_revision_is_told_of_the_option(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    with pytest.raises(ReferenceFormatError, match=r"alice/small@v1: .*: --tag v1$"):
+        push(copy, f"{REPO}@v1")
+    assert len(hub.requests) == 0
+
+
+def test_branch_takes_the_commit_and_main_stays(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    first = push(copy)
+    (copy / "curves.png").unlink()
+    done = push(copy, branch="next/try", tag="v2")
+    repo = hub.repo(REPO)
+    assert (repo.head.id, repo.refs["refs/heads/next/try"].id) == (first.commit, done.commit)
+    assert done.url == f"{hub.url}/{REPO}/tree/next/try"
+    assert set(published(hub, "next/try")) == FILES - {"curves.png"}
+    assert push(copy, branch="next/try").changed == ()
+    assert zoo.load(f"{REPO}@next/try").zoo_info.commit == done.commit
+    for options, words in (({"tag": "next/try"}, "is a branch there"), ({"branch": "v2"}, "is a tag there")):
+        with pytest.raises(ZooError, match=words):
+            push(copy, **options)
+    push(copy, "alice/new", branch="dev")
+    assert set(hub.files("alice/new")) == {".gitattributes"}
+    assert set(hub.files("alice/new", "dev")) == {".gitattributes", *FILES - {"curves.png"}}
+    with pytest.raises(ZooError, match="a pull request has a branch of its own"):
+        push(copy, branch="dev", create_pr=True)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ class Fault:
     Attributes:
         delay_s: wait before anything else; ends early when the hub stops.
         lose: "request" closes the connection before the request has any effect, "answer" after it had its effect.
-        status: replaces the answer (the request has no effect) by this status and `body`.
+        status: replaces the answer by this status and `body`; the request has no effect unless `is_done`.
+        is_done: the request has its effect although `status` says otherwise, as behind a gateway that timed out.
         headers: set on the answer; None removes one.
         cut_to: sends only so many body bytes under an honest Content-Length.
         drop_after: sends only so many body bytes of those announced, then closes the connection.
@@ -110,6 +111,7 @@ class Fault:
     delay_s: float = 0.0
     lose: str = ""
     status: int = 0
+    is_done: bool = False
     body: bytes = b""
     headers: dict[str, str | None] = field(default_factory=dict)
     cut_to: int | None = None
@@ -216,7 +218,9 @@ class _Handler(BaseHTTPRequestHandler):
         is_cut_short = fault is not None and self.server.stopping.wait(fault.delay_s)
         if fault and (is_cut_short or fault.lose == "request"):
             return self.hang_up()
-        answer = Answer(fault.status, fault.body) if fault and fault.status else self.ask_route(request)
+        replaced = Answer(fault.status, fault.body) if fault and fault.status else None
+        done = self.ask_route(request) if replaced is None or (fault and fault.is_done) else None
+        answer = replaced or done or Answer()
         if fault and fault.lose == "answer":
             return self.hang_up()
         if fault:

@@ -21,7 +21,8 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 def command(*, reference: str, out: Path | None, offline: bool, as_json: bool, quiet: bool) -> None:
     """Fetch a model from the Hub, verify it and print its folder.
 
-    The host is HF_ENDPOINT, the cache is in HF_HOME; 'hf cache ls' and 'hf cache rm' look after it.
+    The host is HF_ENDPOINT, the token that of 'hf auth login' or HF_TOKEN. The cache is in HF_HOME; 'hf cache ls' and
+    'hf cache rm' look after it, and HF_HUB_OFFLINE=1 is --offline.
     """
     from zoo.workflows.pull import copy_bundle, fetch
 

@@ -17,8 +17,9 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 @click.argument("source", metavar="RUN_OR_BUNDLE")
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--license", help="License of the model, as the Hub names it, such as apache-2.0; by default mit.")
-@click.option("--private", is_flag=True, help="A repository that has to be created is private.")
+@click.option("--private", is_flag=True, help="A repository that has to be created is private; refuse a public one.")
 @click.option("--tag", default="", help="Also set this tag. One that exists elsewhere is never moved.")
+@click.option("--branch", default="main", show_default=True, help="Commit to this branch; created if it is not there.")
 @click.option("--message", default="", help="Title of the commit.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--replace-card", is_flag=True, help="Render README.md anew even if it was written by hand.")
@@ -32,6 +33,7 @@ def command(
     license: str | None,
     private: bool,
     tag: str,
+    branch: str,
     message: str,
     create_pr: bool,
     replace_card: bool,
@@ -41,12 +43,13 @@ def command(
 ) -> None:
     """Publish a bundle, or the bundle of a finished run, to the Hub in one commit.
 
-    The right to write, the card, the weights and that they load again are checked before anything is sent.
+    The right to write, the card, the weights and that they load again are checked before anything is sent. The host is
+    HF_ENDPOINT, the token that of 'hf auth login' or HF_TOKEN.
     """
     from zoo.hub.push import Options
     from zoo.workflows.publish import publish
 
-    options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
+    options = Options(private, tag, branch, message, create_pr, dry_run)
     done = publish(
         run_or_bundle(source), repo_id, options, license=license, replace_card=replace_card, quiet=quiet or as_json
     )

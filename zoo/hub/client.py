@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import re
-import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_token
@@ -29,6 +31,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils.tqdm import progress_bar_states
 
 import zoo
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError, ZooWarning
@@ -37,8 +40,16 @@ LIBRARY = "revgnn-zoo"
 # The base of all errors of the HTTP library, whose name depends on the version of the client.
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
 _TRY_LATER = (408, 416, 429)
+# Between attempts; a host that asks for more in Retry-After gets it, up to the longest.
+_PAUSES_S = (1.0, 2.0, 4.0)
+_LONGEST_PAUSE_S = 60.0
+# A connection that broke. A host that is away or silent is not asked again: it seldom comes back within seconds.
+_BROKEN = ("RemoteProtocolError", "ReadError", "WriteError")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,17 @@ class Hub:
 
     Attributes:
         api: the client, which holds the token.
-        endpoint: the host.
+        endpoint: the host as it is shown, without the password that HF_ENDPOINT may hold.
         cache: where the client keeps what it downloads.
         is_offline: whether only the cache may be asked.
+        quiet: whether the client shows no progress.
     """
 
     api: HfApi
     endpoint: str
     cache: Path
     is_offline: bool
+    quiet: bool = False
 
 
 def connect(
@@ -74,22 +87,24 @@ def connect(
         cache_dir: to use instead of the one in HF_HOME.
 
     Raises:
+        ZooError: if HF_ENDPOINT is no address.
         AccessError: if the host would be reached over plain HTTP, where anyone on the way can change what arrives.
     """
-    endpoint = constants.ENDPOINT
-    url = urlsplit(endpoint)
+    try:
+        url = urlsplit(constants.ENDPOINT)
+    except ValueError as error:
+        raise ZooError(f"HF_ENDPOINT={redact(constants.ENDPOINT)}: not an address: {error}") from error
+    shown = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
     if not (url.scheme == "https" or (url.scheme == "http" and _is_this_machine(url.hostname or ""))):
         if url.scheme != "http" or os.environ.get("ZOO_ALLOW_HTTP") != "1":
             raise AccessError(
-                f"HF_ENDPOINT={endpoint}: only https:// is trusted, or a host on this machine; "
+                f"HF_ENDPOINT={shown}: only https:// is trusted, or a host on this machine; "
                 "ZOO_ALLOW_HTTP=1 reads over http:// all the same, without a token"
             )
         token = False
-    if quiet or not sys.stderr.isatty():
-        disable_progress_bars()
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    api = HfApi(endpoint=endpoint, token=token, library_name=LIBRARY, library_version=zoo.__version__)
-    return Hub(api, endpoint, Path(cache_dir or constants.HF_HUB_CACHE), offline or bool(constants.HF_HUB_OFFLINE))
+    api = HfApi(endpoint=constants.ENDPOINT, token=token, library_name=LIBRARY, library_version=zoo.__version__)
+    cache = Path(cache_dir or constants.HF_HUB_CACHE)
+    return Hub(api, shown, cache, offline or bool(constants.HF_HUB_OFFLINE), quiet)
 
 
 def warn(text: str) -> None:
@@ -98,9 +113,18 @@ def warn(text: str) -> None:
 
 
 def redact(text: str) -> str:
-    """The text without access tokens."""
-    token = get_token()
-    return _TOKEN.sub("hf_***", text.replace(token, "hf_***") if token else text)
+    """The text without access tokens and without the passwords in addresses."""
+    token = known_token()
+    text = _PASSWORD.sub("***", text.replace(token, "hf_***") if token else text)
+    return _TOKEN.sub("hf_***", text)
+
+
+def known_token() -> str | None:
+    """The user's token; None if there is none, or it cannot be read."""
+    try:
+        return get_token()
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager
@@ -118,16 +142,65 @@ def plain_errors(hub: Hub, what: str) -> Iterator[None]:
         ZooError: this machine cannot store what arrives.
     """
     try:
-        yield
+        with _own_output(hub):
+            yield
     except ZooError:
         raise
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        # Of an answer in another shape than it expects, the client raises KeyError, TypeError and others.
+        _scrub(error)
         raise translate(hub, what, error) from error
+
+
+@contextlib.contextmanager
+def _own_output(hub: Hub) -> Iterator[None]:
+    """Keep the client's log and, if the hub is quiet, its bars from showing; both belong to other libraries too."""
+    level, bars = hub_logging.get_verbosity(), dict(progress_bar_states)
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # HF_HUB_DISABLE_PROGRESS_BARS has the last word, and the client warns of attempts to change that.
+    if hub.quiet and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
+        progress_bar_states.clear()
+        progress_bar_states.update(bars)
+
+
+def patiently(request: Callable[[], T]) -> T:
+    """Make a request that may be carried out twice; again after a pause if the host is busy or the connection broke."""
+    for pause_s in _PAUSES_S:
+        try:
+            return request()
+        except HTTPError as error:
+            if not _may_pass(error):
+                raise
+            time.sleep(max(pause_s, _asked_pause_s(error)))
+    return request()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell if the same request may succeed soon."""
+    if isinstance(error, HfHubHTTPError):
+        return _is_busy(error) and _asked_pause_s(error) <= _LONGEST_PAUSE_S
+    return any(cls.__name__ in _BROKEN for cls in type(error).__mro__)
+
+
+def _is_busy(error: HfHubHTTPError) -> bool:
+    return error.response.status_code in (408, 429, 500, 502, 503, 504)
+
+
+def _asked_pause_s(error: Exception) -> float:
+    """The seconds in Retry-After; 0 if there are none."""
+    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return float(asked) if asked.isascii() and asked.isdigit() else 0.0
 
 
 def translate(hub: Hub, what: str, error: BaseException) -> ZooError:
     """The error of the zoo that stands for an error of the client."""
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+    if isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
+        # The client wraps what went wrong; the status of a refused upload is in the cause alone.
         return translate(hub, what, error.__cause__)
     if isinstance(error, HfHubHTTPError):
         return _of_status(hub, what, error)
@@ -137,16 +210,28 @@ def translate(hub: Hub, what: str, error: BaseException) -> ZooError:
         return NetworkError(f"{what}: {hub.endpoint} cannot be reached: {reason}{hint}")
     if isinstance(error, OSError) and error.errno is not None:
         return ZooError(f"{what}: cannot be kept in {hub.cache}: {error.strerror}")
-    return NetworkError(f"{what}: {hub.endpoint}: {reason}")
+    if isinstance(error, OSError | RuntimeError) or type(error) is ValueError:
+        return NetworkError(f"{what}: {hub.endpoint}: {reason}")
+    hint = "; perhaps a login page of this network answers" if isinstance(error, json.JSONDecodeError) else ""
+    return NetworkError(f"{what}: {hub.endpoint} does not answer like a Hub ({type(error).__name__}: {reason}){hint}")
 
 
-def is_unreachable(error: BaseException) -> bool:
-    """Tell if the connection failed, so that the request may or may not have been carried out."""
-    return isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+def may_be_done(error: Exception) -> bool:
+    """Tell if a request that failed may have been carried out: its answer was lost, or the host gave none in time."""
+    if isinstance(error, HfHubHTTPError):
+        return _is_busy(error)
+    return isinstance(error, HTTPError)
+
+
+def _scrub(error: BaseException | None) -> None:
+    """Remove secrets from an error and its causes, which a traceback would show."""
+    while error is not None:
+        error.args = tuple(redact(part) if isinstance(part, str) else part for part in error.args)
+        error = error.__cause__ or error.__context__
 
 
 def _of_status(hub: Hub, what: str, error: HfHubHTTPError) -> ZooError:
-    status, asker = error.response.status_code, hub.api.token or get_token()
+    status, asker = error.response.status_code, hub.api.token or known_token()
     log_in = "" if asker else f"; {_LOG_IN}"
     if isinstance(error, GatedRepoError):
         return AccessError(f"{what}: gated; ask for access at {hub.endpoint}/{what.partition('@')[0]}{log_in}")
@@ -164,7 +249,9 @@ def _of_status(hub: Hub, what: str, error: HfHubHTTPError) -> ZooError:
     if status in (409, 412):
         return ZooError(f"{what}: changed by somebody else meanwhile (status {status}); look at it and try again")
     if status >= 500 or status in _TRY_LATER:
-        return NetworkError(f"{what}: {hub.endpoint} cannot answer at the moment (status {status}); try again later")
+        asked_s = _asked_pause_s(error)
+        again = f"again in {asked_s:,.0f} s" if asked_s else "again later"
+        return NetworkError(f"{what}: {hub.endpoint} cannot answer at the moment (status {status}); try {again}")
     return ZooError(f"{what}: {hub.endpoint} refused (status {status}): {said}")
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound, SafetensorsParsingError
+from huggingface_hub.errors import CacheNotFound
 
-from zoo.errors import BundleError, NetworkError
+from zoo.errors import BundleError, NetworkError, ZooError
 from zoo.files import read_regular
-from zoo.hub.client import LIBRARY, Hub, plain_errors
+from zoo.hub.client import LIBRARY, HTTPError, Hub, patiently, plain_errors
 from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE, BundleConfig, parse_config
 from zoo.hub.pull import Pulled
 from zoo.json_object import MAX_JSON_BYTES
@@ -89,6 +89,8 @@ def list_cached(hub: Hub) -> list[CachedModel]:
         repositories = scan_cache_dir(hub.cache).repos
     except CacheNotFound:
         return []
+    except ValueError as error:
+        raise ZooError(f"{hub.cache}: the cache is not a folder; HF_HUB_CACHE or HF_HOME names it") from error
     models = []
     for repository in sorted(repositories, key=lambda repository: repository.repo_id):
         if repository.repo_type != "model":
@@ -113,14 +115,18 @@ def weights_header(hub: Hub, pulled: Pulled) -> dict[str, int]:
     if hub.is_offline or pulled.is_stale:
         return {}
     where = f"{pulled.reference.at(pulled.commit)}: {WEIGHTS_FILE}"
+    repo_id = pulled.reference.repo_id
     with plain_errors(hub, where):
         try:
-            header = hub.api.parse_safetensors_file_metadata(
-                pulled.reference.repo_id, WEIGHTS_FILE, revision=pulled.commit
+            header = patiently(
+                lambda: hub.api.parse_safetensors_file_metadata(repo_id, WEIGHTS_FILE, revision=pulled.commit)
             )
-        except SafetensorsParsingError as error:
+            return {str(kind): count for kind, count in header.parameter_count.items()}
+        except (HTTPError, OSError):
+            raise
+        except Exception as error:
+            # The client takes the entries of a header on trust, and anybody can publish one.
             raise BundleError(f"{where}: not a whole safetensors file") from error
-    return {str(kind): count for kind, count in header.parameter_count.items()}
 
 
 def _bundle_in(folder: Path) -> BundleConfig | None:

@@ -24,10 +24,10 @@ from huggingface_hub.file_download import repo_folder_name
 
 from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import atomic_write, make_folder, read_regular, sha256_of
-from zoo.hub.client import Hub, plain_errors, warn
+from zoo.hub.client import Hub, patiently, plain_errors, warn
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, Weights, parse_config
 from zoo.hub.reference import Reference, is_commit
-from zoo.hub.verify import drop, has_cached_id
+from zoo.hub.verify import cached_id, drop, has_id
 from zoo.json_object import MAX_JSON_BYTES
 
 # What a bundle may hold beside what it must hold, and how large that may be.
@@ -80,7 +80,7 @@ def pull(hub: Hub, reference: Reference, *, optional: bool = True) -> Pulled:
             source.fetch_optional(name)
         return pulled
 
-    return _serve(hub, reference, fetch)
+    return _serve(hub, reference, fetch, is_whole=True)
 
 
 def pull_config(hub: Hub, reference: Reference) -> Pulled:
@@ -89,11 +89,18 @@ def pull_config(hub: Hub, reference: Reference) -> Pulled:
     Raises:
         ZooError: as :func:`pull`.
     """
-    return _serve(hub, reference, lambda source: source.fetch_config())
+    return _serve(hub, reference, lambda source: source.fetch_config(), is_whole=False)
 
 
-def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled]) -> Pulled:
-    """Find the commit, and fall back to the one that was whole last time if the Hub cannot be reached."""
+def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled], *, is_whole: bool) -> Pulled:
+    """Find the commit, and fall back to the one that was whole last time if the Hub cannot be reached.
+
+    Args:
+        hub: the host.
+        reference: what to fetch.
+        fetch: takes the files of a commit from the cache or the Hub.
+        is_whole: ``fetch`` gives a whole bundle, which is what the name means offline from now on.
+    """
     if reference.is_commit:
         return fetch(_Source(hub, reference, reference.revision))
     known = _cached_commit(hub, reference)
@@ -102,7 +109,8 @@ def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled]) -
             raise NetworkError(f"{reference}: not in the cache {hub.cache}, and offline the Hub is not asked")
         return fetch(_Source(hub, reference, known))
     try:
-        commit = _resolve(hub, reference)
+        # With a copy at hand there is no need to wait for a busy host.
+        commit = _resolve(hub, reference, is_patient=known is None)
         pulled = fetch(_Source(hub, reference, commit))
     except NetworkError as error:
         if known is None:
@@ -113,7 +121,7 @@ def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled]) -
             raise error from None
         warn(f"{error}; using the cached commit {known}")
         return replace(cached, is_stale=True)
-    if known != commit:
+    if is_whole and known != commit:
         # The client writes this note when its first file arrives. Here it waits until all of them are verified, so that
         # offline the name never means a commit that is half there. A cache that may only be read serves all the same.
         with contextlib.suppress(ZooError):
@@ -137,10 +145,13 @@ def _cached_commit(hub: Hub, reference: Reference) -> str | None:
     return text if is_commit(text) else None
 
 
-def _resolve(hub: Hub, reference: Reference) -> str:
+def _resolve(hub: Hub, reference: Reference, *, is_patient: bool) -> str:
+    def ask() -> str | None:
+        return _head(hub, reference.repo_id, reference.revision, CONFIG_FILE).commit_hash
+
     with plain_errors(hub, str(reference)):
         try:
-            commit = _head(hub, reference.repo_id, reference.revision, CONFIG_FILE).commit_hash
+            commit = patiently(ask) if is_patient else ask()
         except RemoteEntryNotFoundError as error:
             commit = error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
             raise _no_bundle(hub, reference, commit or reference.revision, CONFIG_FILE) from error
@@ -187,9 +198,9 @@ class _Source:
                 drop(Path(found))
             if self.hub.is_offline:
                 raise NetworkError(f"{where}: not in the cache {self.hub.cache}, and offline the Hub is not asked")
-            self._check_before_download(name, where, max_bytes, weights)
+            id_ = self._check_before_download(name, where, max_bytes, weights)
             path = self._download(name, where)
-            if fault := _fault(path, max_bytes, weights):
+            if fault := _fault(path, max_bytes, weights, id_):
                 drop(path)
                 raise BundleError(f"{where}: damaged: {fault}; try again")
             return path
@@ -197,16 +208,18 @@ class _Source:
     def _cached(self, name: str) -> str | object | None:
         return try_to_load_from_cache(self.reference.repo_id, name, cache_dir=self.hub.cache, revision=self.commit)
 
-    def _check_before_download(self, name: str, where: str, max_bytes: int, weights: Weights | None) -> None:
+    def _check_before_download(self, name: str, where: str, max_bytes: int, weights: Weights | None) -> str:
+        """Refuse a file that cannot be the right one; returns its id."""
         try:
-            metadata = _head(self.hub, self.reference.repo_id, self.commit, name)
+            metadata = patiently(lambda: _head(self.hub, self.reference.repo_id, self.commit, name))
         except RemoteEntryNotFoundError as error:
             if name not in OPTIONAL_FILES:
                 raise _no_bundle(self.hub, self.reference, self.commit, name) from error
             # The client asks once more, notes that the commit has no such file, and says so again.
             self._download(name, where)
             raise
-        if metadata.commit_hash != self.commit or not _ID.fullmatch(metadata.etag or ""):
+        id_ = metadata.etag or ""
+        if metadata.commit_hash != self.commit or not _ID.fullmatch(id_):
             raise NetworkError(f"{where}: {self.hub.endpoint} does not answer like a Hub: wrong commit or odd file id")
         if weights is None and (metadata.size is None or metadata.size > max_bytes):
             raise BundleError(f"{where}: {metadata.size or 0:,} bytes; at most {max_bytes:,} are read")
@@ -214,6 +227,12 @@ class _Source:
             raise BundleError(
                 f"{where}: {metadata.size:,} bytes, but {CONFIG_FILE} says {weights.num_bytes:,}: not the same bundle"
             )
+        # The id of a large file is its SHA-256.
+        if weights is not None and len(id_) == 64 and id_ != weights.sha256:
+            raise BundleError(
+                f"{where}: its SHA-256 is {id_}, but {CONFIG_FILE} says {weights.sha256}: not the same bundle"
+            )
+        return id_
 
     def _download(self, name: str, where: str) -> Path:
         try:
@@ -226,17 +245,18 @@ class _Source:
             raise
 
 
-def _fault(path: Path, max_bytes: int, weights: Weights | None) -> str:
-    """The fault of a file in the cache; empty if it is whole."""
+def _fault(path: Path, max_bytes: int, weights: Weights | None, id_: str = "") -> str:
+    """The fault of a file in the cache; empty if it is whole. The cache knows its id only where there are links."""
     if weights is None:
-        is_whole = has_cached_id(path, read_regular(path, max_bytes=max_bytes))
+        id_ = id_ or cached_id(path)
+        is_whole = not id_ or has_id(read_regular(path, max_bytes=max_bytes), id_)
         return "" if is_whole else "its content does not match its id"
     is_whole = path.stat().st_size == weights.num_bytes and sha256_of(path) == weights.sha256
     return "" if is_whole else f"its size or its SHA-256 is not the one that {CONFIG_FILE} states"
 
 
 def _head(hub: Hub, repo_id: str, revision: str, name: str) -> HfFileMetadata:
-    url = hf_hub_url(repo_id, name, revision=revision, endpoint=hub.endpoint)
+    url = hf_hub_url(repo_id, name, revision=revision, endpoint=hub.api.endpoint)
     return hub.api.get_hf_file_metadata(url=url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 

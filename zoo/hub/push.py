@@ -6,22 +6,20 @@ repository holds already is not sent again, and if it holds all of it, nothing i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
-from zoo.files import sha256_of
-from zoo.hub.client import Hub, is_unreachable, plain_errors, translate, warn
+from zoo.hub.client import Hub, known_token, may_be_done, patiently, plain_errors, warn
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
-from zoo.hub.reference import DEFAULT_REVISION
-from zoo.hub.verify import git_id
+from zoo.hub.reference import DEFAULT_REVISION, is_commit
+from zoo.hub.verify import has_id
 
 # The content to send: the bytes of a small file, or the path of a large one.
 Content = bytes | Path
@@ -32,15 +30,17 @@ class Options:
     """Options of a push.
 
     Attributes:
-        private: a repository that has to be created is private.
+        private: a repository that has to be created is private; one that is public is refused.
         tag: gets this tag; none if empty. A tag that exists elsewhere is never moved.
+        branch: to commit to; created at the main branch if there is none of this name.
         message: title of the commit.
-        create_pr: open a pull request instead of committing to the main branch.
+        create_pr: open a pull request instead of committing to the branch.
         dry_run: stop before anything is sent.
     """
 
     private: bool = False
     tag: str = ""
+    branch: str = DEFAULT_REVISION
     message: str = ""
     create_pr: bool = False
     dry_run: bool = False
@@ -52,17 +52,19 @@ class Target:
 
     Attributes:
         repo_id: its name.
-        head: the latest commit of the main branch; None: there is no such repository yet.
+        head: the latest commit of the branch, or of the main one if it is new; None: there is no such repository yet.
         ids: the ids of the files that a bundle may hold, by name: SHA-256 of large ones, git's id of the others.
         tags: commits by tag.
-        card: its README.md; None: it has none.
+        branches: their names.
+        card: its README.md; empty: it has none.
     """
 
     repo_id: str
     head: str | None = None
-    ids: Mapping[str, str] | None = None
-    tags: Mapping[str, str] | None = None
-    card: str | None = None
+    ids: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    branches: tuple[str, ...] = ()
+    card: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,45 +88,60 @@ class Published:
     is_new: bool
 
 
-def inspect(hub: Hub, repo_id: str, names: tuple[str, ...], *, create_pr: bool) -> Target:
+def inspect(hub: Hub, repo_id: str, names: tuple[str, ...], options: Options) -> Target:
     """Look at a repository and make sure that the user may publish to it.
 
     Args:
         hub: the host.
         repo_id: where to publish.
         names: the files that a bundle may hold.
-        create_pr: a pull request needs no right to write.
+        options: how; a pull request needs no right to write.
 
     Raises:
-        AccessError: if there is no token, or it may not write here.
+        AccessError: if there is no token, or it may not write here, or a private model would be published.
         NotFoundError: if a pull request is asked for and there is no such repository.
         NetworkError: if the Hub cannot be reached.
     """
     if hub.is_offline:
         raise NetworkError(f"{repo_id}: cannot publish offline; unset HF_HUB_OFFLINE")
-    if hub.api.token is False or not (hub.api.token or get_token()):
+    if hub.api.token is False or not (hub.api.token or known_token()):
         raise AccessError(f"{repo_id}: publishing needs a token; log in with 'hf auth login' or set HF_TOKEN")
     with plain_errors(hub, repo_id):
-        try:
-            info = hub.api.model_info(repo_id)
-        except RepositoryNotFoundError as error:
-            if create_pr:
-                raise NotFoundError(f"{repo_id}: no such repository to open a pull request on") from error
-            _check_namespace(hub, repo_id)
-            return Target(repo_id)
-        if not create_pr:
-            hub.api.auth_check(repo_id, write=True)
-        head = info.sha
-        if head is None:
-            raise NetworkError(f"{repo_id}: {hub.endpoint} does not answer like a Hub: it names no commit")
-        refs = hub.api.list_repo_refs(repo_id)
-        ids = _remote_ids(hub, repo_id, names, head)
-        card = None
-        if CARD_FILE in ids:
-            path = hub.api.hf_hub_download(repo_id, CARD_FILE, revision=head, cache_dir=hub.cache)
-            with open(path, encoding="utf-8", errors="replace", newline="") as file:
-                card = file.read(OPTIONAL_FILES[CARD_FILE])
-        return Target(repo_id, head, ids, {ref.name: ref.target_commit for ref in refs.tags}, card)
+        return patiently(lambda: _inspect(hub, repo_id, names, options))
+
+
+def _inspect(hub: Hub, repo_id: str, names: tuple[str, ...], options: Options) -> Target:
+    try:
+        info = hub.api.model_info(repo_id)
+    except RepositoryNotFoundError as error:
+        if options.create_pr:
+            raise NotFoundError(f"{repo_id}: no such repository to open a pull request on") from error
+        _check_namespace(hub, repo_id)
+        return Target(repo_id)
+    if options.private and not info.private:
+        raise AccessError(
+            f"{repo_id}: is public, and --private does not change that; make it private at "
+            f"{hub.endpoint}/{repo_id}/settings, or leave --private out"
+        )
+    if not options.create_pr:
+        hub.api.auth_check(repo_id, write=True)
+    refs = hub.api.list_repo_refs(repo_id)
+    branches = {ref.name: ref.target_commit for ref in refs.branches}
+    head = branches.get(options.branch, _checked(hub, repo_id, info.sha))
+    ids = _remote_ids(hub, repo_id, names, head)
+    card = ""
+    if CARD_FILE in ids:
+        path = hub.api.hf_hub_download(repo_id, CARD_FILE, revision=head, cache_dir=hub.cache)
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            card = file.read(OPTIONAL_FILES[CARD_FILE])
+    return Target(repo_id, head, ids, {ref.name: ref.target_commit for ref in refs.tags}, tuple(branches), card)
+
+
+def _checked(hub: Hub, repo_id: str, commit: str | None) -> str:
+    """The commit that the Hub named; it is written into every later request."""
+    if commit is None or not is_commit(commit):
+        raise NetworkError(f"{repo_id}: {hub.endpoint} does not answer like a Hub: it names no commit")
+    return commit
 
 
 def push(hub: Hub, target: Target, files: Mapping[str, Content], options: Options) -> Published:
@@ -142,23 +159,26 @@ def push(hub: Hub, target: Target, files: Mapping[str, Content], options: Option
         ZooError: the repository was changed meanwhile, or the tag stands elsewhere.
     """
     changes = _changes(target, files)
-    _check_tag(target, options, is_changed=bool(changes))
+    _check_refs(target, options, is_changed=bool(changes))
     url = f"{hub.endpoint}/{target.repo_id}"
+    if options.branch != DEFAULT_REVISION:
+        url += f"/tree/{options.branch}"
     is_new = target.head is None
     result = Published(target.repo_id, target.head, tuple(changes), url, options.tag, is_new)
     if options.dry_run:
         return result
-    commit = target.head
+    commit = target.head or _create(hub, target.repo_id, private=options.private)
+    if options.branch not in (DEFAULT_REVISION, *target.branches) and not options.create_pr:
+        with plain_errors(hub, f"{target.repo_id}: branch {options.branch}"):
+            patiently(lambda: hub.api.create_branch(target.repo_id, branch=options.branch, revision=commit))
     if changes:
-        head = target.head or _create(hub, target.repo_id, private=options.private)
-        info = _commit(hub, target.repo_id, head, files, changes, options)
+        info = _commit(hub, target.repo_id, commit, files, changes, options)
         if options.create_pr:
-            return Published(target.repo_id, None, tuple(changes), info, "", is_new)
+            return replace(result, commit=None, url=info, tag="")
         commit = info
-    if options.tag and (target.tags or {}).get(options.tag) != commit:
-        with plain_errors(hub, f"{target.repo_id}: tag {options.tag}"):
-            hub.api.create_tag(target.repo_id, tag=options.tag, revision=commit)
-    return Published(target.repo_id, commit, tuple(changes), url, options.tag, is_new)
+    if options.tag and target.tags.get(options.tag) != commit:
+        _tag(hub, target.repo_id, commit, options.tag)
+    return replace(result, commit=commit)
 
 
 def _check_namespace(hub: Hub, repo_id: str) -> None:
@@ -178,23 +198,21 @@ def _remote_ids(hub: Hub, repo_id: str, names: tuple[str, ...], commit: str) -> 
 
 def _changes(target: Target, files: Mapping[str, Content]) -> list[str]:
     """Names of files that differ, and of those that have to go."""
-    ids = target.ids or {}
-    changed = [name for name, content in files.items() if not _has_id(content, ids.get(name, ""))]
-    return changed + [name for name in ids if name not in files]
+    changed = [name for name, content in files.items() if not has_id(content, target.ids.get(name, ""))]
+    return changed + [name for name in target.ids if name not in files]
 
 
-def _has_id(content: Content, id_: str) -> bool:
-    if len(id_) == 40:
-        return id_ == git_id(content.read_bytes() if isinstance(content, Path) else content)
-    return id_ == (sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest())
-
-
-def _check_tag(target: Target, options: Options, *, is_changed: bool) -> None:
+def _check_refs(target: Target, options: Options, *, is_changed: bool) -> None:
+    """Refuse a tag or a branch whose name means something else already."""
+    if options.branch in target.tags:
+        raise ZooError(f"{target.repo_id}: {options.branch} is a tag there; choose another branch")
     if not options.tag:
         return
     if options.create_pr:
         raise ZooError(f"--tag {options.tag}: a pull request is not tagged; tag it when it is merged")
-    stands_at = (target.tags or {}).get(options.tag)
+    if options.tag in (*target.branches, options.branch):
+        raise ZooError(f"{target.repo_id}: {options.tag} is a branch there; choose another tag")
+    stands_at = target.tags.get(options.tag)
     if stands_at is not None and (is_changed or stands_at != target.head):
         raise ZooError(
             f"{target.repo_id}: the tag {options.tag} exists at {stands_at[:12]} and is never moved; choose another"
@@ -203,11 +221,8 @@ def _check_tag(target: Target, options: Options, *, is_changed: bool) -> None:
 
 def _create(hub: Hub, repo_id: str, *, private: bool) -> str:
     with plain_errors(hub, repo_id):
-        hub.api.create_repo(repo_id, private=private)
-        head = hub.api.model_info(repo_id).sha
-    if head is None:
-        raise NetworkError(f"{repo_id}: {hub.endpoint} does not answer like a Hub: it names no commit")
-    return head
+        patiently(lambda: hub.api.create_repo(repo_id, private=private))
+        return _checked(hub, repo_id, patiently(lambda: hub.api.model_info(repo_id)).sha)
 
 
 def _commit(
@@ -226,31 +241,51 @@ def _commit(
     additions = [CommitOperationAdd(name, files[name]) for name in changes if name in files]
     deletions = [CommitOperationDelete(name) for name in changes if name not in files]
 
-    with plain_errors(hub, repo_id):
+    def send() -> str:
         try:
             info = hub.api.create_commit(
                 repo_id,
                 [*additions, *deletions],
                 commit_message=options.message or "Publish with revgnn-zoo",
+                revision=None if options.create_pr else options.branch,
                 parent_commit=head,
                 create_pr=options.create_pr,
             )
         except Exception as error:
-            if options.create_pr or not is_unreachable(error):
-                raise
             # The commit may have been made and only its answer been lost.
-            commit = _find_commit(hub, repo_id, head, files)
+            if options.create_pr or not may_be_done(error):
+                raise
+            commit = patiently(lambda: _find_commit(hub, repo_id, head, files, options.branch))
             if commit is None:
-                raise translate(hub, repo_id, error) from error
+                raise
             warn(f"{repo_id}: the answer was lost, but the commit is there")
             return commit
-    return info.pr_url or info.oid if options.create_pr else info.oid
+        return info.pr_url or info.oid if options.create_pr else info.oid
+
+    with plain_errors(hub, repo_id):
+        # Sent twice, a pull request might be opened twice.
+        return send() if options.create_pr else patiently(send)
 
 
-def _find_commit(hub: Hub, repo_id: str, before: str, files: Mapping[str, Content]) -> str | None:
-    """The head of the main branch if it moved on and holds exactly these files."""
-    head = hub.api.model_info(repo_id, revision=DEFAULT_REVISION).sha
+def _find_commit(hub: Hub, repo_id: str, before: str, files: Mapping[str, Content], branch: str) -> str | None:
+    """The head of the branch if it moved on and holds exactly these files."""
+    head = hub.api.model_info(repo_id, revision=branch).sha
     if head is None or head == before:
         return None
     ids = _remote_ids(hub, repo_id, (*files, *OPTIONAL_FILES), head)
     return None if _changes(Target(repo_id, head, ids), files) else head
+
+
+def _tag(hub: Hub, repo_id: str, commit: str, tag: str) -> None:
+    """Set a tag; it may stand there already if the answer to a first attempt was lost."""
+
+    def send() -> None:
+        try:
+            hub.api.create_tag(repo_id, tag=tag, revision=commit)
+        except HfHubHTTPError:
+            refs = hub.api.list_repo_refs(repo_id)
+            if all((ref.name, ref.target_commit) != (tag, commit) for ref in refs.tags):
+                raise
+
+    with plain_errors(hub, f"{repo_id}: published at {commit}, but not tagged {tag}"):
+        patiently(send)

@@ -80,6 +80,17 @@ def check_revision(text: str) -> None:
         raise ReferenceFormatError(f"{text!r}: not a revision; expected a branch, a tag or a commit, such as v1")
 
 
+def check_new_ref(text: str, kind: str) -> None:
+    """Make sure that a text can be a new tag or branch, and no other name of something there is.
+
+    Raises:
+        ReferenceFormatError: if not.
+    """
+    check_revision(text)
+    if text.startswith("refs/") or is_commit(text) or (kind == "tag" and text == DEFAULT_REVISION):
+        raise ReferenceFormatError(f"{text!r}: no name for a {kind}: it means something else already; such as v1")
+
+
 def is_commit(text: str) -> bool:
     """Tell if a text is a whole commit id."""
     return _COMMIT.fullmatch(text) is not None

@@ -1,4 +1,4 @@
-"""Checks that files in the cache are the ones that were published."""
+"""Checks that files are the ones that were published: the Hub gives each an id, by which the cache keeps it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import hashlib
 import os
 from pathlib import Path
 
+from zoo.files import sha256_of
+
 
 def git_id(content: bytes) -> str:
     """The id that git, and with it the Hub, gives a small file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def has_cached_id(path: Path, content: bytes) -> bool:
-    """Compare a file in the cache with the id under which the Hub published it.
+def has_id(content: bytes | Path, id_: str) -> bool:
+    """Compare the content of a file, or a file, with its id: git's of a small file, the SHA-256 of a large one."""
+    if len(id_) == 40:
+        return id_ == git_id(content.read_bytes() if isinstance(content, Path) else content)
+    return id_ == (sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest())
 
-    The cache keeps a file under the id that the Hub gave it, and a link to it under its name. Where the system knows no
-    links there is nothing to compare with.
 
-    Args:
-        path: the file in the folder of its commit.
-        content: of the file.
-    """
-    if not path.is_symlink():
-        return True
-    name = Path(os.readlink(path)).name
-    return name == (git_id(content) if len(name) == 40 else hashlib.sha256(content).hexdigest())
+def cached_id(path: Path) -> str:
+    """The id of a file in the cache, to which its name links; empty where the system knows no links."""
+    return Path(os.readlink(path)).name if path.is_symlink() else ""
 
 
 def drop(path: Path) -> None:

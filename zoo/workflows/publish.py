@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import BundleError
+from zoo.errors import BundleError, ZooError
 from zoo.files import read_regular
 from zoo.hub import push as hub_push
 from zoo.hub.card import card_faults, is_generated
 from zoo.hub.client import connect, warn
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, read_config
 from zoo.hub.push import Content, Options, Published, inspect
-from zoo.hub.reference import check_repo_id, check_revision
+from zoo.hub.reference import DEFAULT_REVISION, ReferenceFormatError, check_new_ref, check_repo_id
 from zoo.json_object import MAX_JSON_BYTES
 from zoo.spec.shape import GraphShape
 from zoo.workflows import session
@@ -35,6 +35,7 @@ def push(
     license: str | None = None,
     private: bool = False,
     tag: str = "",
+    branch: str = DEFAULT_REVISION,
     message: str = "",
     create_pr: bool = False,
     replace_card: bool = False,
@@ -48,8 +49,9 @@ def push(
         source: a folder that ``zoo.save`` or ``zoo.train`` wrote; a run is exported first.
         repo_id: ``owner/name``; created if there is no such repository.
         license: of the model, as the Hub names it, such as "apache-2.0"; None: "mit".
-        private: a repository that has to be created is private.
+        private: a repository that has to be created is private; one that is public is refused.
         tag: also set this tag. One that exists elsewhere is never moved.
+        branch: commit to this branch; created at the main one if it is not there.
         message: title of the commit.
         create_pr: open a pull request instead of committing.
         replace_card: render README.md anew even if it was written by hand.
@@ -64,7 +66,7 @@ def push(
         raise BundleError(
             f"expected the folder of a run or a bundle, got {type(source).__name__}; zoo.save writes a model"
         )
-    options = Options(private=private, tag=tag, message=message, create_pr=create_pr, dry_run=dry_run)
+    options = Options(private, tag, branch, message, create_pr, dry_run)
     return publish(Path(source), repo_id, options, license=license, replace_card=replace_card, token=token, quiet=quiet)
 
 
@@ -97,16 +99,22 @@ def publish(
         NetworkError: if the Hub cannot be reached.
         ZooError: if the tag exists elsewhere or the repository was changed meanwhile.
     """
-    check_repo_id(repo_id)
+    name, at, revision = repo_id.partition("@")
+    check_repo_id(name)
+    if at:
+        raise ReferenceFormatError(f"{repo_id}: expected owner/name alone; to tag what is published: --tag {revision}")
     if options.tag:
-        check_revision(options.tag)
+        check_new_ref(options.tag, "tag")
+    check_new_ref(options.branch, "branch")
+    if options.create_pr and options.branch != DEFAULT_REVISION:
+        raise ZooError("a pull request has a branch of its own; leave --branch or --create-pr out")
     # Everything that can be checked here is checked before the first request to the Hub.
     folder = prepare_bundle(source)
     _refuse_links(folder)
     config = read_config(folder)
     _check_reload(folder, config)
     hub = connect(quiet=quiet, token=token)
-    target = inspect(hub, repo_id, _FILES, create_pr=options.create_pr)
+    target = inspect(hub, repo_id, _FILES, options)
     fresh = bundle_card(folder, config, repo_id=repo_id, license=license or "mit")
     card = fresh if replace_card else _choose_card(folder, repo_id, target.card, fresh)
     faults = card_faults(card, config)
