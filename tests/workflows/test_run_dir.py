@@ -13,6 +13,7 @@ from tests.workflows.small import small_recipe
 from zoo.errors import RunError, ZooError
 from zoo.files import write_json
 from zoo.workflows.describe import describe_folder
+from zoo.workflows.divergence import diverged
 from zoo.workflows.export import export
 from zoo.workflows.load import load
 from zoo.workflows.plot import plot
@@ -223,7 +224,7 @@ def test_a_shortened_log_is_noticed(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="shorter than when the state was saved"):
-        RunDir(tmp_path / "run").truncate_metrics(10)
+        RunDir(tmp_path / "run").append_metrics([], 10)
 
 
 def test_a_folder_that_is_deleted_under_a_run_is_named(tmp_path: Path) -> None:
@@ -232,6 +233,15 @@ def test_a_folder_that_is_deleted_under_a_run_is_named(tmp_path: Path) -> None:
         open_run(tmp_path / "run", small_recipe(tmp_path), resume=False) as run,
     ):
         write_json(Path(shutil.move(run.path, tmp_path / "away")).parent / "run" / "recipe.json", {}, RunError)
+
+
+def test_a_run_that_diverges_after_its_folder_is_gone_says_that_it_diverged(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", small_recipe(tmp_path), resume=False) as directory:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(RunError, match="run: cannot be read: No such file or directory"):
+            directory.states()
+        error = diverged(directory, "epoch 1, part 2", "the loss is nan", torch.nn.Linear(2, 2))
+    assert "epoch 1, part 2: the loss is nan; no state was saved yet" in str(error)
 
 
 def test_who_comes_too_late_leaves_the_folder_of_the_first_alone(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ EXAMPLE = example(
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: runs/NAME-TIME]")
 @click.option("--resume", is_flag=True, help="Continue a run: RECIPE is its directory, or --out names it.")
 @click.option("--baseline", is_flag=True, help="Also fit a logistic regression to the node features.")
+@click.option("--check-inversion", is_flag=True, help="Record how exactly a reversible stack restores its input.")
 @click.option("--max-time", type=click.FloatRange(0, 1e5), metavar="HOURS", help="Save and stop after so long.")
 @training_options
 @json_option

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zoo.layers.coupling import (
+    STREAM_DTYPE,
     couple,
     couple_in_place,
     join_groups,
@@ -57,6 +58,8 @@ class ReversibleStack(nn.Module):
 
     Attributes:
         executor: asked first to run the layers, if set; copies of the stack start without.
+        inversion_error: set it to 0, and each backward pass keeps a copy of its input, [N, C], and leaves here the
+            largest difference of the restored input from it, relative to the input's largest entry.
 
     Raises:
         ValueError: if there are no layers, or their numbers of groups differ or are less than two.
@@ -80,6 +83,7 @@ class ReversibleStack(nn.Module):
         self.slice_edges = slice_edges
         self.reversible = reversible
         self.executor: Executor | None = None
+        self.inversion_error: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # CUDA graphs, which an executor may keep, can neither be copied nor pickled.
@@ -169,6 +173,7 @@ class _Reverse(torch.autograd.Function):
         with guard.recorded(tensors) as inputs:
             stream = stack._run_in_place(x, inputs, guard.rng)
         ctx.stack, ctx.guard, ctx.dtype = stack, guard, x.dtype
+        ctx.x = None if stack.inversion_error is None else x.clone()
         ctx.save_for_backward(*stream, *tensors)
         return join_groups(stream, x.dtype)
 
@@ -185,6 +190,9 @@ class _Reverse(torch.autograd.Function):
         del saved
         with ctx.guard.restored(tensors, ctx.needs_input_grad[3:]) as (inputs, aliases):
             grads = _reverse_pass(stack, stream, grad_stream, inputs, aliases, ctx.guard.rng)
+        if ctx.x is not None:
+            missed = (join_groups(stream, STREAM_DTYPE) - ctx.x).abs().max() / ctx.x.abs().max().clamp_min(1e-30)
+            stack.inversion_error = missed.item()
         grad_x = torch.cat(grad_stream, dim=1) if ctx.needs_input_grad[2] else None
         return (None, None, grad_x, *grads)
 

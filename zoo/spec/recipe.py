@@ -14,7 +14,7 @@ from typing_extensions import Self
 from zoo.errors import RecipeError
 from zoo.json_object import read_json_object
 from zoo.spec.base import NAME_PATTERN, Spec, parse_spec
-from zoo.spec.model import MAX_PARAMETERS, Model
+from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model
 from zoo.spec.overrides import changes_in_words, faults_of_overrides, override
 from zoo.spec.plugins import Installed
 from zoo.spec.results import protocol_in_words
@@ -112,6 +112,12 @@ class Recipe(Spec):
         # Both are a one-hot code that the model splits off by position: there can only be one of them.
         if self.train.label_reuse is not None and "species_one_hot" in self.data.node_features:
             raise ValueError("train.label_reuse and the node feature 'species_one_hot' both want the last columns of x")
+        return self
+
+    @model_validator(mode="after")
+    def _solves(self) -> Self:
+        if self.train.solve_patience and not isinstance(self.model, DeqSpec):
+            raise ValueError("train.solve_patience goes with models of family 'deq', which alone solve equations")
         return self
 
     @model_validator(mode="after")

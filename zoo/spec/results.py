@@ -65,6 +65,8 @@ class RunResults(Spec):
         num_parameters: of the model.
         train_s: seconds of training and validation.
         peak_memory_bytes: of the process on the CPU, of PyTorch's tensors on a GPU.
+        max_inversion_error: how exactly the reversible stack restored its input in the worst step, relative to the
+            largest entry, if that was checked.
         data_sha256: of everything that the run read of its graph.
         data_is_synthetic: whether the graph stands in for the data set that the recipe names.
         environment: versions, device and threads.
@@ -80,6 +82,7 @@ class RunResults(Spec):
     num_parameters: int = Field(ge=1)
     train_s: float
     peak_memory_bytes: int
+    max_inversion_error: float | None = None
     data_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     data_is_synthetic: bool = False
     environment: Environment

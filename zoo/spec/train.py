@@ -148,6 +148,12 @@ class TrainSpec(Spec):
     patience: int = Field(
         default=0, ge=0, description="stop after this many evaluations without a better one; 0: never"
     )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop", description="what a loss or gradient that is NaN or infinite does: ends the run, or its step"
+    )
+    solve_patience: int = Field(
+        default=0, ge=0, description="stop after this many epochs in a row in which no solve converged; 0: never"
+    )
 
     @model_validator(mode="after")
     def _classes(self) -> Self:

@@ -167,17 +167,8 @@ def measure(
     for name in splits:
         nodes = getattr(split, name).cpu()
         value = score(metric, graph.y.cpu()[nodes], logits[nodes])
-        figures.append(
-            Measured.model_validate(
-                {
-                    "split": name,
-                    "metric": metric,
-                    "value": value,
-                    "num_views": protocol.num_views,
-                    "num_parts": protocol.num_parts,
-                }
-            )
-        )
+        views = {"num_views": protocol.num_views, "num_parts": protocol.num_parts}
+        figures.append(Measured.model_validate({"split": name, "metric": metric, "value": value, **views}))
     return figures
 
 
@@ -238,11 +229,8 @@ def evaluate(
     # A graph given as an argument may be a new one; a file or a data set should be the one that was trained on.
     recorded = "" if own is not None or info.folder is None else _data_digest(info.folder)
     if recorded and recorded != graph_digest(graph, nodes):
-        warnings.warn(
-            f"{label}: the data are not those that the model was trained on",
-            ZooWarning,
-            stacklevel=2,
-        )
+        text = f"{label}: the data are not those that the model was trained on"
+        warnings.warn(text, ZooWarning, stacklevel=2)
     usual = test_protocol(recipe)
     parts = usual.num_parts if num_parts is None else num_parts
     if parts > graph.num_nodes:

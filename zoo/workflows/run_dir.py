@@ -5,6 +5,7 @@
     best.safetensors           the weights with the best validation so far
     state-STEP.safetensors     all that a resume needs; the newest two are kept
     results.json               written once, when the run is finished
+    nonfinite.json             norms of the layers when numbers were last not finite
     curves.png, tensorboard/   pictures of metrics.jsonl
     teacher/                   under self-distillation: the run directory of the teacher
     graph.npz                  the data, if they came from memory
@@ -27,13 +28,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
 from zoo.errors import RecipeError, RunError, ZooWarning
-from zoo.files import locked, write_errors, write_json
+from zoo.files import locked, read_errors, write_errors, write_json
 from zoo.json_object import parse_json_object, read_json_object
 from zoo.spec.base import Spec, parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
@@ -44,10 +45,13 @@ from zoo.workflows.saved import NewerError, Saved, read_saved, write_saved
 
 _NUM_STATES = 2
 _STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
-_TEMPORARY = re.compile(r"^(recipe\.json|results\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$")
+_TEMPORARY = re.compile(
+    r"^(recipe\.json|results\.json|nonfinite\.json|best\.safetensors|state-\d+\.safetensors)\.tmp-[0-9a-f]{8}$"
+)
 # The data of a run on a graph that was given in memory.
 RECIPE_FILE, GRAPH_FILE = "recipe.json", "graph.npz"
-_FIRST_FILES = (".lock", RECIPE_FILE, GRAPH_FILE)
+REPORT_FILE = "nonfinite.json"
+_FIRST_FILES = (".lock", RECIPE_FILE, GRAPH_FILE, REPORT_FILE)
 
 
 class BestEpoch(Spec):
@@ -79,6 +83,12 @@ class RunDir:
     Args:
         path: the folder.
 
+    Attributes:
+        bundle_path: folder of the bundle of this run unless something else is asked for.
+        teacher_path: the run directory of the teacher, under self-distillation.
+        curves_path: the picture of the learning curves.
+        tensorboard_path: the folder of TensorBoard's event files.
+
     Raises:
         RunError: if it is not a run directory.
     """
@@ -89,32 +99,14 @@ class RunDir:
         if not (path / RECIPE_FILE).is_file():
             raise RunError(f"{path}: not a run directory: it has no recipe.json")
         self.path = path
+        self.bundle_path, self.teacher_path = path / "bundle", path / "teacher"
+        self.curves_path, self.tensorboard_path = path / "curves.png", path / "tensorboard"
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
-
-    @property
-    def bundle_path(self) -> Path:
-        """Folder of the bundle of this run unless something else is asked for."""
-        return self.path / "bundle"
-
-    @property
-    def teacher_path(self) -> Path:
-        """The run directory of the teacher, under self-distillation."""
-        return self.path / "teacher"
-
-    @property
-    def curves_path(self) -> Path:
-        """The picture of the learning curves."""
-        return self.path / "curves.png"
-
-    @property
-    def tensorboard_path(self) -> Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
 
     def recipe(self, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
         """The recipe of the run, perhaps with overrides, ``key.key=value`` or values by dotted key.
@@ -174,8 +166,13 @@ class RunDir:
         return write_saved(self.path / "best.safetensors", tensors, epoch.model_dump(mode="json"))
 
     def states(self) -> list[Path]:
-        """The saved states, newest first."""
-        names = [(int(match[1]), path) for path in self.path.iterdir() if (match := _STATE_NAME.match(path.name))]
+        """The saved states, newest first.
+
+        Raises:
+            RunError: if the folder is gone.
+        """
+        with read_errors(self.path, RunError):
+            names = [(int(match[1]), path) for path in self.path.iterdir() if (match := _STATE_NAME.match(path.name))]
         return [path for _, path in sorted(names, reverse=True)]
 
     def latest_state(self) -> Saved | None:
@@ -260,45 +257,30 @@ class RunDir:
             parse_spec(EpochRecord, records[-1], where=f"{path}:{number}", error=RunError)
         return records
 
-    def append_metrics(self, record: Mapping[str, float], at: int) -> int:
-        """Add a line to ``metrics.jsonl``.
+    def append_metrics(self, records: Sequence[Mapping[str, float]], at: int) -> int:
+        """Add lines to ``metrics.jsonl``.
 
         Args:
-            record: the figures of an epoch.
-            at: length of the file in bytes; what is longer is the rest of a line that could not be stored.
+            records: the figures of epochs.
+            at: length of the file in bytes; what is longer is removed: lines that were written after a state was saved,
+                or the rest of one that a full disk has cut short.
 
         Returns:
             The new length.
 
         Raises:
-            RunError: if it cannot be stored.
-        """
-        with self._open_metrics(at) as file:
-            file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            file.flush()
-            return file.tell()
-
-    def truncate_metrics(self, num_bytes: int) -> None:
-        """Forget the lines written after a state was saved; they will be written again.
-
-        Raises:
             RunError: if the file is shorter than that, or cannot be written.
         """
-        # A run that fails before it has anything to keep must leave nothing behind.
-        if num_bytes or (self.path / "metrics.jsonl").exists():
-            with self._open_metrics(num_bytes):
-                pass
-
-    @contextmanager
-    def _open_metrics(self, at: int) -> Iterator[BinaryIO]:
-        """Open the log, cut to a length, to append to it."""
         path = self.path / "metrics.jsonl"
+        # A run that fails before it has anything to keep must leave nothing behind.
+        if not records and not at and not path.exists():
+            return 0
         with write_errors(path, RunError), path.open("ab") as file:
             if file.tell() < at:
                 raise RunError(f"{path}: shorter than when the state was saved; it was changed by something else")
-            # Remove a line that a full disk has cut short before the next one is appended.
             file.truncate(at)
-            yield file
+            file.writelines(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records)
+        return path.stat().st_size
 
 
 def fresh_folder(name: str) -> Path:
@@ -337,9 +319,9 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
                 yield run
             except BaseException:
                 # A run that failed before it had anything to keep leaves no folder behind. Only the owner of the lock
-                # may remove it: of several that start at once, the others fail while it begins.
+                # may remove it: of several that start at once, the others fail while it begins. A report is something.
                 with suppress(OSError):
-                    if created and _is_unused(path):
+                    if created and _is_unused(path) and not (path / REPORT_FILE).exists():
                         shutil.rmtree(path)
                 raise
     except RunError:

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import signal
 import threading
 import time
@@ -43,21 +44,14 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         name = "cuda" if count else "cpu"
-    name = str(name)
-    has_mps = torch.backends.mps.is_available()
-    here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count)), *(["mps"] if has_mps else [])])
-    kind, _, index = name.partition(":")
-    # str.isdigit() also accepts digits of other scripts, which PyTorch does not.
-    is_numbered = kind == "cuda" and index.isascii() and index.isdigit()
-    if kind not in ("cpu", "cuda", "mps") or (":" in name and not is_numbered):
-        raise RunError(f"--device {name}: no such device; here: {here}")
-    if kind == "cuda" and not count:
-        raise RunError(f"--device {name}: PyTorch finds no GPU on this machine; use --device cpu")
-    if kind == "cuda" and int(index or 0) >= count:
-        raise RunError(f"--device {name}: there are only {count} GPUs; here: {here}")
-    if kind == "mps" and not has_mps:
-        raise RunError(f"--device {name}: PyTorch finds no Apple GPU on this machine; use --device cpu")
-    return torch.device("cuda", int(index or 0)) if kind == "cuda" else torch.device(kind)
+    chosen = "cuda:0" if str(name) == "cuda" else str(name)
+    here = ["cpu", *(f"cuda:{index}" for index in range(count)), *["mps"] * torch.backends.mps.is_available()]
+    if chosen not in here:
+        if chosen == "mps" or (not count and re.fullmatch("cuda:[0-9]+", chosen)):
+            kind = "Apple GPU" if chosen == "mps" else "GPU"
+            raise RunError(f"--device {name}: PyTorch finds no {kind} on this machine; use --device cpu")
+        raise RunError(f"--device {name}: no such device; here: {', '.join(here)}")
+    return torch.device(chosen)
 
 
 def start(device: str | None, num_threads: int | None = None) -> torch.device:

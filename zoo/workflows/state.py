@@ -17,6 +17,7 @@ from zoo.layers.equilibrium import solve_logs
 from zoo.spec.results import Environment
 from zoo.tensor_file import first_nonfinite
 from zoo.workflows import memory
+from zoo.workflows.divergence import DivergedError, diverged, report_norms
 from zoo.workflows.evaluate import Partial
 from zoo.workflows.run_dir import BestEpoch, RunDir
 from zoo.workflows.saved import Saved
@@ -25,18 +26,8 @@ from zoo.workflows.saved import Saved
 _MAX_SHARE = 0.005
 # Within an epoch a state is saved this often, or less often where a save takes longer than the share of that.
 _PERIOD_S = 600.0
-
-
-class DivergedError(RunError):
-    """Numbers of a run that are not finite."""
-
-
-def diverged(run: RunDir, place: str, fault: str) -> DivergedError:
-    """The error of a run whose numbers are no longer finite: where, what was kept, and what helps."""
-    kept = run.states()
-    last = f"the last good state is {kept[0].name}" if kept else "no state was saved yet"
-    advice = "lower train.optimizer.lr or set train.max_grad_norm in another --out"
-    return DivergedError(f"{run.path}: {place}: {fault}; {last}; {advice}")
+# Blocks compute with a rounding error of 6e-8; an input that is restored less exactly than this changes gradients more.
+_MAX_INVERSION_ERROR = 1e-6
 
 
 @dataclass
@@ -53,7 +44,9 @@ class Cursor:
         train_s: seconds spent in earlier epochs, all processes together.
         epoch_s: seconds spent in the current epoch by earlier processes.
         peak_memory_bytes: the most that any process used.
+        step_figures: figures of the steps of the current epoch so far.
         record: figures of the current epoch, once its last part is done.
+        num_unsolved_epochs: the latest epochs in a row in whose steps no solve of an equilibrium converged.
     """
 
     epoch: int = 1
@@ -65,7 +58,9 @@ class Cursor:
     train_s: float = 0.0
     epoch_s: float = 0.0
     peak_memory_bytes: int = 0
+    step_figures: dict[str, float] = field(default_factory=dict)
     record: dict[str, float] = field(default_factory=dict)
+    num_unsolved_epochs: int = 0
 
     def next_part(self, loss: float | None) -> None:
         """Move on to the next part, given the loss of this one, or None if it had no train nodes."""
@@ -77,9 +72,13 @@ class Cursor:
 
     def next_epoch(self, epoch_s: float) -> None:
         """Move on to the next epoch, once this one is logged."""
+        # Epochs of warm-up solve nothing and do not count.
+        if num_solves := self.record.get("num_forward_solves", 0):
+            is_unsolved = self.record["num_forward_unconverged"] == num_solves
+            self.num_unsolved_epochs = self.num_unsolved_epochs + 1 if is_unsolved else 0
         self.epoch += 1
         self.part, self.loss_sum, self.num_losses, self.epoch_s = 0, 0.0, 0, 0.0
-        self.record = {}
+        self.step_figures, self.record = {}, {}
         self.train_s += epoch_s
 
 
@@ -112,7 +111,7 @@ class RunState:
     _best_sha256: str | None = None
     # In place of the model's weights, once it holds the best ones.
     _last_weights: dict[str, Tensor] | None = None
-    _has_warned: bool = False
+    _warned: set[str] = field(default_factory=set)
     _started: float = field(default_factory=time.monotonic)
     _saved_at: float = field(default_factory=time.monotonic)
     _save_s: float = 0.0
@@ -134,7 +133,7 @@ class RunState:
             if best is not None:
                 self.best, self._best_sha256 = best.epoch, best.sha256
         # Later lines are of epochs that this process trains again.
-        self.run.truncate_metrics(self.cursor.log_bytes)
+        self.run.append_metrics([], self.cursor.log_bytes)
         self._started = time.monotonic()
         return saved is not None
 
@@ -170,11 +169,39 @@ class RunState:
         try:
             self._store_lines()
         except RunError as error:
-            self._warn(error)
+            self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
         # They are predictions of the present weights, which the next epoch changes.
         self.partials.clear()
         self.cursor.next_epoch(epoch_s)
         self._started = time.monotonic()
+
+    def skip_step(self, fault: str) -> None:
+        """Count a step whose numbers are not finite, and report the first."""
+        figures, place = self.cursor.step_figures, f"epoch {self.cursor.epoch}, part {self.cursor.part + 1}"
+        if self.warn_once("skipped", f"{place}: {fault}; this step is skipped, later ones are only counted"):
+            report_norms(self.run, place, fault, self.model)
+        figures["num_skipped_steps"] = figures.get("num_skipped_steps", 0) + 1
+
+    def add_inversion_error(self, error: float) -> None:
+        """Note how exactly the reversible stack restored its input in a step, and warn if its gradients suffer."""
+        figures = self.cursor.step_figures
+        figures["max_inversion_error"] = max(error, figures.get("max_inversion_error", 0.0))
+        if error > _MAX_INVERSION_ERROR:
+            text = f"the reversible stack restored its input only to {error:.1g} of its largest entry"
+            self.warn_once("inversion", f"{text}, so gradients are inexact; set model.norm or lower train.optimizer.lr")
+
+    def check_solves(self, patience: int) -> None:
+        """Stop a run of which no solve has converged for so many epochs; 0: never.
+
+        Raises:
+            RunError: naming the last epoch, and what helps.
+        """
+        count, epoch = self.cursor.num_unsolved_epochs, self.cursor.epoch - 1
+        if patience and count >= patience:
+            raise RunError(
+                f"{self.run.path}: epoch {epoch}: no forward solve converged in {count} epochs in a row; raise "
+                "model.solver.max_iters or lower train.optimizer.lr in another --out"
+            )
 
     def use_best_weights(self, weights: dict[str, Tensor]) -> None:
         """Give the model the best weights; states that are saved from now on keep those of the last step."""
@@ -228,7 +255,8 @@ class RunState:
             "solves": [asdict(log) for log in solve_logs(self.model)],
         }
         path = self.run.write_state(self.cursor.step, tensors, tree)
-        self._has_warned = False
+        # The next full disk is worth a word again.
+        self._warned.discard("unsaved")
         return path
 
     def save_if_due(self, *, epoch_is_done: bool) -> None:
@@ -247,24 +275,29 @@ class RunState:
         except DivergedError:
             raise
         except RunError as error:
-            self._warn(error)
+            self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
 
     def _store_lines(self) -> None:
-        while self._unsaved_lines:
-            self.cursor.log_bytes = self.run.append_metrics(self._unsaved_lines[0], self.cursor.log_bytes)
-            del self._unsaved_lines[0]
+        self.cursor.log_bytes = self.run.append_metrics(self._unsaved_lines, self.cursor.log_bytes)
+        self._unsaved_lines.clear()
 
-    def _warn(self, error: RunError) -> None:
-        """Warn once, until a state is saved, that something could not be stored."""
-        if not self._has_warned:
-            warnings.warn(f"{error}; training goes on, it is stored later", ZooWarning, stacklevel=3)
-        self._has_warned = True
+    def warn_once(self, kind: str, text: str) -> bool:
+        """Warn unless this process has warned of the same kind of thing.
+
+        Returns:
+            Whether it did.
+        """
+        if kind in self._warned:
+            return False
+        self._warned.add(kind)
+        warnings.warn(text, ZooWarning, stacklevel=3)
+        return True
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
         name = first_nonfinite(tensors)
         if name is not None:
             place = f"epoch {self.cursor.epoch}, part {self.cursor.part}"
-            raise diverged(self.run, place, f"{name} is NaN or infinite")
+            raise diverged(self.run, place, f"{name} is NaN or infinite", self.model)
 
     def _load(self, saved: Saved) -> None:
         tree = saved.tree

@@ -11,8 +11,8 @@ begins; so it is stopped, resumed, evaluated and exported like any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zoo.data.graph import Graph, Split
+from zoo.data.graph import Graph, Part, Split
 from zoo.errors import RunError
 from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
+from zoo.layers.reversible import ReversibleStack
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, RunResults
@@ -32,14 +33,8 @@ from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.create import info_of
 from zoo.workflows.describe import machine_lines, task_lines
-from zoo.workflows.evaluate import (
-    Protocol,
-    eval_protocol,
-    measure,
-    num_parts_of,
-    predict,
-    test_protocol,
-)
+from zoo.workflows.divergence import run_errors
+from zoo.workflows.evaluate import Protocol, eval_protocol, measure, num_parts_of, predict, test_protocol
 from zoo.workflows.graphs import (
     EdgePrecision,
     complete_recipe,
@@ -55,7 +50,7 @@ from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress
 from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
-from zoo.workflows.state import RunState, diverged
+from zoo.workflows.state import RunState
 from zoo.workflows.step import build_optimizer, epoch_parts, set_learning_rate, training_step
 
 
@@ -71,6 +66,7 @@ def train(
     baseline: bool = False,
     num_threads: int | None = None,
     capture: bool = False,
+    check_inversion: bool = False,
     edge_precision: EdgePrecision = "fp32",
     max_time_s: float | None = None,
     quiet: bool = False,
@@ -88,6 +84,7 @@ def train(
         baseline: also fit a logistic or ridge regression to the node features and report it beside the results.
         num_threads: of the CPU.
         capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
+        check_inversion: record how exactly the reversible stack restores its input, ``max_inversion_error``.
         edge_precision: of the edge features on a GPU; "fp16" halves their memory.
         max_time_s: seconds after which the run is saved and stopped, as by a signal.
         quiet: show no progress.
@@ -100,7 +97,8 @@ def train(
         StoppedError: after a signal or ``max_time_s``; the state is saved.
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
-    options = _Options(session.start(device, num_threads), capture, edge_precision, resume, quiet, on_epoch)
+    chosen = session.start(device, num_threads)
+    options = _Options(chosen, capture, check_inversion, edge_precision, resume, quiet, on_epoch)
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     # What follows from the labels is part of the run's recipe.
     recipe, graph = complete_recipe(recipe, graph)
@@ -143,6 +141,7 @@ class _Options:
 
     device: torch.device
     capture: bool
+    check_inversion: bool
     edge_precision: EdgePrecision
     resume: bool
     quiet: bool
@@ -180,6 +179,11 @@ def _train(
     model = build_model(recipe.model, shape).to(device)
     if options.capture:
         capture_layers(model)
+    if options.check_inversion:
+        stack = getattr(model, "stack", None)
+        if options.capture or not isinstance(stack, ReversibleStack) or not stack.reversible:
+            raise RunError("--check-inversion: needs a model with a reversible stack, and goes without --capture")
+        stack.inversion_error = 0.0
     for line in task_lines(recipe, graph, split, model):
         echo(line)
     optimizer = build_optimizer(spec.optimizer, model)
@@ -213,10 +217,8 @@ def _train(
             start_epoch(model, cursor.epoch)
             # A resumed epoch samples the same parts again and skips those that are done.
             for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
-                with _with_context(run, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
-                    # Seeded by the number of the step, so that no state of a generator has to be saved.
-                    session.seed_global(spec.seed, "dropout", cursor.step)
-                    loss = training_step(model, optimizer, part.to(device), task.objective, spec)
+                with run_errors(run, model, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
+                    loss = _step(state, task, part.to(device))
                 cursor.next_part(loss)
                 figures["loss"] = f"{cursor.loss_sum / max(cursor.num_losses, 1):.4f}"
                 progress.step(label, figures)
@@ -225,7 +227,7 @@ def _train(
             # A run that was stopped in the evaluation has these figures in its state.
             if not cursor.record:
                 loss = cursor.loss_sum / cursor.num_losses
-                cursor.record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": loss}
+                cursor.record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": loss, **cursor.step_figures}
                 # Taken now, because solves of the evaluation would be counted among those of training.
                 cursor.record |= take_solve_metrics(model)
             # A copy, because a state that is saved during the evaluation must hold the figures of training alone: the
@@ -233,7 +235,7 @@ def _train(
             record = dict(cursor.record)
             if cursor.epoch % recipe.eval.every == 0 or cursor.epoch == spec.num_epochs:
                 progress.stage(f"{label} evaluating")
-                with _with_context(run, f"epoch {cursor.epoch}, evaluation", "eval"):
+                with run_errors(run, model, f"epoch {cursor.epoch}, evaluation", "eval"):
                     measured, valid_loss = _measure(state, task, eval_protocol(recipe), pause_if_asked)
                 record |= {f"{figure.split}_{figure.metric}": figure.value for figure in measured}
                 record |= {"valid_loss": valid_loss}
@@ -255,6 +257,7 @@ def _train(
             if options.on_epoch is not None:
                 # Called last: an error in it finds the epoch logged and, if it was due, saved.
                 options.on_epoch(record)
+            state.check_solves(spec.solve_patience)
         # The test below may be stopped too; the run is then resumed from this state and trains no step again.
         state.save()
 
@@ -265,6 +268,32 @@ def _train(
     # Results mark the run as finished, so they are written before the picture, which can be made again.
     plot(run)
     return results
+
+
+def _step(state: RunState, task: _Task, part: Part) -> float | None:
+    """One optimizer step.
+
+    Returns:
+        The loss; None if the part has no train node, or the recipe says to skip the step, whose numbers are not finite.
+
+    Raises:
+        FloatingPointError: if they are not, and the recipe says to stop or every part of the epoch was like that.
+    """
+    cursor, spec = state.cursor, task.recipe.train
+    # Seeded by the number of the step, so that no state of a generator has to be saved.
+    session.seed_global(spec.seed, "dropout", cursor.step)
+    try:
+        loss = training_step(state.model, state.optimizer, part, task.objective, spec)
+    except FloatingPointError as error:
+        is_last = cursor.part + 1 == num_parts_of(spec.partition)
+        if spec.on_nonfinite == "stop" or (is_last and not cursor.num_losses):
+            raise
+        state.skip_step(str(error))
+        return None
+    stack = getattr(state.model, "stack", None)
+    if loss is not None and isinstance(stack, ReversibleStack) and stack.inversion_error is not None:
+        state.add_inversion_error(stack.inversion_error)
+    return loss
 
 
 def _out_of_patience(recipe: Recipe, epoch: int, best: BestEpoch | None) -> bool:
@@ -297,7 +326,7 @@ def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.devic
     recipe = info_of(teacher).recipe
     spec, protocol = recipe.train, eval_protocol(recipe)
     known = KnownLabels.of(spec, graph, split, device)
-    with _with_context(run, "predictions of the teacher", "eval"):
+    with run_errors(run, teacher, "predictions of the teacher", "eval"):
         return predict(teacher.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
 
 
@@ -349,8 +378,9 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
 
         for protocol in protocols:
             key = "test" if protocol is protocols[0] else "eval"
-            with _with_context(run, f"epoch {best.epoch.epoch}, evaluation", key):
+            with run_errors(run, model, f"epoch {best.epoch.epoch}, evaluation", key):
                 figures += _measure(state, task, protocol, on_part)[0]
+    inversion_errors = [r["max_inversion_error"] for r in run.metrics() if "max_inversion_error" in r]
     return RunResults(
         name=recipe.name,
         results=tuple(figures),
@@ -360,27 +390,8 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
         num_parameters=sum(p.numel() for p in model.parameters()),
         train_s=round(state.cursor.train_s, 3),
         peak_memory_bytes=state.peak_memory_bytes(task.objective.device),
+        max_inversion_error=max(inversion_errors, default=None),
         data_sha256=state.identity["data"],
         data_is_synthetic=is_synthetic(recipe, task.graph),
         environment=state.environment,
     )
-
-
-@contextmanager
-def _with_context(run: RunDir, place: str, key: str) -> Iterator[None]:
-    """Turn numbers that are not finite and a lack of memory into errors that say where that was and what helps.
-
-    Args:
-        run: whose saved states are named.
-        place: in the run, such as its epoch and part.
-        key: part of the recipe whose partition decides how much memory is needed.
-
-    Raises:
-        RunError: in place of FloatingPointError and of errors about memory.
-    """
-    where = f"{run.path}: {place}"
-    try:
-        with session.oom_as_run_error(where, f"raise {key}.partition.num_parts"):
-            yield
-    except FloatingPointError as error:
-        raise diverged(run, place, str(error)) from error
