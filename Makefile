@@ -2,15 +2,18 @@
 # make test         lint, type check, import contracts and the whole test suite
 # make bench        measure memory and time of training steps on the CPU; writes benchmarks/results
 # make bench-gpu    the same on a GPU, meant to take under ten minutes; SET="--set KEY=VALUE" changes recipes
+# make site         the gallery: a static page of every model, in build/site
+# make site-test    test the gallery in headless Chromium, which it installs if there is none (as root, by apt)
 # make results      train what the table of results lacks, in pieces; writes results/
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CHROMIUM ?= chromium
 RUN ?= runs/quickstart
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint schema bench bench-gpu results clean
+.PHONY: quickstart test lint schema site site-test bench bench-gpu results clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +24,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e ".[dev]"
 	touch $@ $(VENV)/.user
+
+$(VENV)/.site: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[dev,site]"
+	touch $@ $(VENV)/.dev $(VENV)/.user
 
 quickstart: $(VENV)/.user
 	rm -rf $(RUN)
@@ -38,6 +46,13 @@ lint: $(VENV)/.dev
 
 test: lint
 	$(BIN)/python -m pytest
+
+site: $(VENV)/.site
+	PYTHONPATH=site $(BIN)/python -m gallery --out build/site
+
+site-test: $(VENV)/.site
+	command -v $(CHROMIUM) > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	CHROMIUM=$$(command -v $(CHROMIUM)) $(BIN)/python -m pytest -m browser tests/site
 
 # Writes the JSON Schema of recipes, for editors.
 schema: $(VENV)/.dev

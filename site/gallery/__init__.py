@@ -1,0 +1,1 @@
+"""The gallery: a static page of every model that comes with the zoo."""
