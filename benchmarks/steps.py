@@ -24,9 +24,9 @@ from benchmarks.suites import SUITES, Case, fit_lines
 from benchmarks.worker import CaseRequest
 from zoo.errors import OutOfMemoryError, RunError, ZooError
 from zoo.workflows import session
-from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
 from zoo.workflows.session import StoppedError, stop_requests
+from zoo.workflows.worker import Task, run_tasks
 
 OUT_OF_MEMORY = "out of memory"
 

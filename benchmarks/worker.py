@@ -1,4 +1,4 @@
-"""One case in a process of its own, see ``zoo.workflows.processes``."""
+"""One case in a process of its own, see ``zoo.workflows.worker``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from zoo.workflows import session
 from zoo.workflows.evaluate import Protocol, predict
 from zoo.workflows.graphs import place_graph
 from zoo.workflows.memory import measure_steps, release_eagerly
-from zoo.workflows.processes import serve
 from zoo.workflows.step_cost import StepCost, graph_bytes, measure_training, num_bytes, random_graph
+from zoo.workflows.worker import serve
 
 
 class CaseRequest(Spec):

@@ -15,8 +15,8 @@ from benchmarks.steps import file_stem, run_suite
 from benchmarks.suites import SUITES, Case, Trend, fit_lines
 from benchmarks.worker import build, measure
 from zoo.errors import OutOfMemoryError, RunError
-from zoo.workflows.processes import Task
 from zoo.workflows.step_cost import random_graph
+from zoo.workflows.worker import Task
 
 # PyTorch Geometric uses what PyTorch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -7,7 +7,7 @@ import pytest
 from tests.cli.conftest import ROOT, Result
 from zoo.errors import OutOfMemoryError
 from zoo.workflows import bench as bench_module
-from zoo.workflows.processes import Task
+from zoo.workflows.worker import Task
 
 Command = Callable[..., Result]
 

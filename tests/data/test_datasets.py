@@ -16,7 +16,7 @@ from zoo.data import datasets
 from zoo.data.arrays import undirected_edges
 from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.graph import directed_edges
-from zoo.data.metrics import check_metric
+from zoo.data.metrics import metrics_of
 from zoo.data.published import read_pickle
 from zoo.errors import DataError
 from zoo.spec.shape import DatasetName
@@ -26,10 +26,10 @@ def test_every_data_set_of_a_recipe_is_known() -> None:
     assert {*DATASETS, "file"} == set(get_args(DatasetName))
 
 
-def test_usual_metrics_fit_the_tasks() -> None:
+def test_every_data_set_says_what_its_labels_mean_and_whose_it_is() -> None:
     for entry in DATASETS.values():
         assert entry.task is not None
-        check_metric(entry.task, entry.metric)
+        assert {figure.metric for figure in entry.reported} <= {metrics_of(entry.task)[0]}
         assert entry.source.startswith("https://")
         assert entry.license
 

@@ -117,7 +117,7 @@ FAULTY = {
     ),
     "category_alone": (
         changed(GOOD, data={"dataset": "ogbn-proteins", "node_features": ["species_one_hot"]}),
-        "data.node_features: 'species_one_hot' needs another feature beside it",
+        "data.node_features: 'species_one_hot' needs another node feature beside it",
     ),
     "feature_named_twice": (
         changed(GOOD, data__node_features=["degree", "degree"]),

@@ -12,9 +12,8 @@ from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import bench as bench_module
 from zoo.workflows.bench import bench
-from zoo.workflows.processes import Task
 from zoo.workflows.step_cost import StepCost, measure_training
-from zoo.workflows.worker import work
+from zoo.workflows.worker import Task, work
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch, errors: dict[int, RunError]) -> list[Any]:

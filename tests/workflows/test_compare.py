@@ -41,12 +41,11 @@ from zoo.workflows.compare_report import (
     rows,
 )
 from zoo.workflows.export import export
-from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
 from zoo.workflows.recipes import recipe_on_data
 from zoo.workflows.session import StopRequest
 from zoo.workflows.train import train
-from zoo.workflows.worker import MeasureRequest, TrainRequest, work
+from zoo.workflows.worker import MeasureRequest, Task, TrainRequest, run_tasks, work
 
 NUM_SPLITS = 3
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

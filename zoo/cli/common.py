@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +99,10 @@ def on_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def _styled(text: str, **style: Any) -> str:
+    return click.style(text, **style) if on_terminal() and "NO_COLOR" not in os.environ else text
+
+
 def echo_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), optional: Sequence[int] = ()
 ) -> None:
@@ -108,56 +114,24 @@ def echo_table(
         right: columns that are aligned to the right.
         optional: columns that a terminal may be too narrow for; the first goes first.
     """
-    if on_terminal():
-        _print_table(head, rows, right, optional)
-        return
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        echo("  ".join(cells).rstrip())
-
-
-def _print_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], optional: Sequence[int]
-) -> None:
-    # Imported here, because most output goes to no table and start-up must stay quick.
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def without(left_out: Sequence[int]) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="bold")
-        shown = [i for i in range(len(head)) if i not in left_out]
-        for i in shown:
-            table.add_column(head[i], justify="right" if i in right else "left", style="" if i else "cyan")
-        for row in rows:
-            # As Text, so that brackets in a name are no markup.
-            table.add_row(*(Text(printable(row[i])) for i in shown))
-        return table
-
-    console = Console(highlight=False)
-    tables = [without(optional[:count]) for count in range(len(optional) + 1)]
-    unlimited = console.options.update(max_width=10_000)
-    fitting = (table for table in tables if console.measure(table, options=unlimited).maximum <= console.width)
-    console.print(next(fitting, tables[-1]))
+    table = [[printable(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    shown = list(range(len(head)))
+    for column in optional if on_terminal() else ():
+        if sum(widths[i] + 2 for i in shown) - 2 > shutil.get_terminal_size().columns:
+            shown.remove(column)
+    for row in table:
+        cells = [row[i].rjust(widths[i]) if i in right else row[i].ljust(widths[i]) for i in shown]
+        text = "  ".join(cells).rstrip()
+        click.echo(_styled(text, bold=True) if row is table[0] else text)
 
 
 def echo_facts(facts: Mapping[str, object], *, width: int = 12) -> None:
     """Names and values on stdout, a line each; on a terminal, long values are wrapped beside their names."""
-    if not on_terminal():
-        for key, value in facts.items():
-            echo(f"{key:{width}} {value}")
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(style="cyan", min_width=width, no_wrap=True)
     for key, value in facts.items():
-        grid.add_row(key, Text(printable(str(value))))
-    Console(highlight=False).print(grid)
+        text, room = printable(str(value)), shutil.get_terminal_size().columns - width - 1
+        lines = textwrap.wrap(text, max(room, 20)) if on_terminal() else [text]
+        click.echo(_styled(f"{key:{width}}", fg="cyan") + " " + ("\n" + " " * (width + 1)).join(lines))
 
 
 def echo_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | None = None) -> None:

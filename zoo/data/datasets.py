@@ -52,18 +52,14 @@ class Dataset:
     Attributes:
         load: takes the name and the data root.
         task: what a label means; None if the data decide.
-        metric: the usual one.
-        num_splits: how many splits there are; 0 if the data decide.
         license: of the data.
         source: where the data come from.
         summary: one line.
-        reported: what others measured on it; ``protocol`` begins with the model.
+        reported: what others measured on it.
     """
 
     load: Loader
     task: Task | None
-    metric: str
-    num_splits: int
     license: str
     source: str
     summary: str
@@ -184,21 +180,21 @@ _TUNED = "https://github.com/LUOyk1999/tunedGNN"
 _PLANETOID = "https://github.com/kimiyoung/planetoid"
 
 
-def _ogb_entry(name: str, metric: str, license: str, summary: str) -> Dataset:
-    return Dataset(_ogb, OGB[name].task, metric, 1, license, _OGB_PAGE, summary)
+def _ogb_entry(name: str, license: str, summary: str) -> Dataset:
+    return Dataset(_ogb, OGB[name].task, license, _OGB_PAGE, summary)
 
 
-def _heterophilous_entry(task: Task, metric: str, summary: str, *reported: ReportedResult) -> Dataset:
-    return Dataset(_heterophilous, task, metric, 10, "MIT", _HETEROPHILOUS, summary, reported)
+def _heterophilous_entry(task: Task, summary: str, *reported: ReportedResult) -> Dataset:
+    return Dataset(_heterophilous, task, "MIT", _HETEROPHILOUS, summary, reported)
 
 
 def _planetoid_entry(summary: str, *reported: ReportedResult) -> Dataset:
     license = "MIT (repository; the texts state none)"
-    return Dataset(_planetoid, "multiclass", "accuracy", 1, license, _PLANETOID, summary, reported)
+    return Dataset(_planetoid, "multiclass", license, _PLANETOID, summary, reported)
 
 
 def _copurchase_entry(summary: str, *reported: ReportedResult) -> Dataset:
-    return Dataset(_copurchase, "multiclass", "accuracy", 1, "MIT", _COPURCHASE, summary, reported)
+    return Dataset(_copurchase, "multiclass", "MIT", _COPURCHASE, summary, reported)
 
 
 def _test(metric: MetricName, model: str, mean: float, std: float | None, source: str) -> ReportedResult:
@@ -208,26 +204,19 @@ def _test(metric: MetricName, model: str, mean: float, std: float | None, source
 DATASETS: Mapping[str, Dataset] = Table(
     {
         "ogbn-proteins": _ogb_entry(
-            "ogbn-proteins", "rocauc", "CC0", "Proteins of 8 species, 8 kinds of evidence per edge, 112 labels."
+            "ogbn-proteins", "CC0", "Proteins of 8 species, 8 kinds of evidence per edge, 112 labels."
         ),
-        "ogbn-arxiv": _ogb_entry(
-            "ogbn-arxiv", "accuracy", "ODC-BY", "Papers of computer science and whom they cite, 40 areas."
-        ),
-        "ogbn-products": _ogb_entry(
-            "ogbn-products", "accuracy", "Amazon license", "Products bought together, 47 categories."
-        ),
+        "ogbn-arxiv": _ogb_entry("ogbn-arxiv", "ODC-BY", "Papers of computer science and whom they cite, 40 areas."),
+        "ogbn-products": _ogb_entry("ogbn-products", "Amazon license", "Products bought together, 47 categories."),
         "digits": Dataset(
             _digits,
             "multiclass",
-            "accuracy",
-            10,
             "CC BY 4.0",
             "https://archive.ics.uci.edu/dataset/80",
             "Images of digits linked with their 8 nearest, 10 train images per digit; comes with scikit-learn.",
         ),
         "minesweeper": _heterophilous_entry(
             "binary",
-            "rocauc",
             "Cells of a minefield; which hide a mine?",
             _test("rocauc", "ResNet without graph", 0.5089, 0.0139, _HETEROPHILOUS),
             _test("rocauc", "GCN", 0.8975, 0.0052, _HETEROPHILOUS),
@@ -240,29 +229,23 @@ DATASETS: Mapping[str, Dataset] = Table(
         ),
         "roman-empire": _heterophilous_entry(
             "multiclass",
-            "accuracy",
             "Words of an article, 18 syntactic roles.",
             _test("accuracy", "tuned GCN", 0.9127, None, _TUNED),
         ),
         "amazon-ratings": _heterophilous_entry(
             "multiclass",
-            "accuracy",
             "Products bought together, 5 classes of rating.",
             _test("accuracy", "tuned GAT", 0.5554, None, _TUNED),
         ),
-        "tolokers": _heterophilous_entry("binary", "rocauc", "Crowd workers on shared tasks; who was banned?"),
+        "tolokers": _heterophilous_entry("binary", "Crowd workers on shared tasks; who was banned?"),
         "questions": _heterophilous_entry(
-            "binary",
-            "rocauc",
-            "Users of a question site; who stays active?",
-            _test("rocauc", "tuned GCN", 0.7902, None, _TUNED),
+            "binary", "Users of a question site; who stays active?", _test("rocauc", "tuned GCN", 0.7902, None, _TUNED)
         ),
         "chameleon-filtered": _heterophilous_entry(
-            "multiclass", "accuracy", "Articles on chameleons without duplicates, 5 classes of traffic."
+            "multiclass", "Articles on chameleons without duplicates, 5 classes of traffic."
         ),
         "squirrel-filtered": _heterophilous_entry(
             "multiclass",
-            "accuracy",
             "Articles on squirrels without duplicates, 5 classes of traffic.",
             _test("accuracy", "tuned GraphSAGE", 0.4078, 0.0147, _TUNED),
             _test("accuracy", "tuned GAT", 0.4173, 0.0207, _TUNED),
@@ -280,8 +263,6 @@ DATASETS: Mapping[str, Dataset] = Table(
         "wikics": Dataset(
             _wikics,
             "multiclass",
-            "accuracy",
-            20,
             "MIT",
             "https://github.com/pmernyei/wiki-cs-dataset",
             "Wikipedia articles on computer science, 10 areas.",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.data.graph import EDGE_CHUNK, Graph
 from zoo.errors import DataError
-from zoo.spec.shape import MAX_WIDTH
+from zoo.spec.shape import MAX_WIDTH, check_features
 
 NUM_EIGENVECTORS = 32
 ONE_HOT = "species_one_hot"
@@ -153,15 +153,13 @@ def build_features(graph: Graph, names: Sequence[str]) -> Graph:
     """
     if unknown := [name for name in names if name not in FEATURES]:
         raise DataError(f"{graph.name}: unknown node feature {unknown[0]!r}; there are {', '.join(FEATURES)}")
-    if len(set(names)) < len(names):
-        raise DataError(f"{graph.name}: a node feature is named twice in {', '.join(names)}")
     if not names:
         node(graph)
         return graph
-    if list(names) == [ONE_HOT]:
-        raise DataError(
-            f"{graph.name}: '{ONE_HOT}' needs another node feature beside it, e.g. 'edge_sum' or 'constant'"
-        )
+    try:
+        check_features("file", names)
+    except ValueError as error:
+        raise DataError(f"{graph.name}: {error}") from error
     ordered = sorted(names, key=lambda name: name == ONE_HOT)
     columns = [FEATURES[name](graph) for name in ordered]
     if (width := sum(part.shape[1] for part in columns)) > MAX_WIDTH:

@@ -136,7 +136,7 @@ def known_shape(recipe: Recipe) -> GraphShape | None:
     return input_shape(recipe, graph)
 
 
-def check_features(dataset: DatasetName, names: Sequence[NodeFeature]) -> None:
+def check_features(dataset: str, names: Sequence[str]) -> None:
     """Refuse node features that would leave the model without input columns.
 
     Raises:
@@ -146,17 +146,17 @@ def check_features(dataset: DatasetName, names: Sequence[NodeFeature]) -> None:
         raise ValueError(f"a feature is named twice in {', '.join(names)}")
     # Of a file nothing is known yet; missing columns are noticed when it is loaded.
     widths = DATASET_WIDTHS.get(dataset)
-    columns = {} if widths is None else feature_columns(widths)
+    columns: Mapping[str, int] = {} if widths is None else feature_columns(widths)
     for name in names:
         if columns.get(name) == 0:
             others = ", ".join(repr(other) for other, width in columns.items() if width and other not in names)
             raise ValueError(f"{name!r} has no columns in {dataset}; use {others}")
     # The category goes through its own encoder; the linear encoder beside it would be left without columns.
     if list(names) == ["species_one_hot"]:
-        raise ValueError("'species_one_hot' needs another feature beside it, such as 'degree'")
+        raise ValueError("'species_one_hot' needs another node feature beside it, such as 'degree'")
 
 
-def feature_columns(widths: Widths) -> dict[NodeFeature, int]:
+def feature_columns(widths: Widths) -> Mapping[str, int]:
     """The number of columns of each node feature in a data set."""
     return {
         "node": widths.node,

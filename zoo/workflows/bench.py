@@ -10,11 +10,10 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment
 from zoo.workflows import session
 from zoo.workflows.graphs import EdgePrecision
-from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
 from zoo.workflows.session import StoppedError, stop_requests
 from zoo.workflows.step_cost import NUM_STEPS, StepCost, data_set_size
-from zoo.workflows.worker import MeasureRequest
+from zoo.workflows.worker import MeasureRequest, Task, run_tasks
 
 
 class BenchRow(Spec):

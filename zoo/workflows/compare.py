@@ -35,12 +35,11 @@ from zoo.workflows.compare_entries import (
 from zoo.workflows.compare_report import BaselineEntry, ComparedData, CompareEntry, CompareResults, Mean, RunScores
 from zoo.workflows.evaluate import evaluate, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
-from zoo.workflows.processes import Task, run_tasks
 from zoo.workflows.progress import Progress
 from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.step_cost import StepCost
-from zoo.workflows.worker import MeasureRequest, TrainRequest
+from zoo.workflows.worker import MeasureRequest, Task, TrainRequest, run_tasks
 
 _SPLITS = ("valid", "test")
 

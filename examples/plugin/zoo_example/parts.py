@@ -92,8 +92,6 @@ def load_rings(name: str, root: str | Path | None) -> Graph:
 RINGS = Dataset(
     load=load_rings,
     task="multiclass",
-    metric="accuracy",
-    num_splits=1,
     license="MIT",
     source="made by this package",
     summary="three rings of nodes",
