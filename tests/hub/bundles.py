@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.hub.server import TestHub
 
 REPO = "alice/small"
-MEMBERS = ("README.md", "config.json", "model.safetensors")
+MEMBERS = ("README.md", "config.json", "model.safetensors", "probe.safetensors")
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -64,7 +64,7 @@ def test_second_load_by_commit_needs_nothing(full_hub: TestHub) -> None:
 def test_load_fetches_no_more_than_it_reads(full_hub: TestHub) -> None:
     zoo.load(REPO)
     names = {r.path.rsplit("/", 1)[1] for r in full_hub.requests.select("GET", "/resolve/")}
-    assert names == {"config.json", "model.safetensors"}
+    assert names == {"config.json", "model.safetensors", "probe.safetensors"}
 
 
 def test_weights_changed_after_they_were_fetched_are_noticed(full_hub: TestHub, bundle: Path) -> None:

@@ -67,7 +67,7 @@ def test_second_pull_asks_once_and_downloads_nothing(full_hub: TestHub) -> None:
 
 def test_missing_card_is_asked_for_once(full_hub: TestHub) -> None:
     commit = full_hub.put_raw(REPO, {"README.md": None, "curves.png": None})
-    assert set(content(pull().folder)) == {"config.json", "model.safetensors"}
+    assert set(content(pull().folder)) == {"config.json", "model.safetensors", "probe.safetensors"}
     full_hub.requests.clear()
     pull(f"{REPO}@{commit}")
     assert len(full_hub.requests) == 0
@@ -128,7 +128,7 @@ def test_new_commit_with_the_same_weights_downloads_them_no_more(full_hub: TestH
 # Damage.
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "probe.safetensors", "README.md"])
 def test_flipped_bit_is_an_error_and_the_next_pull_is_whole(full_hub: TestHub, bundle: Path, name: str) -> None:
     full_hub.faults.append(Fault("GET", f"/{name}$", flip_bit_at=300))
     with pytest.raises(BundleError, match=f"alice/small@[0-9a-f]{{12}}: {name}: damaged: .*; try again"):

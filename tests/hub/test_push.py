@@ -27,7 +27,7 @@ from zoo.workflows.publish import publish
 
 UseHub = Callable[..., None]
 Env = Callable[..., dict[str, str]]
-FILES = {"README.md", "config.json", "model.safetensors", "curves.png"}
+FILES = {"README.md", "config.json", "model.safetensors", "probe.safetensors", "curves.png"}
 
 
 def push(source: Path, repo_id: str = REPO, *, replace_card: bool = False, **options: Any) -> Published:

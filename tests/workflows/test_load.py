@@ -26,13 +26,17 @@ SHAPE = GraphShape(num_node_features=6, num_edge_features=3, num_tasks=3)
 FIGURE = Measured(split="test", metric="accuracy", value=0.5, num_views=1, num_parts=1)
 
 
+def without_probe(folder: Path) -> None:
+    """Bundles of the first version carried none."""
+
+
 def make_bundle(folder: Path, *, state: dict[str, Tensor] | None = None, **places: object) -> Path:
     """A bundle of an untrained model."""
     recipe = parse_recipe(changed(recipe_data(Path("graph.npz")), **places), where="small")
     torch.manual_seed(0)
     weights = build_model(recipe.model, SHAPE).state_dict() if state is None else state
     provenance = Provenance(zoo_version=zoo.__version__, torch_version=torch.__version__)
-    write_bundle(folder / "bundle", Contents(recipe, SHAPE, (FIGURE,), provenance, weights))
+    write_bundle(folder / "bundle", Contents(recipe, SHAPE, (FIGURE,), provenance, weights), without_probe)
     return folder / "bundle"
 
 
@@ -148,7 +152,9 @@ def test_new_inputs_and_outputs_leave_all_other_weights(family: str, tmp_path: P
     model = zoo.create_model(family, SHAPE)
     info = model.zoo_info
     provenance = Provenance(zoo_version=zoo.__version__, torch_version=torch.__version__)
-    write_bundle(tmp_path / "b", Contents(info.recipe, info.shape, (FIGURE,), provenance, model.state_dict()))
+    write_bundle(
+        tmp_path / "b", Contents(info.recipe, info.shape, (FIGURE,), provenance, model.state_dict()), without_probe
+    )
     with pytest.warns(ZooWarning, match="new and untrained: ") as said:
         tuned = zoo.load(tmp_path / "b", num_node_features=11, num_tasks=5)
     old, new = model.state_dict(), tuned.state_dict()
@@ -213,7 +219,7 @@ def test_export_writes_what_the_run_found(finished_run: Path, tmp_path: Path) ->
     assert config.recipe.train == run.recipe().train
     model = zoo.load(path)
     assert all(torch.equal(tensor, best.tensors[name]) for name, tensor in model.state_dict().items())
-    assert sorted(entry.name for entry in path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.stem for p in path.iterdir()) == ["README", "config", "model", "probe"]
 
 
 def test_a_bundle_names_no_folder_of_this_machine(finished_run: Path, tmp_path: Path) -> None:
@@ -253,7 +259,7 @@ def test_digits_go_through_a_loaded_model(tmp_path: Path) -> None:
     recipe = parse_recipe(changed(recipe_data(Path("x")), data={"dataset": "digits"}), where="small")
     model = build_model(recipe.model, graph.shape).eval()
     provenance = Provenance(zoo_version=zoo.__version__, torch_version=torch.__version__)
-    write_bundle(tmp_path / "b", Contents(recipe, graph.shape, (), provenance, model.state_dict()))
+    write_bundle(tmp_path / "b", Contents(recipe, graph.shape, (), provenance, model.state_dict()), without_probe)
     edge_index, edge_attr = directed_edges(graph)
     with torch.no_grad():
         logits = zoo.load(tmp_path / "b")(graph.x, edge_index, edge_attr)

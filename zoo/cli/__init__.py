@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "export": "zoo.cli.export",
         "push": "zoo.cli.push",
         "pull": "zoo.cli.pull",
+        "verify": "zoo.cli.verify",
         "card": "zoo.cli.card",
         "convert": "zoo.cli.convert",
         "synth": "zoo.cli.synth",

@@ -1,4 +1,4 @@
-"""The bundle: config.json, model.safetensors and README.md, in which a trained model is kept and shared.
+"""The bundle: config.json, model.safetensors, probe.safetensors and README.md, which keep and share a trained model.
 
 ``config.json`` holds everything that loading needs, with every default spelled out; nothing in it is the name of a
 Python object, and of the path to a user's graph only the last part is written. A bundle may come from anywhere,
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from zoo.errors import BundleError
@@ -24,16 +23,19 @@ from zoo.hub.config import (
     CARD_FILE,
     CONFIG_FILE,
     FORMAT_VERSION,
+    PROBE_FILE,
     WEIGHTS_FILE,
     BundleConfig,
     Provenance,
-    Weights,
+    Stored,
+    read_config,
 )
+from zoo.json_object import read_json_object
 from zoo.spec.plugins import packages_of
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
-from zoo.tensor_file import Shapes, read_tensors, write_tensors
+from zoo.tensor_file import Shapes, first_nonfinite, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -47,30 +49,44 @@ class Contents:
     state: Mapping[str, Tensor]
 
 
-def write_bundle(folder: Path, contents: Contents) -> BundleConfig:
+def write_bundle(folder: Path, contents: Contents, finish: Callable[[Path], object]) -> BundleConfig:
     """Write a bundle: the whole folder appears at once or not at all.
 
-    A folder that already holds exactly this bundle is left alone.
+    A folder that already holds this bundle is left alone.
+
+    Args:
+        folder: of the bundle.
+        contents: of the bundle.
+        finish: adds the probe while the files stand elsewhere, or raises if they must not get their place.
 
     Raises:
         BundleError: if the folder holds something else, cannot be written, or the weights are not all finite.
     """
-    bad = [name for name, tensor in contents.state.items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise BundleError(f"{_some(bad)}: NaN or infinite weights are not written to a bundle")
+    check_finite(contents.state)
     with write_errors(folder, BundleError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             staged = Path(scratch) / folder.name
             staged.mkdir()
-            config = _write_files(staged, contents)
+            _write_files(staged, contents)
+            finish(staged)
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 if _same(folder, staged):
-                    return config
+                    return read_config(folder)
                 raise BundleError(f"{folder}: already there and not this bundle; choose another --out")
             staged.rename(folder)
         sync_folder(folder.parent)
-    return config
+    return read_config(folder)
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of which a bundle must not be made.
+
+    Raises:
+        BundleError: if some are NaN or infinite.
+    """
+    if name := first_nonfinite(state):
+        raise BundleError(f"{name}: NaN or infinite weights are neither written to a bundle nor published")
 
 
 def read_weights(folder: Path, config: BundleConfig, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +120,7 @@ def read_weights(folder: Path, config: BundleConfig, expected: Mapping[str, Tens
     return file.tensors
 
 
-def _write_files(folder: Path, contents: Contents) -> BundleConfig:
+def _write_files(folder: Path, contents: Contents) -> None:
     weights = folder / WEIGHTS_FILE
     recipe = _portable(contents.recipe)
     sha256 = write_tensors(weights, contents.state, {"format": "pt"}, BundleError)
@@ -114,13 +130,25 @@ def _write_files(folder: Path, contents: Contents) -> BundleConfig:
         shape=contents.shape,
         results=contents.results,
         provenance=contents.provenance,
-        weights=Weights(sha256=sha256, num_bytes=weights.stat().st_size),
+        weights=Stored(sha256=sha256, num_bytes=weights.stat().st_size),
         packages=packages_of(recipe.to_json()) or None,
     )
     data = {**config.model_dump(mode="json", exclude_none=True), "recipe": recipe.to_json()}
     write_json(folder / CONFIG_FILE, data, BundleError)
     atomic_write(folder / CARD_FILE, [render_card(config).encode()], BundleError)
-    return config
+
+
+def write_probe(folder: Path, probe: Mapping[str, Tensor]) -> None:
+    """Write the probe of a bundle, and its size and digest into ``config.json``.
+
+    Raises:
+        BundleError: if the folder is no bundle, or they cannot be written.
+    """
+    path, config = folder / PROBE_FILE, folder / CONFIG_FILE
+    data = read_json_object(config, error=BundleError)
+    sha256 = write_tensors(path, probe, {"format": "pt"}, BundleError)
+    data["probe"] = {"sha256": sha256, "num_bytes": path.stat().st_size}
+    write_json(config, data, BundleError)
 
 
 def _portable(recipe: Recipe) -> Recipe:
@@ -132,9 +160,12 @@ def _portable(recipe: Recipe) -> Recipe:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Tell if two folders hold the same bundle, apart from its card, which its owner may have rewritten."""
-    files = (CONFIG_FILE, WEIGHTS_FILE)
-    return all((one / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes() for name in files)
+    """Tell if two folders hold the same bundle, but for cards, which their owners write, and rounding in probes."""
+    try:
+        configs = [read_config(folder).model_copy(update={"probe": None}) for folder in (one, other)]
+    except BundleError:
+        return False
+    return configs[0] == configs[1] and (one / WEIGHTS_FILE).read_bytes() == (other / WEIGHTS_FILE).read_bytes()
 
 
 def differences(found: Shapes, expected: Mapping[str, Tensor]) -> str:

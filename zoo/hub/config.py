@@ -22,7 +22,8 @@ from zoo.spec.shape import GraphShape
 from zoo.spec.upgrade import upgrade_recipe
 
 FORMAT_VERSION: Literal[1] = 1
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, CURVES_FILE = "config.json", "model.safetensors", "README.md", "curves.png"
+CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE = "config.json", "model.safetensors", "probe.safetensors"
+CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 
 
 class Provenance(Spec):
@@ -38,8 +39,8 @@ class Provenance(Spec):
     converted_from_sha256: str = Field(default="", description="the checkpoint of another implementation")
 
 
-class Weights(Spec):
-    """The weights file, so that a change of it is noticed."""
+class Stored(Spec):
+    """The size and the digest of a file, so that a change of it is noticed."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     num_bytes: int = Field(ge=0)
@@ -49,6 +50,7 @@ class BundleConfig(Spec):
     """The content of ``config.json``.
 
     Attributes:
+        probe: a small graph and the logits that the weights give on it; None: the bundle carries none.
         packages: versions of other packages whose parts the recipe names; reading a bundle imports only what is
             installed already.
     """
@@ -58,12 +60,18 @@ class BundleConfig(Spec):
     shape: GraphShape
     results: tuple[Measured, ...]
     provenance: Provenance
-    weights: Weights
+    weights: Stored
+    probe: Stored | None = None
     packages: dict[str, str] | None = None
+
+    @property
+    def files(self) -> dict[str, Stored]:
+        """The files beside ``config.json`` that the bundle is not whole without, by name."""
+        return {WEIGHTS_FILE: self.weights, **({} if self.probe is None else {PROBE_FILE: self.probe})}
 
 
 def read_config(folder: Path) -> BundleConfig:
-    """Read and check ``config.json``, and that the weights file has the size that it and the model imply.
+    """Read and check ``config.json``, and that the other files have the sizes that it and the model imply.
 
     Raises:
         BundleError: if the folder is not a whole bundle; with every fault of its configuration.
@@ -77,7 +85,8 @@ def read_config(folder: Path) -> BundleConfig:
         except FileNotFoundError:
             raise BundleError(f"{folder}: not a bundle: it has no {CONFIG_FILE}") from None
     config = parse_config(raw, where=str(where))
-    _check_size(folder / WEIGHTS_FILE, config)
+    for name, stored in config.files.items():
+        _check_size(folder / name, stored)
     return config
 
 
@@ -108,15 +117,15 @@ def parse_config(raw: bytes, *, where: str) -> BundleConfig:
     return config
 
 
-def _check_size(path: Path, config: BundleConfig) -> None:
+def _check_size(path: Path, stored: Stored) -> None:
     """Refuse a wrong size before a model is built, which for a hostile recipe could take very long."""
     with read_errors(path, BundleError):
         try:
             num_bytes = path.stat().st_size
         except FileNotFoundError:
-            raise BundleError(f"{path.parent}: not a whole bundle: it has no {WEIGHTS_FILE}") from None
-    if num_bytes != config.weights.num_bytes:
+            raise BundleError(f"{path.parent}: not a whole bundle: it has no {path.name}") from None
+    if num_bytes != stored.num_bytes:
         raise BundleError(
-            f"{path}: has {num_bytes:,} bytes, but {CONFIG_FILE} says {config.weights.num_bytes:,}: "
+            f"{path}: has {num_bytes:,} bytes, but {CONFIG_FILE} says {stored.num_bytes:,}: "
             "the file is damaged or was changed"
         )

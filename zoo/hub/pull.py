@@ -25,7 +25,7 @@ from huggingface_hub.file_download import repo_folder_name
 from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import atomic_write, make_folder, read_regular, sha256_of
 from zoo.hub.client import Hub, patiently, plain_errors, warn
-from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, Weights, parse_config
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, BundleConfig, Stored, parse_config
 from zoo.hub.reference import Reference, is_commit
 from zoo.hub.verify import cached_id, drop, has_id
 from zoo.json_object import MAX_JSON_BYTES
@@ -75,7 +75,7 @@ def pull(hub: Hub, reference: Reference, *, optional: bool = True) -> Pulled:
 
     def fetch(source: _Source) -> Pulled:
         pulled = source.fetch_config()
-        source.fetch_weights(pulled.config)
+        source.fetch_files(pulled.config)
         for name in OPTIONAL_FILES if optional else ():
             source.fetch_optional(name)
         return pulled
@@ -174,8 +174,9 @@ class _Source:
         config = parse_config(read_regular(path, max_bytes=MAX_JSON_BYTES), where=where)
         return Pulled(self.reference, self.commit, path.parent, config)
 
-    def fetch_weights(self, config: BundleConfig) -> None:
-        self._fetch(WEIGHTS_FILE, weights=config.weights)
+    def fetch_files(self, config: BundleConfig) -> None:
+        for name, stored in config.files.items():
+            self._fetch(name, stored=stored)
 
     def fetch_optional(self, name: str) -> None:
         found = self._cached(name)
@@ -185,22 +186,22 @@ class _Source:
         with contextlib.suppress(NotFoundError):
             self._fetch(name, max_bytes=OPTIONAL_FILES[name])
 
-    def _fetch(self, name: str, *, max_bytes: int = 0, weights: Weights | None = None) -> Path:
+    def _fetch(self, name: str, *, max_bytes: int = 0, stored: Stored | None = None) -> Path:
         """Take a file from the cache or, if it is not there or damaged, from the Hub."""
         where = f"{self.reference.at(self.commit)}: {name}"
         with plain_errors(self.hub, where):
             found = self._cached(name)
             if isinstance(found, str):
-                if not (fault := _fault(Path(found), max_bytes, weights)):
+                if not (fault := _fault(Path(found), max_bytes, stored)):
                     return Path(found)
                 if self.hub.is_offline:
                     raise BundleError(f"{where}: damaged in the cache: {fault}; offline it is not fetched again")
                 drop(Path(found))
             if self.hub.is_offline:
                 raise NetworkError(f"{where}: not in the cache {self.hub.cache}, and offline the Hub is not asked")
-            id_ = self._check_before_download(name, where, max_bytes, weights)
+            id_ = self._check_before_download(name, where, max_bytes, stored)
             path = self._download(name, where)
-            if fault := _fault(path, max_bytes, weights, id_):
+            if fault := _fault(path, max_bytes, stored, id_):
                 drop(path)
                 raise BundleError(f"{where}: damaged: {fault}; try again")
             return path
@@ -208,7 +209,7 @@ class _Source:
     def _cached(self, name: str) -> str | object | None:
         return try_to_load_from_cache(self.reference.repo_id, name, cache_dir=self.hub.cache, revision=self.commit)
 
-    def _check_before_download(self, name: str, where: str, max_bytes: int, weights: Weights | None) -> str:
+    def _check_before_download(self, name: str, where: str, max_bytes: int, stored: Stored | None) -> str:
         """Refuse a file that cannot be the right one; returns its id."""
         try:
             metadata = patiently(lambda: _head(self.hub, self.reference.repo_id, self.commit, name))
@@ -221,16 +222,16 @@ class _Source:
         id_ = metadata.etag or ""
         if metadata.commit_hash != self.commit or not _ID.fullmatch(id_):
             raise NetworkError(f"{where}: {self.hub.endpoint} does not answer like a Hub: wrong commit or odd file id")
-        if weights is None and (metadata.size is None or metadata.size > max_bytes):
+        if stored is None and (metadata.size is None or metadata.size > max_bytes):
             raise BundleError(f"{where}: {metadata.size or 0:,} bytes; at most {max_bytes:,} are read")
-        if weights is not None and metadata.size not in (None, weights.num_bytes):
+        if stored is not None and metadata.size not in (None, stored.num_bytes):
             raise BundleError(
-                f"{where}: {metadata.size:,} bytes, but {CONFIG_FILE} says {weights.num_bytes:,}: not the same bundle"
+                f"{where}: {metadata.size:,} bytes, but {CONFIG_FILE} says {stored.num_bytes:,}: not the same bundle"
             )
         # The id of a large file is its SHA-256.
-        if weights is not None and len(id_) == 64 and id_ != weights.sha256:
+        if stored is not None and len(id_) == 64 and id_ != stored.sha256:
             raise BundleError(
-                f"{where}: its SHA-256 is {id_}, but {CONFIG_FILE} says {weights.sha256}: not the same bundle"
+                f"{where}: its SHA-256 is {id_}, but {CONFIG_FILE} says {stored.sha256}: not the same bundle"
             )
         return id_
 
@@ -245,13 +246,13 @@ class _Source:
             raise
 
 
-def _fault(path: Path, max_bytes: int, weights: Weights | None, id_: str = "") -> str:
+def _fault(path: Path, max_bytes: int, stored: Stored | None, id_: str = "") -> str:
     """The fault of a file in the cache; empty if it is whole. The cache knows its id only where there are links."""
-    if weights is None:
+    if stored is None:
         id_ = id_ or cached_id(path)
         is_whole = not id_ or has_id(read_regular(path, max_bytes=max_bytes), id_)
         return "" if is_whole else "its content does not match its id"
-    is_whole = path.stat().st_size == weights.num_bytes and sha256_of(path) == weights.sha256
+    is_whole = path.stat().st_size == stored.num_bytes and sha256_of(path) == stored.sha256
     return "" if is_whole else f"its size or its SHA-256 is not the one that {CONFIG_FILE} states"
 
 

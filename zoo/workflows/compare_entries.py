@@ -16,7 +16,7 @@ from zoo.spec.results import RunResults
 from zoo.spec.shape import input_shape
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import complete_recipe, graph_digest
-from zoo.workflows.load import expected_state, is_run
+from zoo.workflows.load import empty_model, is_run
 from zoo.workflows.recipes import check_same_recipe
 from zoo.workflows.run_dir import RunDir
 
@@ -192,7 +192,7 @@ def check_data(entry: Entry, graph: Graph) -> None:
         RunError: if a run saw other data.
     """
     try:
-        expected_state(entry.recipe.model, input_shape(entry.recipe, graph.shape))
+        empty_model(entry.recipe.model, input_shape(entry.recipe, graph.shape))
     except (RecipeError, ValueError) as error:
         raise RecipeError(f"{entry.name}: does not fit {graph.name}: {error}") from error
     digests: dict[int, str] = {}

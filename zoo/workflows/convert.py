@@ -18,7 +18,8 @@ from zoo.hub.config import BundleConfig, Provenance
 from zoo.models.convert import convert_state_dict
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import GraphShape
-from zoo.workflows.load import expected_state
+from zoo.workflows.load import empty_model
+from zoo.workflows.save import add_probe
 
 # Weights, two moments of Adam and a gradient, eight bytes each, would still be less.
 _BYTES_PER_PARAMETER = 40
@@ -41,11 +42,13 @@ def convert(checkpoint: Path, recipe: Recipe, out: Path) -> BundleConfig:
     sha256 = _inspect(checkpoint, recipe)
     state = {name: tensor.clone() for name, tensor in convert_state_dict(_load(checkpoint), recipe.model).items()}
     shape = _shape(checkpoint, recipe, state)
-    faults = differences({n: (tuple(t.shape), t.dtype) for n, t in state.items()}, expected_state(recipe.model, shape))
+    faults = differences(
+        {n: (tuple(t.shape), t.dtype) for n, t in state.items()}, empty_model(recipe.model, shape).state_dict()
+    )
     if faults:
         raise BundleError(f"{checkpoint}: does not fit the recipe {recipe.name}: {faults}; override it with --set")
     provenance = Provenance(zoo_version=zoo.__version__, torch_version=torch.__version__, converted_from_sha256=sha256)
-    return write_bundle(out, Contents(recipe, shape, (), provenance, state))
+    return write_bundle(out, Contents(recipe, shape, (), provenance, state), add_probe)
 
 
 def _inspect(path: Path, recipe: Recipe) -> str:

@@ -9,6 +9,7 @@ from zoo.hub.bundle import Contents, write_bundle
 from zoo.hub.config import BundleConfig, Provenance
 from zoo.spec.recipe import Recipe
 from zoo.workflows.run_dir import RunDir
+from zoo.workflows.save import add_probe
 
 
 def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
@@ -48,7 +49,7 @@ def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
         state=best.tensors,
     )
     path = run.bundle_path if out is None else out
-    return path, write_bundle(path, contents)
+    return path, write_bundle(path, contents, add_probe)
 
 
 def without_claims(recipe: Recipe) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import list_bundles, name_hint, shipped_dir
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of, set_info
+from zoo.workflows.probe import check_model, read_probe
 from zoo.workflows.pull import fetch, tried_as_folder
 from zoo.workflows.run_dir import GRAPH_FILE, RunDir
 
@@ -47,6 +49,7 @@ def load(
     dtype: torch.dtype | None = None,
     num_node_features: int | None = None,
     num_tasks: int | None = None,
+    verify: bool = False,
 ) -> nn.Module:
     """Load a model, ready to predict: ``logits = model(x, edge_index, edge_attr)``.
 
@@ -70,6 +73,8 @@ def load(
         dtype: of the weights; None: as they were trained, float32.
         num_node_features: F; replaces the encoder by a new, untrained one for x [N, F], for training on other graphs.
         num_tasks: T; replaces the head by a new, untrained one with so many outputs, for training on other labels.
+        verify: run the bundle's probe first: on this device and with these kernels the weights must give the logits
+            that they gave where they were written.
 
     Returns:
         The model in evaluation mode; its attribute ``zoo_info`` says what it is.
@@ -78,7 +83,7 @@ def load(
         NotFoundError: if there is no such model; names all the places where it was looked for.
         AccessError: if it may not be read.
         NetworkError: if the Hub cannot be reached and the cache does not hold it.
-        BundleError: if its files are damaged or do not belong together.
+        BundleError: if its files are damaged or do not belong together, or it fails or lacks a probe to verify it by.
         RunError: if the device does not exist here, or a run has no weights yet.
     """
     # Arguments are checked first, because it may take minutes to fetch a model.
@@ -87,6 +92,9 @@ def load(
         raise ZooError(f"dtype: expected a floating-point torch.dtype such as torch.float64, got {dtype!r}")
     located = locate(reference, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
     model = load_located(located)
+    if verify:
+        # A copy, because an equilibrium model counts its solves.
+        check_model(copy.deepcopy(model).to(target), located.folder)
     widths = {"num_node_features": num_node_features, "num_tasks": num_tasks}
     if wanted := {name: width for name, width in widths.items() if width is not None}:
         model = _with_new_ends(model, wanted)
@@ -98,9 +106,10 @@ def is_run(folder: Path) -> bool:
     return not (folder / CONFIG_FILE).exists() and (folder / "recipe.json").exists()
 
 
-def expected_state(spec: Model, shape: GraphShape) -> dict[str, Tensor]:
-    """The names, shapes and types of a model's weights, as meta tensors: nothing is allocated."""
-    return _empty_model(spec, shape).state_dict()
+def empty_model(spec: Model, shape: GraphShape) -> nn.Module:
+    """A model whose tensors are on the meta device: names, shapes and types of its weights, and nothing allocated."""
+    with torch.device("meta"):
+        return build_model(spec, shape)
 
 
 def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
@@ -156,11 +165,6 @@ def locate(
     return located
 
 
-def _empty_model(spec: Model, shape: GraphShape) -> nn.Module:
-    with torch.device("meta"):
-        return build_model(spec, shape)
-
-
 def load_located(located: Located) -> nn.Module:
     """Load the bundle in a folder, strictly: names, shapes and types are compared before anything is built.
 
@@ -172,10 +176,12 @@ def load_located(located: Located) -> nn.Module:
         return _load_run(RunDir(folder))
     config = read_config(folder)
     try:
-        model = _empty_model(config.recipe.model, config.shape)
+        model = empty_model(config.recipe.model, config.shape)
     except RecipeError as error:
         raise BundleError(f"{folder / CONFIG_FILE}: {error}") from error
     state = read_weights(folder, config, model.state_dict())
+    if config.probe is not None:
+        read_probe(folder, config)
     # A warning, not an error: such a model can still be inspected.
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         warnings.warn(f"{folder}: some weights are NaN or infinite", ZooWarning, stacklevel=3)
@@ -202,7 +208,7 @@ def _with_new_ends(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     # A model wider by one at the same ends shows which weights depend on them. The encoder or head that holds one is
     # replaced as a whole: what else is in it was trained beside that weight and means nothing without it.
     wider_shape = shape.model_copy(update={name: getattr(shape, name) + 1 for name in widths})
-    wider = expected_state(info.recipe.model, wider_shape)
+    wider = empty_model(info.recipe.model, wider_shape).state_dict()
     recipe = _for_other_data(info.recipe, widths)
     result = build_model(recipe.model, shape)
     state, trained = result.state_dict(), model.state_dict()
@@ -245,4 +251,4 @@ def _load_run(run: RunDir) -> nn.Module:
     if best is None:
         raise RunError(f"{run.path}: no weights yet: the run has not reached its first evaluation")
     recipe, shape = run.recipe(), best.epoch.shape
-    return set_info(fill(_empty_model(recipe.model, shape), best.tensors), ZooInfo(recipe, shape, run.path))
+    return set_info(fill(empty_model(recipe.model, shape), best.tensors), ZooInfo(recipe, shape, run.path))

@@ -6,26 +6,20 @@ import os
 import re
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from zoo.errors import BundleError, ZooError
 from zoo.files import read_regular
 from zoo.hub import push as hub_push
 from zoo.hub.card import card_faults, is_generated
 from zoo.hub.client import connect, warn
-from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, WEIGHTS_FILE, BundleConfig, read_config
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, PROBE_FILE, WEIGHTS_FILE, read_config
 from zoo.hub.push import Content, Options, Published, inspect
 from zoo.hub.reference import DEFAULT_REVISION, ReferenceFormatError, check_new_ref, check_repo_id
 from zoo.json_object import MAX_JSON_BYTES
-from zoo.spec.shape import GraphShape
-from zoo.workflows import session
 from zoo.workflows.card import bundle_card, prepare_bundle
-from zoo.workflows.load import Located, load_located
+from zoo.workflows.save import check_bundle
 
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, CURVES_FILE)
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE, CARD_FILE, CURVES_FILE)
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
-_NUM_PROBE_NODES, _NUM_PROBE_EDGES = 32, 128
 
 
 def push(
@@ -112,7 +106,7 @@ def publish(
     folder = prepare_bundle(source)
     _refuse_links(folder)
     config = read_config(folder)
-    _check_reload(folder, config)
+    check_bundle(folder)
     hub = connect(quiet=quiet, token=token)
     target = inspect(hub, repo_id, _FILES, options)
     fresh = bundle_card(folder, config, repo_id=repo_id, license=license or "mit")
@@ -124,7 +118,7 @@ def publish(
         raise BundleError(f"{folder}: {CARD_FILE}: {'; '.join(faults)}; see: revgnn-zoo card {folder} --check")
     files: dict[str, Content] = {
         CONFIG_FILE: read_regular(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES),
-        WEIGHTS_FILE: folder / WEIGHTS_FILE,
+        **{name: folder / name for name in config.files},
         CARD_FILE: card.encode(),
     }
     if (folder / CURVES_FILE).is_file():
@@ -161,35 +155,3 @@ def _choose_card(folder: Path, repo_id: str, remote: str | None, fresh: str) -> 
         warn(f"{repo_id}: its {CARD_FILE} was written by hand and is kept; --replace-card renders a new one")
         return remote
     return fresh
-
-
-def _check_reload(folder: Path, config: BundleConfig) -> None:
-    """Make sure that the weights are finite and that a loaded copy gives the same outputs bit for bit."""
-    # Two loads differ if the outputs depend on more than the file, such as random values made when the model is built.
-    models = [load_located(Located(folder)) for _ in range(2)]
-    bad = [name for name, tensor in models[0].state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise BundleError(f"{folder}: {bad[0]!r} holds NaN or infinite weights; they are not published")
-    x, edge_index, edge_attr = _probe(config.shape)
-    first, second = (_outputs(model, x, edge_index, edge_attr) for model in models)
-    if not torch.equal(first, second):
-        raise BundleError(f"{folder}: two loads of the same weights do not give the same outputs; not published")
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None) -> Tensor:
-    outputs: Tensor = model(x, edge_index, edge_attr)
-    return outputs
-
-
-def _probe(shape: GraphShape) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A small random graph: [N, F] features, [2, E] edges, [E, D] edge features or None."""
-    generator = session.generator(0, "probe")
-    x = torch.rand(_NUM_PROBE_NODES, shape.num_node_features, generator=generator)
-    if shape.num_node_categories:
-        code = torch.arange(_NUM_PROBE_NODES) % shape.num_node_categories
-        x[:, -shape.num_node_categories :] = nn.functional.one_hot(code, shape.num_node_categories).float()
-    edge_index = torch.randint(_NUM_PROBE_NODES, (2, _NUM_PROBE_EDGES), generator=generator)
-    if not shape.num_edge_features:
-        return x, edge_index, None
-    return x, edge_index, torch.rand(_NUM_PROBE_EDGES, shape.num_edge_features, generator=generator)

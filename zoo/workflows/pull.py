@@ -13,11 +13,11 @@ from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, Zo
 from zoo.files import write_errors
 from zoo.hub import pull as hub_pull
 from zoo.hub.client import connect
-from zoo.hub.config import CONFIG_FILE, WEIGHTS_FILE
+from zoo.hub.config import CONFIG_FILE, PROBE_FILE, WEIGHTS_FILE
 from zoo.hub.pull import OPTIONAL_FILES, Pulled
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, *OPTIONAL_FILES)
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE, *OPTIONAL_FILES)
 
 
 def fetch(

@@ -1,4 +1,4 @@
-"""Save a model that was trained in your own loop."""
+"""Save a model that was trained in your own loop, and add to any bundle the probe that it has to pass."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import nn
 
 import zoo
 from zoo.errors import BundleError
-from zoo.hub.bundle import Contents, differences, write_bundle
+from zoo.hub.bundle import Contents, check_finite, differences, write_bundle, write_probe
 from zoo.hub.config import Provenance
+from zoo.ops.dispatch import use_backend
 from zoo.spec.results import Measured
 from zoo.workflows.create import info_of, unwrapped
-from zoo.workflows.load import expected_state
+from zoo.workflows.load import Located, empty_model, load_located
+from zoo.workflows.probe import check_model, make_probe
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], *, results: Sequence[Measured] = ()) -> Path:
@@ -46,8 +48,33 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, results: Sequence[
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
     # A module that was added or replaced since would not be rebuilt from the recipe.
-    if faults := differences(found, expected_state(info.recipe.model, info.shape)):
+    if faults := differences(found, empty_model(info.recipe.model, info.shape).state_dict()):
         raise BundleError(f"{folder}: the model is no longer that of its recipe {info.recipe.name!r}: {faults}")
     provenance = Provenance(zoo_version=zoo.__version__, torch_version=importlib.metadata.version("torch"))
-    write_bundle(Path(folder), Contents(info.recipe, info.shape, tuple(results), provenance, state))
+    contents = Contents(info.recipe, info.shape, tuple(results), provenance, state)
+    write_bundle(Path(folder), contents, add_probe)
     return Path(folder)
+
+
+def add_probe(folder: Path) -> None:
+    """Give a bundle a probe, in place of any that it has, and check that another load of the same files passes it.
+
+    Raises:
+        BundleError: if the folder is no whole bundle or cannot be written, or the model fails its probe.
+    """
+    model = load_located(Located(folder))
+    write_probe(folder, make_probe(model, info_of(model).recipe, info_of(model).shape))
+    check_bundle(folder)
+
+
+def check_bundle(folder: Path) -> None:
+    """Load a bundle and verify it on the CPU, before it gets its place or is published.
+
+    Raises:
+        BundleError: if its files are damaged, its weights are not finite, or it has no probe or fails it.
+    """
+    # The backend that the user named may serve a GPU alone.
+    with use_backend(None):
+        model = load_located(Located(folder))
+        check_finite(model.state_dict())
+        check_model(model, folder)

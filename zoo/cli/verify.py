@@ -1,0 +1,41 @@
+"""``revgnn-zoo verify``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from zoo.cli.common import common_options, device_options, echo, echo_json, example, json_option, reference
+
+
+@click.command("verify", epilog=example("revgnn-zoo verify quickstart", "revgnn-zoo verify me/mine --device cuda"))
+@click.argument("model", metavar="MODEL")
+@click.option("--offline", is_flag=True, help="Use only what is in the cache, without network access.")
+@click.option("--renew", is_flag=True, help="Give a bundle of your own, MODEL, a new probe first.")
+@device_options
+@json_option
+@common_options
+def command(
+    *, model: str, offline: bool, renew: bool, device: str | None, num_threads: int | None, as_json: bool, quiet: bool
+) -> None:
+    """Run the probe of a model: its weights must give the same logits on this machine as where they were written.
+
+    MODEL is a bundle, the name of a shipped model, or OWNER/NAME[@REVISION] on the Hub.
+    """
+    import zoo
+    from zoo.workflows.create import info_of
+    from zoo.workflows.probe import check_model
+    from zoo.workflows.save import add_probe
+    from zoo.workflows.session import start
+
+    target = start(device, num_threads)
+    if renew:
+        add_probe(Path(model))
+    loaded = zoo.load(reference(model), device=target, offline=offline)
+    verified = check_model(loaded, Path(info_of(loaded).folder or model))
+    if as_json:
+        echo_json({"model": model, **dataclasses.asdict(verified)})
+    elif not quiet:
+        echo(f"{model}: verified: {verified}")
