@@ -21,8 +21,10 @@ from tests.hub.server import TestHub
 from tests.hub.wire import Fault, Request
 from zoo.cli import main
 from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError, ZooWarning
+from zoo.hub.card import is_generated
 from zoo.hub.push import Options, Published
 from zoo.hub.reference import ReferenceFormatError
+from zoo.workflows.card import write_card
 from zoo.workflows.publish import publish
 
 UseHub = Callable[..., None]
@@ -32,6 +34,12 @@ FILES = {"README.md", "config.json", "model.safetensors", "probe.safetensors", "
 
 def push(source: Path, repo_id: str = REPO, *, replace_card: bool = False, **options: Any) -> Published:
     return publish(source, repo_id, Options(**options), replace_card=replace_card, quiet=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def licensed(bundle: Path) -> None:
+    """Without a license each push would warn."""
+    write_card(bundle, license="mit")
 
 
 def published(hub: TestHub, revision: str = "main") -> dict[str, bytes]:
@@ -97,20 +105,83 @@ def test_push_of_a_changed_card_sends_the_weights_no_more(hub: TestHub, use_hub:
     (copy / "README.md").write_text(card)
     assert push(copy, message="Say more").changed == ("README.md",)
     assert not hub.requests.select("PUT")
-    assert published(hub)["README.md"] == card.encode()
+    assert b"# small\n\nWritten by hand.\n" in published(hub)["README.md"]
     assert hub.repo(REPO).head.title == "Say more"
 
 
-def test_hand_written_card_is_kept_unless_replaced(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+def test_card_edited_on_the_site_keeps_its_words_and_gets_the_new_figures(
+    hub: TestHub, use_hub: UseHub, copy: Path
+) -> None:
     use_hub(hub, ALICE)
     push(copy)
     edited = published(hub)["README.md"].replace(b"## Limits\n", b"## Limits\n\nMany of them.\n")
     hub.put_raw(REPO, {"README.md": edited})
-    with pytest.warns(ZooWarning, match="written by hand and is kept"):
-        assert push(copy).changed == ()
-    assert published(hub)["README.md"] == edited
-    assert push(copy, replace_card=True).changed == ("README.md",)
+    push(copy)
+    assert push(copy).changed == ()
+    (copy / "config.json").write_bytes(with_figures(copy, 0.5))
+    assert set(push(copy).changed) == {"README.md", "config.json"}
+    card = published(hub)["README.md"].decode()
+    assert "## Limits\n\nMany of them.\n" in card
+    assert (card.count("value: 0.5\n"), card.count("| 0.5000 |")) == (4, 6)
+    push(copy, replace_card=True)
     assert b"Many of them" not in published(hub)["README.md"]
+
+
+def with_figures(folder: Path, value: float) -> bytes:
+    results = json.loads((folder / "config.json").read_bytes())["results"]
+    return changed_config(folder, results=[{**figure, "value": value} for figure in results])
+
+
+@pytest.mark.parametrize("options", [{}, {"replace_card": True}])
+def test_license_chosen_on_the_site_stays(
+    hub: TestHub, use_hub: UseHub, copy: Path, options: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    use_hub(hub, ALICE)
+    hub.put_raw(REPO, {"README.md": b"---\nlicense: apache-2.0\n---"})
+    push(copy, **options)
+    card = published(hub)["README.md"].decode()
+    assert "license: apache-2.0\n" in card
+    assert is_generated(card)
+    assert not [warning for warning in recwarn if issubclass(warning.category, ZooWarning)]
+
+
+def test_license_is_the_one_that_was_asked_for_and_none_without(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    (copy / "README.md").unlink()
+    with pytest.warns(ZooWarning, match="has no license, so nobody may use it; to choose one: --license"):
+        publish(copy, REPO, Options(), quiet=True)
+    assert b"license" not in published(hub)["README.md"]
+    publish(copy, REPO, Options(), license="gpl-3.0", quiet=True)
+    assert b"license: gpl-3.0\n" in published(hub)["README.md"]
+    assert publish(copy, REPO, Options(), quiet=True).changed == ()
+    hub.requests.clear()
+    with pytest.raises(ZooError, match=r"license 'My own': expected its identifier"):
+        publish(copy, REPO, Options(), license="My own", quiet=True)
+    assert len(hub.requests) == 0
+
+
+def test_card_of_another_library_gets_a_pull_request_with_its_words(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    bob = hub.add_user("bob")
+    use_hub(hub, bob)
+    theirs = b"---\nlibrary_name: timm\nlicense: cc-by-4.0\n---\n# Their model\n\nTheir words.\n"
+    hub.put_raw(REPO, {"README.md": theirs})
+    push(copy, create_pr=True)
+    card = published(hub, "refs/pr/1")["README.md"]
+    for part in (b"library_name: revgnn-zoo\n", b"license: cc-by-4.0\n", b"Their words.\n", b"## These weights\n"):
+        assert part in card
+
+
+def test_card_whose_metadata_cannot_be_read_is_named(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
+    use_hub(hub, ALICE)
+    hub.put_raw(REPO, {"README.md": b"---\nlicense: [\n---\n# Words\n"})
+    with pytest.raises(
+        BundleError, match=r"^alice/small: its README\.md: its metadata .* cannot be read: .*; mend it there"
+    ):
+        push(copy)
+    push(copy, replace_card=True)
+    (copy / "README.md").write_text("---\nlicense: [\n---\n# Words\n")
+    with pytest.raises(BundleError, match=rf"^{copy}/README\.md: its metadata"):
+        push(copy)
 
 
 def test_other_files_of_the_repository_stay_and_a_stale_picture_goes(hub: TestHub, use_hub: UseHub, copy: Path) -> None:
@@ -162,8 +233,7 @@ def test_unfit_bundles_are_refused_before_anything_is_sent(hub: TestHub, use_hub
     unfit = {
         "NaN": files,
         "SHA-256": {"model.safetensors": content(copy)["model.safetensors"][:-1] + b"\0"},
-        "metadata": {"README.md": b"no metadata here, only many words about the model in question\n"},
-        "model-index": {"README.md": (copy / "README.md").read_bytes().replace(b"value: 0.", b"value: 0.9", 1)},
+        "metadata": {"README.md": b"---\n- a\n---\nmany words about the model in question\n"},
         "token": {"README.md": (copy / "README.md").read_bytes() + b"hf_" + b"a" * 34},
         "home folder": {"README.md": (copy / "README.md").read_bytes() + str(Path.home() / "x").encode()},
         "unknown key": {"config.json": changed_config(copy, extra=1)},

@@ -12,10 +12,14 @@ from zoo.cli.common import common_options, echo, example
 @click.command("card", epilog=example("revgnn-zoo card runs/quickstart", "revgnn-zoo card ./bundle --check"))
 @click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Write nothing; report what README.md lacks.")
-@click.option("--replace", is_flag=True, help="Overwrite a README.md that was written or edited by hand.")
+@click.option("--license", default="", help="License of the model, such as apache-2.0. [default: what README.md says]")
+@click.option("--replace", is_flag=True, help="Render README.md anew even if somebody wrote its words.")
 @common_options
-def command(*, source: Path, check: bool, replace: bool, quiet: bool) -> None:
-    """Render README.md of a bundle from its configuration, the recipe's card and the learning curves."""
+def command(*, source: Path, check: bool, license: str, replace: bool, quiet: bool) -> None:
+    """Render README.md of a bundle from its configuration, the recipe's card and the learning curves.
+
+    Words that somebody wrote are kept.
+    """
     if check and replace:
         raise click.UsageError("give either --check or --replace")
     from zoo.workflows.card import check_card, write_card
@@ -25,4 +29,4 @@ def command(*, source: Path, check: bool, replace: bool, quiet: bool) -> None:
         if not quiet:
             echo(f"{path}: ok")
     else:
-        echo(f"card: {write_card(source, replace=replace)}")
+        echo(f"card: {write_card(source, license=license, replace=replace)}")

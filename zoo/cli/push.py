@@ -16,13 +16,13 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 )
 @click.argument("source", metavar="RUN_OR_BUNDLE")
 @click.argument("repo_id", metavar="OWNER/NAME")
-@click.option("--license", help="License of the model, as the Hub names it, such as apache-2.0; by default mit.")
+@click.option("--license", help="License of the model, such as apache-2.0. [default: what README.md says]")
 @click.option("--private", is_flag=True, help="A repository that has to be created is private; refuse a public one.")
 @click.option("--tag", default="", help="Also set this tag. One that exists elsewhere is never moved.")
 @click.option("--branch", default="main", show_default=True, help="Commit to this branch; created if it is not there.")
 @click.option("--message", default="", help="Title of the commit.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--replace-card", is_flag=True, help="Render README.md anew even if it was written by hand.")
+@click.option("--replace-card", is_flag=True, help="Render README.md anew even if somebody wrote its words.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be sent; send nothing.")
 @json_option
 @common_options

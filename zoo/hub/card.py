@@ -1,7 +1,8 @@
 """The README.md of a bundle: what people wrote about the recipe, and what ``config.json`` records of these weights.
 
-Nothing is ever read back from a README.md but its metadata. A rendered card ends in a line with its own digest, so that
-a card which somebody has edited since is recognized and kept.
+A rendered card ends in a line with its own digest, so that a card which somebody has edited since is recognized: its
+words are kept, and of any card what its owner added to the metadata, such as the license. The other metadata, and the
+table of these weights, are rendered anew.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -31,9 +33,18 @@ _METRICS = {
 }
 _TASK = ("graph-ml", "Node property prediction")
 _MARK = re.compile(r"\n<!-- rendered by revgnn-zoo ([0-9a-f]{64}) -->\n$")
+_ANY_MARK = re.compile(r"\n*<!-- rendered by revgnn-zoo [0-9a-f]{64} -->\n*")
+_HEADING, _LAST_LINE = (
+    "## These weights",
+    "`config.json` holds the whole recipe with every default, and every figure above.",
+)
+# Up to the last line or, if somebody removed that, as far as there are tables and pictures.
+_TABLE = re.compile(rf"^{_HEADING}\n(?:(?s:.*?){re.escape(_LAST_LINE)}|(?:\n|\|.*\n|!\[.*\n)*)", re.MULTILINE)
+_LOAD = re.compile(r'zoo\.load\("(?!owner/)([\w.-]+/[\w.-]+)"\)')
+_MARKUP = re.compile(r"[<\[\]|`]|^[#=+*>-]")
 
 _GENERIC = """\
-# {name}
+# {title}
 
 {summary}
 
@@ -48,45 +59,129 @@ The figures below hold for this data set, split and protocol alone. No other dat
 ## Use
 
 ```python
-import zoo  # pip install revgnn-zoo
-
 model = zoo.load("owner/{name}")
 ```
 
 ```bash
-revgnn-zoo eval owner/{name}
+revgnn-zoo eval owner/{name}{data}
 ```
+"""
+_IMPORTS = """\
+```bash
+pip install revgnn-zoo
+```
+
+```python
+import torch
+import zoo
+
+"""
+_EXAMPLE = """\
+x = torch.rand(4, {num_features})  # [N, F] features of the nodes
+edge_index = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])  # [2, E] each edge from one node to another{edge_attr}
+with torch.no_grad():
+    logits = model({inputs})  # [N, T]
 """
 
 
-def render_card(config: BundleConfig, *, repo_id: str = "", has_curves: bool = False, license: str = "mit") -> str:
-    """The card of a bundle; the same bundle always gives the same text.
+def render_card(
+    config: BundleConfig,
+    *,
+    repo_id: str = "",
+    has_curves: bool = False,
+    license: str = "",
+    old: str = "",
+    replace: bool = False,
+) -> str:
+    """The card of a bundle; the same arguments always give the same text.
 
     Args:
         config: of the bundle.
         repo_id: where it is published; without it the card speaks of ``owner/NAME``.
         has_curves: the bundle holds a picture of the learning curves.
-        license: of the model, as the Hub names it.
+        license: of the model, as the Hub names it; empty: that of ``old``, if it names one.
+        old: the card that is there; empty: none.
+        replace: render the words anew too, even if somebody wrote them.
+
+    Raises:
+        ValueError: if the metadata of ``old`` cannot be read; not with ``replace``.
     """
-    recipe = config.recipe
+    owned, words = _parts(old, is_lenient=replace)
+    if license:
+        owned["license"] = license
+    head, table = _metadata(config, repo_id, owned), _these_weights(config, has_curves=has_curves)
+    if words and not (replace or is_generated(old)):
+        words = _ANY_MARK.sub("\n\n", words)
+        renewed, count = _TABLE.subn(lambda _: table, words, count=1)
+        words = renewed if count else f"{words.rstrip()}\n\n{table}"
+        return f"---\n{head}\n---\n\n{words.strip()}\n"
+    text = "\n\n".join([f"---\n{head}\n---", _words(config, repo_id).strip(), table])
+    return f"{text}\n\n<!-- rendered by revgnn-zoo {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def license_of(text: str) -> str:
+    """The license that a card names; empty if it names none, or cannot be read."""
+    return str(_parts(text, is_lenient=True)[0].get("license") or "")
+
+
+def _parts(text: str, *, is_lenient: bool) -> tuple[dict[str, Any], str]:
+    """What a card says about itself in its metadata, without the figures, and its words."""
+    text = text.replace("\r\n", "\n")
+    if not text.lstrip().startswith("---\n"):
+        return {}, text.strip("\n")
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except Exception as error:
+        # The text may be anything, and the YAML library raises its own kinds of errors.
+        if is_lenient:
+            return {}, ""
+        raise ValueError(f"its metadata (the YAML at its top) cannot be read: {str(error).splitlines()[0]}") from error
+    data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+    data.pop("model-index", None)
+    return data, card.text.strip("\n")
+
+
+def _words(config: BundleConfig, repo_id: str) -> str:
+    """The part of a card that people wrote about the recipe, or what can be said without them."""
+    recipe, shape = config.recipe, config.shape
     is_synthetic = config.provenance.data_is_synthetic
     # The written card describes training by the recipe, and these weights were trained in another way.
     is_by_recipe = not is_synthetic and not _is_own_training(config)
     body = (is_by_recipe and _written_card(recipe)) or _GENERIC.format(
+        title=repo_id.rpartition("/")[2] or recipe.name,
         name=recipe.name,
-        summary=recipe.summary,
+        summary=_plain(recipe.summary),
         dataset=_data_in_words(config),
         warning=f"\nThey say nothing about the real `{recipe.data.dataset}`." if is_synthetic else "",
-        features=config.shape.num_node_features,
+        features=shape.num_node_features,
+        data=f" --data {recipe.data.path}" if recipe.data.path else "",
     )
-    body = body.replace(f"owner/{recipe.name}", repo_id or f"owner/{recipe.name}")
-    head, tail = f"---\n{_metadata(config, repo_id, license)}\n---", _these_weights(config, has_curves=has_curves)
-    text = "\n\n".join([head, body.strip(), tail])
-    return f"{text}\n\n<!-- rendered by revgnn-zoo {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+    edge_attr = f"\nedge_attr = torch.rand(4, {shape.num_edge_features})  # [E, D] features of the edges"
+    has_edges = shape.num_edge_features > 0
+    example = _EXAMPLE.format(
+        num_features=shape.num_node_features,
+        edge_attr=edge_attr if has_edges else "",
+        inputs="x, edge_index, edge_attr" if has_edges else "x, edge_index",
+    )
+    line = f'model = zoo.load("owner/{recipe.name}")\n'
+    body = body.replace(f"```python\n{line}```", f"{_IMPORTS}{line}{example}```")
+    # A written card may go on with an example of its own.
+    body = body.replace(f"```python\n{line}", f"{_IMPORTS}{line}")
+    return body.replace(f"owner/{recipe.name}", repo_id or f"owner/{recipe.name}")
+
+
+def _plain(text: str) -> str:
+    """Text of a bundle, which may come from anywhere, within a line: no markup of its own."""
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", " ".join(text.split()))
+
+
+def _dataset_name(recipe: Recipe) -> str:
+    """The name of the data set; of a graph of the user's own, that of its file."""
+    return recipe.data.path.rpartition(".")[0] or recipe.data.path or recipe.data.dataset
 
 
 def _data_in_words(config: BundleConfig) -> str:
-    name = f"`{config.recipe.data.dataset}`"
+    name = f"`{_dataset_name(config.recipe)}`"
     return f"a synthetic stand-in for {name}" if config.provenance.data_is_synthetic else name
 
 
@@ -97,27 +192,17 @@ def is_generated(text: str) -> bool:
     return mark is not None and hashlib.sha256(text[: mark.start() - 1].encode()).hexdigest() == mark[1]
 
 
-def card_faults(text: str, config: BundleConfig) -> list[str]:
-    """Faults that keep a card from being published with a bundle, one line each."""
-    try:
-        card = ModelCard(text, ignore_metadata_errors=False)
-        data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        # The text may be anything, and the YAML library raises its own kinds of errors.
-        return [f"its metadata (the YAML at its top) cannot be read: {str(error).splitlines()[0]}"]
-    faults = [f"its metadata lacks {key}" for key in ("license", "library_name", "tags") if not data.get(key)]
-    if data.get("library_name") not in (None, LIBRARY):
-        faults.append(f"library_name is {data['library_name']!r}; expected {LIBRARY!r}")
-    if len(card.text.strip()) < 40:
-        faults.append("it says nothing about the model")
-    recorded = {round(figure.value, 6) for figure in config.results}
-    for result in getattr(card.data, "eval_results", None) or ():
-        value = result.metric_value
-        if config.provenance.data_is_synthetic and result.dataset_type == config.recipe.data.dataset:
-            faults.append(f"model-index states a figure on {result.dataset_type}, but the data were synthetic")
-        if not isinstance(value, int | float) or round(value, 6) not in recorded:
-            faults.append(f"model-index states {result.metric_type} {value}, which config.json does not record")
-    return faults
+def is_current(text: str, config: BundleConfig, *, has_curves: bool) -> bool:
+    """Tell if a card says of the weights what ``config`` says.
+
+    Raises:
+        ValueError: if its metadata cannot be read.
+    """
+    loaded = _LOAD.search(text)
+    renewed = render_card(config, repo_id=loaded[1] if loaded else "", has_curves=has_curves, old=text)
+    now, then = (ModelCard(_ANY_MARK.sub("\n", card.replace("\r\n", "\n"))) for card in (text, renewed))
+    metadata, renewed_metadata = (card.data.to_dict() for card in (now, then))  # type: ignore[no-untyped-call]
+    return bool(metadata == renewed_metadata and now.text.split() == then.text.split())
 
 
 def _written_card(recipe: Recipe) -> str:
@@ -148,9 +233,10 @@ def _is_own_training(config: BundleConfig) -> bool:
     return not config.provenance.num_epochs and not config.provenance.converted_from_sha256
 
 
-def _metadata(config: BundleConfig, repo_id: str, license: str) -> str:
+def _metadata(config: BundleConfig, repo_id: str, owned: Mapping[str, Any]) -> str:
+    """The metadata of a card: about the weights as ``config`` has it, about all else as its owner does."""
     recipe = config.recipe
-    dataset, metric = recipe.data.dataset, recipe.metric
+    dataset, metric = _dataset_name(recipe), recipe.metric
     is_synthetic = config.provenance.data_is_synthetic
     results = [
         EvalResult(
@@ -167,22 +253,25 @@ def _metadata(config: BundleConfig, repo_id: str, license: str) -> str:
         if figure.split != "train" and not is_synthetic
     ]
     tags = ["graph-neural-network", "node-classification", f"revgnn-zoo-{recipe.model.type.replace('_', '-')}"]
-    data = ModelCardData(
-        library_name=LIBRARY,
-        license=license,
-        pipeline_tag=_TASK[0],
-        tags=[*tags, "synthetic-data"] if is_synthetic else tags,
-        datasets=None if dataset == "file" or is_synthetic else [dataset],
-        metrics=[_METRICS.get(metric, metric)],
-        model_name=repo_id.rpartition("/")[2] or recipe.name,
-        eval_results=results or None,
-    )
-    return data.to_yaml().strip()
+    tags += ["synthetic-data"] if is_synthetic else []
+    others = [tag for tag in owned.get("tags") or () if not str(tag).startswith(("revgnn-zoo", "synthetic-data"))]
+    ours = {
+        "library_name": LIBRARY,
+        "pipeline_tag": _TASK[0],
+        "tags": list(dict.fromkeys([*tags, *others])),
+        "metrics": [_METRICS.get(metric, metric)],
+        "model_name": repo_id.rpartition("/")[2] or recipe.name,
+        "eval_results": results or None,
+    }
+    if is_synthetic or recipe.data.dataset != "file":
+        # Of a graph of their own, its owners may say where it is published.
+        ours["datasets"] = None if is_synthetic else [dataset]
+    return ModelCardData(**{**owned, **ours}).to_yaml().strip()
 
 
 def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
     recipe, provenance, weights = config.recipe, config.provenance, config.weights
-    lines = ["## These weights", ""]
+    lines = [_HEADING, ""]
     if config.results:
         lines += ["| split | metric | value | protocol |", "| --- | --- | ---: | --- |"]
         lines += [f"| {r.split} | {r.metric} | {r.value:.4f} | {r.protocol} |" for r in config.results]
@@ -197,8 +286,8 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
         "features": ", ".join([*recipe.data.node_features, *(["known labels"] if recipe.train.label_reuse else [])]),
         "training": f"{provenance.num_epochs} epochs, best at {provenance.epoch}, seed {recipe.train.seed}, "
         f"{recipe.train.optimizer.type}, {recipe.train.precision}",
-        "versions": f"revgnn-zoo {provenance.zoo_version}, torch {provenance.torch_version}",
-        "device": provenance.device,
+        "versions": _plain(f"revgnn-zoo {provenance.zoo_version}, torch {provenance.torch_version}"),
+        "device": _plain(provenance.device),
         "weights": f"{weights.num_bytes:,} bytes, SHA-256 `{weights.sha256}`",
     }
     if provenance.converted_from_sha256:
@@ -206,5 +295,5 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
     elif _is_own_training(config):
         facts["training"] = "not by the recipe: the model was saved from another program"
     lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {fact} |" for name, fact in facts.items() if fact)]
-    lines += ["", "`config.json` holds the whole recipe with every default, and every figure above."]
+    lines += ["", _LAST_LINE]
     return "\n".join(lines)

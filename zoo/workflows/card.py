@@ -6,8 +6,8 @@ from pathlib import Path
 
 from zoo.errors import BundleError, ZooError
 from zoo.files import atomic_write, read_errors, read_regular
-from zoo.hub.card import card_faults, is_generated, render_card
-from zoo.hub.config import CARD_FILE, CURVES_FILE, BundleConfig, read_config
+from zoo.hub.card import is_current, render_card
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, read_config
 from zoo.workflows.export import export
 from zoo.workflows.load import is_run
 from zoo.workflows.plot import plot
@@ -33,28 +33,39 @@ def prepare_bundle(source: Path) -> Path:
     return folder
 
 
-def bundle_card(folder: Path, config: BundleConfig, *, repo_id: str = "", license: str = "mit") -> str:
-    """The freshly rendered card of a bundle."""
-    return render_card(config, repo_id=repo_id, license=license, has_curves=(folder / CURVES_FILE).is_file())
+def read_card(folder: Path) -> str:
+    """README.md of a bundle; empty if it has none.
+
+    Raises:
+        BundleError: if it cannot be read.
+    """
+    path = folder / CARD_FILE
+    with read_errors(path, BundleError):
+        return read_regular(path, max_bytes=_MAX_CARD_BYTES).decode("utf-8", "replace") if path.is_file() else ""
 
 
-def write_card(source: Path, *, replace: bool = False) -> Path:
+def write_card(source: Path, *, license: str = "", replace: bool = False) -> Path:
     """Render README.md of a bundle, or of the bundle of a finished run.
+
+    Of one that somebody wrote or edited, the words are kept, and of any the license.
 
     Args:
         source: the bundle or the run.
-        replace: overwrite a README.md that was written or edited by hand.
+        license: of the model, as the Hub names it; empty: the one that README.md names.
+        replace: render the words anew too.
 
     Returns:
         The file.
 
     Raises:
-        BundleError: if there is no whole bundle, or a README.md written by hand stands there.
+        BundleError: if there is no whole bundle, or the metadata of README.md cannot be read.
     """
     folder = prepare_bundle(source)
-    card, path = bundle_card(folder, read_config(folder), repo_id=""), folder / CARD_FILE
-    if path.is_file() and not replace and not is_generated(_read(path)):
-        raise BundleError(f"{path}: was written or edited by hand; --replace overwrites it")
+    has_curves, old, path = (folder / CURVES_FILE).is_file(), read_card(folder), folder / CARD_FILE
+    try:
+        card = render_card(read_config(folder), has_curves=has_curves, license=license, old=old, replace=replace)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}; mend it, or --replace it") from error
     atomic_write(path, [card.encode()], BundleError)
     return path
 
@@ -66,7 +77,7 @@ def check_card(source: Path) -> Path:
         The file.
 
     Raises:
-        ZooError: with everything that it lacks, one a line.
+        ZooError: if it is missing, cannot be read, or does not say what config.json says.
     """
     folder = source if not is_run(source) else RunDir(source).bundle_path
     if not folder.is_dir():
@@ -74,15 +85,10 @@ def check_card(source: Path) -> Path:
     config, path = read_config(folder), folder / CARD_FILE
     if not path.is_file():
         raise ZooError(f"{folder}: it has no {CARD_FILE}; write it with: revgnn-zoo card {folder}")
-    text = _read(path)
-    faults = card_faults(text, config)
-    if is_generated(text) and text != bundle_card(folder, config):
-        faults.append(f"out of date; write it again with: revgnn-zoo card {folder}")
-    if faults:
-        raise ZooError("\n".join(f"{path}: {fault}" for fault in faults))
+    try:
+        is_renewed = is_current(read_card(folder), config, has_curves=(folder / CURVES_FILE).is_file())
+    except ValueError as error:
+        raise ZooError(f"{path}: {error}") from error
+    if not is_renewed:
+        raise ZooError(f"{path}: does not say what {CONFIG_FILE} says; renew it with: revgnn-zoo card {folder}")
     return path
-
-
-def _read(path: Path) -> str:
-    with read_errors(path, BundleError):
-        return read_regular(path, max_bytes=_MAX_CARD_BYTES).decode("utf-8", "replace")

@@ -9,17 +9,18 @@ from pathlib import Path
 from zoo.errors import BundleError, ZooError
 from zoo.files import read_regular
 from zoo.hub import push as hub_push
-from zoo.hub.card import card_faults, is_generated
+from zoo.hub.card import is_generated, license_of, render_card
 from zoo.hub.client import connect, warn
-from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, PROBE_FILE, WEIGHTS_FILE, read_config
-from zoo.hub.push import Content, Options, Published, inspect
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, PROBE_FILE, WEIGHTS_FILE, BundleConfig, read_config
+from zoo.hub.push import Content, Options, Published, Target, inspect
 from zoo.hub.reference import DEFAULT_REVISION, ReferenceFormatError, check_new_ref, check_repo_id
 from zoo.json_object import MAX_JSON_BYTES
-from zoo.workflows.card import bundle_card, prepare_bundle
+from zoo.workflows.card import prepare_bundle, read_card
 from zoo.workflows.save import check_bundle
 
 _FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE, CARD_FILE, CURVES_FILE)
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def push(
@@ -42,13 +43,13 @@ def push(
     Args:
         source: a folder that ``zoo.save`` or ``zoo.train`` wrote; a run is exported first.
         repo_id: ``owner/name``; created if there is no such repository.
-        license: of the model, as the Hub names it, such as "apache-2.0"; None: "mit".
+        license: of the model, as the Hub names it, such as "apache-2.0"; None: the one that README.md names, if any.
         private: a repository that has to be created is private; one that is public is refused.
         tag: also set this tag. One that exists elsewhere is never moved.
         branch: commit to this branch; created at the main one if it is not there.
         message: title of the commit.
         create_pr: open a pull request instead of committing.
-        replace_card: render README.md anew even if it was written by hand.
+        replace_card: render README.md anew even if somebody wrote its words.
         dry_run: check everything and send nothing.
         token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN.
         quiet: show no progress.
@@ -76,13 +77,14 @@ def publish(
 ) -> Published:
     """Publish a bundle, or the bundle of a finished run, in one commit.
 
-    A README.md that was written by hand, here or on the Hub, is kept unless ``replace_card``; one here wins.
+    A README.md that was written by hand, here or on the Hub, keeps its words unless ``replace_card``; one here wins.
+    Its metadata and its table are renewed, but for the license and what else its owner added.
 
     Args:
         source: a bundle or a run directory; a run is exported first.
         repo_id: ``owner/name``; created if there is no such repository.
         options: how.
-        license: of the model, in a rendered README.md; None: "mit". One written by hand has to name it itself.
+        license: of the model, as the Hub names it; None: the one that README.md names, here or there.
         replace_card: publish a freshly rendered README.md whatever there is.
         token: for the Hub; None: the user's.
         quiet: show no progress.
@@ -97,6 +99,8 @@ def publish(
     check_repo_id(name)
     if at:
         raise ReferenceFormatError(f"{repo_id}: expected owner/name alone; to tag what is published: --tag {revision}")
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ZooError(f"license {license!r}: expected its identifier on the Hub, such as mit or apache-2.0")
     if options.tag:
         check_new_ref(options.tag, "tag")
     check_new_ref(options.branch, "branch")
@@ -109,13 +113,7 @@ def publish(
     check_bundle(folder)
     hub = connect(quiet=quiet, token=token)
     target = inspect(hub, repo_id, _FILES, options)
-    fresh = bundle_card(folder, config, repo_id=repo_id, license=license or "mit")
-    card = fresh if replace_card else _choose_card(folder, repo_id, target.card, fresh)
-    faults = card_faults(card, config)
-    if license is not None and f"\nlicense: {license}\n" not in card:
-        faults.append(f"was written by hand and does not name license: {license}")
-    if faults:
-        raise BundleError(f"{folder}: {CARD_FILE}: {'; '.join(faults)}; see: revgnn-zoo card {folder} --check")
+    card = _merged_card(folder, config, target, license=license or "", replace=replace_card)
     files: dict[str, Content] = {
         CONFIG_FILE: read_regular(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES),
         **{name: folder / name for name in config.files},
@@ -145,13 +143,19 @@ def _refuse_secrets(where: str, text: str) -> None:
         raise BundleError(f"{where}: names your home folder {home}; remove it before publishing")
 
 
-def _choose_card(folder: Path, repo_id: str, remote: str | None, fresh: str) -> str:
-    """The card to publish: one written by hand, here before there, else the fresh one."""
-    path = folder / CARD_FILE
-    local = read_regular(path, max_bytes=1 << 20).decode(errors="replace") if path.is_file() else ""
-    if local and not is_generated(local):
-        return local
-    if remote is not None and remote.strip() and not is_generated(remote):
-        warn(f"{repo_id}: its {CARD_FILE} was written by hand and is kept; --replace-card renders a new one")
-        return remote
-    return fresh
+def _merged_card(folder: Path, config: BundleConfig, target: Target, *, license: str, replace: bool) -> str:
+    """The card to publish: the words of one written by hand, here before there, with what config.json says."""
+    local, there = read_card(folder), f"{target.repo_id}: its {CARD_FILE}"
+    is_local = bool(local.strip()) and (not is_generated(local) or not target.card)
+    old, where = (local, str(folder / CARD_FILE)) if is_local else (target.card, there)
+    license = license or license_of(old) or license_of(local) or license_of(target.card)
+    has_curves = (folder / CURVES_FILE).is_file()
+    try:
+        card = render_card(
+            config, repo_id=target.repo_id, has_curves=has_curves, license=license, old=old, replace=replace
+        )
+    except ValueError as error:
+        raise BundleError(f"{where}: {error}; mend it there, or --replace-card") from error
+    if not license:
+        warn(f"{target.repo_id}: the model has no license, so nobody may use it; to choose one: --license apache-2.0")
+    return card
