@@ -74,12 +74,19 @@ def visit(browser: Browser, site: Path) -> Iterator[Open]:
         page.on("requestfailed", lambda request: faults.extend(not_loaded(request)))
         page.on("request", lambda request: None if request.url.startswith(start) else faults.append(request.url))
         page.goto(start + path)
+        if "models/" not in path and options.get("java_script_enabled", True):
+            plotted(page)
         return page
 
     yield visit
     for context in contexts:
         context.close()
     assert faults == []
+
+
+def plotted(page: Page) -> None:
+    """Wait for the points, which are drawn a frame after the axes."""
+    page.wait_for_function("document.querySelectorAll('#chart a.mark').length > 0")
 
 
 def shown(page: Page) -> list[str]:
@@ -286,6 +293,7 @@ def test_the_axis_can_be_changed(visit: Open) -> None:
 def test_what_was_not_measured_is_not_plotted_but_said(visit: Open) -> None:
     page = visit()
     page.locator("#plot-data-set").select_option(label="ogbn-proteins (published)")
+    plotted(page)
     for name in ("rev_deep", "rev_wide", "rev_64", "res_64", "deq_64"):
         assert mark(page, name, kind="published").count() == 1
     page.get_by_text("memory", exact=True).click()
@@ -296,7 +304,7 @@ def test_what_was_not_measured_is_not_plotted_but_said(visit: Open) -> None:
     )
     assert marks(page).count() == 0
     page.get_by_text("parameters", exact=True).click()
-    page.wait_for_function("document.querySelectorAll('#chart a.mark').length > 0")
+    plotted(page)
     assert place(mark(page, "rev_64", kind="published")) < place(mark(page, "rev_wide", kind="published"))
 
 
@@ -306,7 +314,7 @@ def test_names_in_the_plot_cover_neither_each_other_nor_the_frame(visit: Open) -
         page = visit(size=size)
         for index in range(page.locator("#plot-data-set option").count()):
             page.locator("#plot-data-set").select_option(index=index)
-            page.wait_for_function("document.querySelectorAll('#chart a.mark').length > 0")
+            plotted(page)
             names = page.locator("#chart .name, #chart .reference-text").evaluate_all(boxes)
             (frame,) = page.locator("#chart .u-over").evaluate_all(boxes)
             for number, (left, right, top, bottom) in enumerate(names):
@@ -330,7 +338,7 @@ def test_everything_is_reached_by_keyboard(visit: Open) -> None:
     page.locator("input[name=axis]:checked").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator("input[name=axis]:checked").input_value() == "parameters"
-    page.wait_for_timeout(100)
+    plotted(page)
     page.keyboard.press("Tab")
     model = page.evaluate("document.activeElement.getAttribute('aria-label')").split(",")[0]
     assert page.locator("#tip .tip-name").inner_text() == model
@@ -350,7 +358,7 @@ def test_the_theme_is_that_of_the_system_until_another_is_chosen_and_then_kept(v
         assert background(page) == ground
         page.get_by_role("button", name=f"Switch to the {other} theme").click()
         assert background(page) != ground
-        page.wait_for_function("document.querySelectorAll('#chart a.mark').length > 0")
+        plotted(page)
         page.get_by_role("link", name="small_rev", exact=True).click()
         page.wait_for_url("**/models/small_rev.html")
         assert background(page) != ground
@@ -438,7 +446,7 @@ def test_the_accessibility_check_finds_nothing(visit: Open, scheme: str, size: t
     for path in ["index.html", *(f"models/{name}.html" for name in PAGES)]:
         page.goto(start + path)
         if path == "index.html":
-            page.wait_for_function("document.querySelectorAll('#chart a.mark').length > 0")
+            plotted(page)
         page.evaluate(AXE.read_text(encoding="utf-8"))
         report = page.evaluate("rules => axe.run(document, rules)", rules)
         found = [
@@ -489,7 +497,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def test_the_site_works_below_a_folder_of_a_server(visit: Open, server: str) -> None:
     page = visit("", base=server)
     assert shown(page) == list_models()
-    page.wait_for_function("document.querySelectorAll('#chart a.mark').length > 0")
+    plotted(page)
     page.get_by_role("link", name="small_rev", exact=True).click()
     page.wait_for_url(re.compile(r"/project/models/small_rev\.html$"))
     assert page.get_by_role("heading", level=1).inner_text() == "small_rev"
