@@ -248,11 +248,20 @@
     else if (!chart.contains(document.activeElement)) hide();
   });
   chart.addEventListener("pointerleave", hide);
+  // A touch moves the pointer, too, so whether its point was shown before is asked when it begins.
+  let wasNear = null;
+  chart.addEventListener("pointerdown", () => {
+    wasNear = marks.find((mark) => mark.node.classList.contains("near")) ?? null;
+  }, true);
   chart.addEventListener("click", (event) => {
-    // A click beside a point that is shown opens its page; on a touch screen the first one only shows it.
+    // The keyboard, and a click that asks for a new tab, follow the link itself.
+    if (event.detail === 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
     const mark = plot && nearest(event);
-    if (mark && event.pointerType === "touch") event.preventDefault();
-    else if (mark && !event.target.closest("a")) mark.node.dispatchEvent(new MouseEvent("click", { bubbles: false }));
+    if (!mark) return;
+    event.preventDefault();
+    // On a touch screen the first touch shows what a point is, and a second one opens its page.
+    if (event.pointerType === "touch" && mark !== wasNear) show(mark);
+    else location.href = `models/${mark.point.model}.html`;
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") hide();

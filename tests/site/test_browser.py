@@ -264,6 +264,25 @@ def test_a_click_on_a_point_opens_the_page_of_its_model(visit: Open) -> None:
     page.wait_for_url("**/models/minesweeper_rev_deq.html")
 
 
+def test_a_touch_shows_what_a_point_is_and_a_second_one_opens_its_page(visit: Open) -> None:
+    page = visit(size=PHONE, has_touch=True)
+    page.locator("#plot-data-set").select_option(label="minesweeper")
+    mark(page, "minesweeper_rev_deq").tap()
+    assert page.locator("#tip .tip-name").inner_text() == "minesweeper_rev_deq"
+    assert page.url.endswith("index.html")
+    mark(page, "minesweeper_rev_deq").tap()
+    page.wait_for_url("**/models/minesweeper_rev_deq.html")
+
+
+def test_a_click_beside_a_point_that_is_shown_opens_its_page(visit: Open) -> None:
+    page = visit()
+    page.locator("#plot-data-set").select_option(label="minesweeper")
+    box = mark(page, "minesweeper_rev_deq").locator(".shape").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2 + 18, box["y"] + box["height"] / 2)
+    page.wait_for_url("**/models/minesweeper_rev_deq.html")
+
+
 def place(point: Locator) -> float:
     box = point.locator(".shape").bounding_box()
     assert box is not None
