@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +19,31 @@ from torch.autograd.function import once_differentiable
 
 from zoo.errors import ZooWarning
 from zoo.layers.block import Block, is_plain
-from zoo.layers.capture.buffers import NUM_LEAVES, leaves_of, with_leaves
-from zoo.layers.capture.recorder import GraphRecorder, Recorder
-from zoo.layers.capture.recording import Layer, Recording, Signature, form, round_up
+from zoo.layers.capture.recording import (
+    NUM_LEAVES,
+    Layer,
+    Recording,
+    Signature,
+    Work,
+    form,
+    leaves_of,
+    round_up,
+    with_leaves,
+)
 from zoo.layers.conv import MLP, GENConv
 from zoo.layers.coupling import join_groups
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import exclusive
 from zoo.layers.reversible import ReversibleStack
 from zoo.ops.csr import CSR
+from zoo.ops.dispatch import backend_for
 
 # These modules do the same work each time: no random numbers, no statistics over nodes, nothing read back from the GPU.
 REPEATABLE: frozenset[type[nn.Module]] = frozenset({Block, GENConv, MLP, nn.LayerNorm, nn.Linear, nn.ReLU})
 # Parts to learn from and parts to evaluate on, and one of each that did not fit.
 MAX_RECORDINGS = 4
+# Kernels are compiled, and libraries take their workspaces, before the work is recorded.
+NUM_WARM_UPS = 3
 
 
 def capture_layers(model: nn.Module, *, recorder: Recorder | None = None) -> None:
@@ -67,7 +79,7 @@ class CaptureExecutor:
 
     Args:
         stack: whose layers are recorded; they are kept, the stack is not.
-        recorder: see :mod:`zoo.layers.capture.recorder`.
+        recorder: records its work.
 
     Attributes:
         status: ``captured``, or why the last call was not; before the first call why none will be.
@@ -116,7 +128,7 @@ class CaptureExecutor:
             # Parameters and states may have been made in inference mode; what is recorded serves training too.
             with torch.inference_mode(False), torch.no_grad():
                 recording = Recording(
-                    self._layers[0], self._slice_edges, signature, size, inputs, parameters, self._recorder
+                    self._layers[0], self._slice_edges, signature, size, inputs, parameters, self._recorder.record
                 )
             self._recordings = [other for other in self._recordings if other not in near][1 - MAX_RECORDINGS :]
         self._recordings.append(recording)
@@ -202,3 +214,64 @@ def _structure(layer: Layer) -> Any:
     ]
     places = [[(slot.name, slot.which) for slot in slots] for slots in layer.slots]
     return modules, places, [form(parameter) for parameter in layer.parameters()]
+
+
+class Recorder(Protocol):
+    """Turns work into a function that repeats it."""
+
+    def refusal(self, x: Tensor, inputs: BlockInputs, convs: Sequence[GENConv]) -> str | None:
+        """The reason why convolutions of states like ``x`` cannot be recorded; None if they can."""
+
+    def record(self, work: Work, device: torch.device) -> Work:
+        """A function that repeats ``work``, which may be called any number of times to record it."""
+
+
+class GraphRecorder:
+    """Records CUDA graphs: all kernels of the work are launched at once, and no Python runs.
+
+    All graphs of a recorder share their memory, so they must be replayed one after the other, in one stream.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    def refusal(self, x: Tensor, inputs: BlockInputs, convs: Sequence[GENConv]) -> str | None:
+        """See ``Recorder``."""
+        if x.device.type != "cuda":
+            return f"the states are on the {x.device.type}, and CUDA graphs need a GPU"
+        if x.dtype == torch.float64:
+            return "float64 is computed by a backend that reads sizes back from the GPU"
+        if torch.are_deterministic_algorithms_enabled():
+            return "deterministic algorithms are asked for, which read sizes back from the GPU"
+        name, reason = backend_for(x.device)
+        if name != "triton":
+            return f"the backend {name!r} ({reason}) reads sizes back from the GPU"
+        others = {conv.aggr for conv in convs} - {"max", "softmax"}
+        if others:
+            return f"the aggregation {min(others)!r} has no kernel and reads sizes back from the GPU"
+        edges = inputs.edges
+        if edges is not None and (
+            edges.attr.requires_grad or (edges.weight is None and any(conv.edge_linear is None for conv in convs))
+        ):
+            return "edge features with a gradient, or without a projection, have no kernel"
+        if torch.cuda.is_current_stream_capturing():
+            return "the caller records a CUDA graph already"
+        return None
+
+    def record(self, work: Work, device: torch.device) -> Work:
+        """See ``Recorder``."""
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(NUM_WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Memory can only be shared with a graph that still exists.
+            pool = next((other.pool() for other in self._graphs), None)
+            # Other threads, such as a data loader's, may allocate meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                work()
+        self._graphs.add(graph)
+        return graph.replay

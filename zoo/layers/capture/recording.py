@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.capture.buffers import NUM_LEAVES, GradientBuffers, StaticInputs, copy_rows, leaves_of, with_leaves
-from zoo.layers.capture.recorder import Recorder
 from zoo.layers.coupling import STREAM_DTYPE, couple_in_place, uncouple_with_gradients
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.replay import Slot, collect, replaced
+from zoo.ops.csr import copy_into, empty_csr
+from zoo.ops.edges import EdgeInput
 
-TensorT = TypeVar("TensorT", Tensor, "Tensor | None")
 Form = tuple[torch.dtype, tuple[int, ...]]
+Work = Callable[[], None]
 
 # A recording serves graphs that fill at least this share of its buffers.
 MIN_FILL = 0.75
+NUM_LEAVES = 4
+
+
+def leaves_of(inputs: BlockInputs) -> list[Tensor | None]:
+    """The inputs that may carry a gradient: edge features [E, D], their weight and bias, the mask [N, C]."""
+    return [*(inputs.edges or (None, None, None)), inputs.mask]
+
+
+def with_leaves(inputs: BlockInputs, leaves: Sequence[Tensor | None]) -> BlockInputs:
+    """The same graph with other leaves."""
+    attr, weight, bias, mask = leaves
+    return inputs._replace(edges=None if attr is None else EdgeInput(attr, weight, bias), mask=mask)
 
 
 class Layer(NamedTuple):
@@ -109,6 +121,77 @@ def round_up(count: int) -> int:
     return -(-count // step) * step
 
 
+def empty_inputs(inputs: BlockInputs, num_nodes: int, num_edges: int) -> BlockInputs:
+    """Buffers for the inputs of graphs of fewer nodes and no more edges, which stay where they are."""
+    leaves = [
+        None if leaf is None else leaf.new_zeros(leaf.shape if rows is None else (rows, leaf.size(1)))
+        for leaf, rows in zip(leaves_of(inputs), (num_edges, None, None, num_nodes), strict=True)
+    ]
+    return with_leaves(inputs._replace(csr=empty_csr(num_nodes, num_edges, inputs.csr)), leaves)
+
+
+def copy_inputs(buffers: BlockInputs, inputs: BlockInputs) -> None:
+    """Copy the graph of a call, and what else its blocks read, into the buffers."""
+    copy_into(buffers.csr, inputs.csr)
+    copy_rows(leaves_of(buffers), leaves_of(inputs))
+
+
+class GradientBuffers:
+    """Gradients of one layer, and their sums over the layers.
+
+    Args:
+        stream: the G groups of the residual stream, [N, C/G] each.
+        dtype: precision of the blocks.
+        leaves: of the blocks' inputs; None where no gradient is needed.
+        parameters: the K parameters of the layer.
+
+    Attributes:
+        stream: gradients of the G groups, which each layer backward updates.
+        leaves: gradients of the leaves, summed over the layers; None where none is needed.
+        row: the gradients of the K parameters side by side, of one layer.
+        parameters: their views in ``row``.
+        used: numbers of the leaves, then of the parameters (from ``NUM_LEAVES`` on), that the blocks do use.
+    """
+
+    def __init__(
+        self,
+        stream: Sequence[Tensor],
+        dtype: torch.dtype,
+        leaves: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+    ) -> None:
+        self.stream = [torch.zeros_like(group, dtype=dtype) for group in stream]
+        self.leaves = [None if leaf is None else torch.zeros_like(leaf) for leaf in leaves]
+        self.row = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+        parts = torch.split(self.row, [parameter.numel() for parameter in parameters])
+        self.parameters = [part.view_as(value) for part, value in zip(parts, parameters, strict=True)]
+        self.used: set[int] = set()
+
+    def add(self, sums: Mapping[int, Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Add one gradient to each sum, whose key is its number in ``used``."""
+        found = {key: grad for key, grad in zip(sums, grads, strict=True) if grad is not None}
+        if found:
+            torch._foreach_add_([sums[key] for key in found], list(found.values()))
+            self.used.update(found)
+
+    def split(self, table: Tensor) -> list[Tensor | None]:
+        """[L, all elements] rows of L distinct layers to the gradients of their L x K parameters; None if not used."""
+        columns = torch.split(table, [gradient.numel() for gradient in self.parameters], dim=1)
+        by_parameter = [
+            column.view(-1, *gradient.shape).unbind() if NUM_LEAVES + k in self.used else [None] * len(table)
+            for k, (column, gradient) in enumerate(zip(columns, self.parameters, strict=True))
+        ]
+        return [gradient for layer in zip(*by_parameter, strict=True) for gradient in layer]
+
+
+def copy_rows(buffers: Sequence[Tensor | None], tensors: Sequence[Tensor | None]) -> None:
+    """Copy tensors into the first rows of buffers; the other rows get zeros."""
+    for buffer, tensor in zip(buffers, tensors, strict=True):
+        if buffer is not None and tensor is not None:
+            buffer[: tensor.size(0)].copy_(tensor)
+            buffer[tensor.size(0) :].zero_()
+
+
 class Recording:
     """Static buffers for the states, inputs and parameters of one layer, and the recorded work on them.
 
@@ -121,7 +204,7 @@ class Recording:
         size: nodes and edges of the buffers; one node stays unused.
         inputs: those of the first call.
         parameters: those of some layer.
-        recorder: see :mod:`zoo.layers.capture.recorder`.
+        record: a function that repeats a piece of work; see ``Recorder``.
     """
 
     def __init__(
@@ -132,7 +215,7 @@ class Recording:
         size: tuple[int, int],
         inputs: BlockInputs,
         parameters: Sequence[Tensor],
-        recorder: Recorder,
+        record: Callable[[Work, torch.device], Work],
     ) -> None:
         self.signature = signature
         self.num_nodes, self.num_edges = num_nodes, num_edges = size
@@ -141,14 +224,14 @@ class Recording:
         shape = num_nodes, signature.num_channels // num_groups
         self._stream = [torch.zeros(shape, dtype=STREAM_DTYPE, device=signature.device) for _ in range(num_groups)]
         self._parameters = [parameter.detach().clone() for parameter in parameters]
-        self._inputs = StaticInputs(inputs, num_nodes, num_edges)
-        self._inputs.copy_from(inputs)
-        self._replay_forward = recorder.record(self._layer_forward, signature.device)
+        self._inputs = empty_inputs(inputs, num_nodes, num_edges)
+        copy_inputs(self._inputs, inputs)
+        self._replay_forward = record(self._layer_forward, signature.device)
         if signature.has_backward:
-            pairs = zip(self._inputs.leaves, signature.leaves_need_grad, strict=True)
+            pairs = zip(leaves_of(self._inputs), signature.leaves_need_grad, strict=True)
             leaves = [leaf if needed else None for leaf, needed in pairs]
             self._grads = GradientBuffers(self._stream, signature.dtype, leaves, parameters)
-            self._replay_backward = recorder.record(self._layer_backward, signature.device)
+            self._replay_backward = record(self._layer_backward, signature.device)
 
     def serves(self, num_nodes: int, num_edges: int) -> bool:
         """True if a graph fits without leaving much of the buffers unused."""
@@ -174,7 +257,7 @@ class Recording:
             G groups of [N, C/G], float64.
         """
         with torch.inference_mode(False), torch.no_grad():
-            self._inputs.copy_from(inputs)
+            copy_inputs(self._inputs, inputs)
             copy_rows(self._stream, x.chunk(len(self._stream), dim=1))
             for step in range(num_steps):
                 torch._foreach_copy_(self._parameters, list(layers[step % len(layers)]))
@@ -204,7 +287,7 @@ class Recording:
         """
         grads, num_nodes = self._grads, grad.size(0)
         with torch.no_grad():
-            self._inputs.copy_from(inputs)
+            copy_inputs(self._inputs, inputs)
             copy_rows(self._stream, stream)
             copy_rows(grads.stream, grad.chunk(len(grads.stream), dim=1))
             for total in grads.leaves:
@@ -230,14 +313,14 @@ class Recording:
                 state.enter_context(replaced(own, self._parameters))
             state.enter_context(self._autocast())
             state.enter_context(torch.no_grad())
-            couple_in_place(blocks, self._stream, self._groups(self._inputs.leaves), self.signature.dtype)
+            couple_in_place(blocks, self._stream, self._groups(leaves_of(self._inputs)), self.signature.dtype)
 
     def _layer_backward(self) -> None:
         """The recorded work of one layer backward."""
         signature, grads = self.signature, self._grads
-        groups = self._groups(self._inputs.leaves)
+        groups = self._groups(leaves_of(self._inputs))
         # Sums of gradients are cut like the leaves they belong to.
-        pairs = zip(self._inputs.leaves, grads.leaves, strict=True)
+        pairs = zip(leaves_of(self._inputs), grads.leaves, strict=True)
         sums = self._groups([leaf if total is None else total for leaf, total in pairs])
         with torch.no_grad():
             grads.row.zero_()
@@ -260,7 +343,7 @@ class Recording:
 
     def _groups(self, leaves: Sequence[Tensor | None]) -> list[BlockInputs]:
         """Leaves, or the gradients of leaves, cut for the groups."""
-        inputs, num_groups = with_leaves(self._inputs.inputs, leaves), len(self._layer.blocks)
+        inputs, num_groups = with_leaves(self._inputs, leaves), len(self._layer.blocks)
         return [inputs.group(index, num_groups, slice_edges=self._slice_edges) for index in range(num_groups)]
 
     def _autocast(self) -> torch.autocast:
