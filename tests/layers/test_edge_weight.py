@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tests.pyg import GCNConv as PygGCNConv
 from tests.pyg import GraphConv as PygGraphConv
 from zoo.layers import Block, BlockInputs, GATConv, GCNConv, GENConv, ResidualStack, ReversibleStack
+from zoo.layers.block import EquilibriumBlock
 from zoo.layers.conv import RevGATConv, SAGEConv, reads_edge_weight
 from zoo.layers.equilibrium import EquilibriumLayer
-from zoo.layers.equilibrium_block import EquilibriumBlock
 
 N, E, C = 40, 160, 8
 

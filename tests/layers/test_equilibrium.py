@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from tests.layers.graphs import gradients, stack_inputs
 from tests.layers.memory import peak_bytes
 from zoo.errors import ZooWarning
+from zoo.layers.block import EquilibriumBlock
 from zoo.layers.conv import GATConv, GCNConv, GENConv, SAGEConv
 from zoo.layers.equilibrium import (
     EquilibriumLayer,
@@ -21,7 +22,6 @@ from zoo.layers.equilibrium import (
     start_epoch,
     take_solve_metrics,
 )
-from zoo.layers.equilibrium_block import EquilibriumBlock
 from zoo.layers.inputs import BlockInputs
 from zoo.ops.edges import EdgeInput
 

@@ -1,10 +1,8 @@
 """Neural network modules with flat keyword arguments, for your own models too."""
 
-from zoo.layers.block import Block
+from zoo.layers.block import Block, EquilibriumBlock, NodeEncoder
 from zoo.layers.conv import GATConv, GCNConv, GENConv, RevGATConv, SAGEConv
-from zoo.layers.encoders import NodeEncoder
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
-from zoo.layers.equilibrium_block import EquilibriumBlock
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.residual import ResidualStack
 from zoo.layers.reversible import ReversibleStack

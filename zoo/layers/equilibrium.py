@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from zoo.errors import ZooWarning
-from zoo.layers.equilibrium_block import frozen_parametrizations
+from zoo.layers.block import frozen_parametrizations
 from zoo.layers.inputs import BlockInputs, full_precision
 from zoo.layers.replay import GradientSums, Guard, exclusive
 from zoo.layers.reversible_solver import DampedState, as_fraction, solve_reversibly

@@ -31,8 +31,7 @@ from zoo.layers.coupling import (
     uncouple_with_gradients,
 )
 from zoo.layers.inputs import BlockInputs, full_precision
-from zoo.layers.replay import GradientSums, Guard, exclusive
-from zoo.layers.rng import RngTape
+from zoo.layers.replay import GradientSums, Guard, RngTape, exclusive
 from zoo.ops.dispatch import uncompiled_training
 
 

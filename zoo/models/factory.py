@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 
 from zoo.errors import RecipeError
-from zoo.layers.block import Block, PostNormBlock
+from zoo.layers.block import Block, EquilibriumBlock, PostNormBlock
 from zoo.layers.conv import CONVS, GCNIILayer, RevGATConv
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
-from zoo.layers.equilibrium_block import EquilibriumBlock
 from zoo.layers.residual import LayerStack, ResidualStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.gnn import GNN

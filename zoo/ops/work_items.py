@@ -1,8 +1,13 @@
-"""Division of the edges of a CSR into bounded work: segments of rows for kernels, chunks of edges for PyTorch."""
+"""Division of the edges of a CSR into bounded work, and the threads that share it.
+
+Kernels work on segments of rows, PyTorch on chunks of edges; tasks release Python's lock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,7 +18,6 @@ from torch import Tensor
 from zoo.errors import BackendError
 from zoo.ops.csr import CSR, cached
 from zoo.ops.tensors import address
-from zoo.ops.threads import run_tasks
 
 # A row has at most this many segments after its first, since each needs its own results; beyond it they get longer.
 MAX_FURTHER_SEGMENTS = 1 << 16
@@ -25,6 +29,12 @@ SEGMENT_COST = 8
 MAX_ITEMS = 256
 # Numbers in the [edges, C] tensors of one chunk: a few of them fit into the caches of a processor.
 CHUNK_NUMBERS = 1 << 20
+
+Task = Callable[[], None]
+
+_POOL: list[ThreadPoolExecutor] = []
+# A forked child inherits the pool but not its threads.
+os.register_at_fork(after_in_child=_POOL.clear)
 
 
 class Segments(NamedTuple):
@@ -176,3 +186,47 @@ def chunks(csr: CSR, num_channels: int) -> Iterator[Chunk]:
         within = rowptr[first : end + 1].clamp(start, stop)
         row = torch.repeat_interleave(within.diff(), output_size=stop - start)
         yield Chunk(slice(start, stop), slice(first, end), row, col[start:stop])
+
+
+def run_tasks(tasks: Sequence[Task]) -> None:
+    """Run every task, on as many threads as PyTorch uses; which thread runs which task is left open.
+
+    No task runs after the call has returned or raised.
+    """
+    num_helpers = min(torch.get_num_threads(), len(tasks)) - 1
+    if num_helpers < 1:
+        for task in tasks:
+            task()
+        return
+    if not _POOL:
+        _POOL.append(ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 64), thread_name_prefix="zoo-ops"))
+    # A list iterator hands each item to one thread only.
+    waiting = iter(tasks)
+
+    def work() -> None:
+        for task in waiting:
+            task()
+
+    helpers: list[Future[None]] = []
+    try:
+        for _ in range(num_helpers):
+            helpers.append(_POOL[0].submit(work))
+        work()
+    finally:
+        # Tasks hold raw addresses. If this thread stops early (Ctrl-C), its caller frees the tensors behind them: leave
+        # nothing to begin, and wait for the tasks that have begun.
+        for _ in waiting:
+            pass
+        started = [helper for helper in helpers if not helper.cancel()]
+        _join(started)
+    for helper in started:
+        helper.result()
+
+
+def _join(helpers: Sequence[Future[None]]) -> None:
+    """Wait for helpers to end; an interrupt is raised only after that."""
+    try:
+        wait(helpers)
+    except BaseException:
+        _join(helpers)
+        raise

@@ -26,7 +26,6 @@ from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
 from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, dtype_code, scalar_type
 from zoo.ops.tensors import address, unit_stride
-from zoo.ops.threads import run_tasks
 from zoo.ops.vector_math import exp, log
 from zoo.ops.vectors import (
     LANES,
@@ -48,7 +47,7 @@ from zoo.ops.vectors import (
     store_rows,
     where,
 )
-from zoo.ops.work_items import WorkItems
+from zoo.ops.work_items import WorkItems, run_tasks
 
 # Reading this many edges ahead hides the latency of memory; tables of x below a size stay in the cache anyway.
 PREFETCH_EDGES = 32

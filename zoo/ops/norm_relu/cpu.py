@@ -21,8 +21,8 @@ from torch import Tensor
 
 from zoo.ops.numba_launch import Kernel, compiled, dtype_code, scalar_type
 from zoo.ops.tensors import address
-from zoo.ops.threads import run_tasks
 from zoo.ops.vectors import LANES, lane, load, pointer, splat, store, where
+from zoo.ops.work_items import run_tasks
 
 # Numbers in the rows of a block: enough work to be worth handing to a thread.
 BLOCK_NUMBERS = 1 << 17

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from zoo.ops.threads import run_tasks
+from zoo.ops.work_items import run_tasks
 
 
 @pytest.fixture(autouse=True)
