@@ -110,7 +110,8 @@ def _backend(messages: Messages, aggr: Aggr) -> str:
     """The backend of a call. Kernels serve what recipes use; the rest is left to ``chunked``."""
     name = operator_backend(messages.x.device)
     edges = messages.edges
-    unserved = edges is not None and (edges.weight is None or (aggr == "softmax" and needs_grad(edges.attr)))
+    # Whatever the grad mode: a reversible stack evaluates a call again in backward, to the same last bit.
+    unserved = edges is not None and (edges.weight is None or (aggr == "softmax" and edges.attr.requires_grad))
     if name == "triton":
         # Its kernels compute in float32, and add gradients in no fixed order.
         exact = messages.x.dtype == torch.float64 or torch.are_deterministic_algorithms_enabled()
@@ -160,7 +161,7 @@ class _Aggregate(Function):
         edges = None if attr is None else EdgeInput(attr, weight, bias)
         messages = Messages(grad if x is None else x, CSR(rowptr, col), edges, call.eps)
         backward = kernel_function("gen_aggregate", call.backend, f"{call.function}_backward")
-        options = {"detach_weights": call.detach_weights, "with_edges": ctx.needs_input_grad[1]}
+        options = {"detach_weights": call.detach_weights} if call.function == "softmax" else {}
         grads = backward(grad, messages, factor, *state, **options)
         return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
 

@@ -2,7 +2,7 @@
 
 Every backend has functions of these names and arguments, or leaves them to this one. ``NAME_forward`` returns [N, C]
 sums and the tensors that ``NAME_backward`` needs besides the arguments; ``NAME_backward`` returns the gradients of x,
-edges.attr (None unless ``with_edges``), edges.weight, edges.bias and the factor.
+edges.attr (None unless it requires one), edges.weight, edges.bias and the factor.
 
 Gradients are written out by hand, because a tape over the chunks would hold every message again. Where several edges
 meet in one row, PyTorch's own ``index_add_`` and ``scatter_reduce_`` decide about the order of the sum.
@@ -46,9 +46,7 @@ def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[
     return (out + messages.eps).masked_fill_(out < 0, 0), (winner,) if needs_grad else ()
 
 
-def max_backward(
-    grad: Tensor, messages: Messages, factor: None, winner: Tensor, *, detach_weights: bool, with_edges: bool
-) -> Gradients:
+def max_backward(grad: Tensor, messages: Messages, factor: None, winner: Tensor) -> Gradients:
     """Gradients of the largest messages; x is not read."""
     _, csr, edges, _ = messages
     weight = None if edges is None else edges.weight
@@ -62,12 +60,12 @@ def max_backward(
             for c in range(grad.shape[1]):
                 # [N, D], the features of the edges that won channel c
                 dw[c] = passed[:, c] @ edges.attr[edge[:, c]].to(grad.dtype)
-    return dx, max_edge_gradient(grad, messages, winner) if with_edges else None, dw, passed.sum(0), None
+    return dx, max_edge_gradient(grad, messages, winner), dw, passed.sum(0), None
 
 
 def max_edge_gradient(grad: Tensor, messages: Messages, winner: Tensor) -> Tensor | None:
     """[E, D] gradient of the edge features under max: only winning edges get any."""
-    if messages.edges is None:
+    if messages.edges is None or not messages.edges.attr.requires_grad:
         return None
     attr, weight, _ = messages.edges
     out = torch.zeros(attr.shape, dtype=grad.dtype, device=grad.device)
@@ -108,17 +106,10 @@ def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool
 
 
 def softmax_backward(
-    grad: Tensor,
-    messages: Messages,
-    temperature: Tensor,
-    out: Tensor,
-    logsum: Tensor,
-    *,
-    detach_weights: bool,
-    with_edges: bool,
+    grad: Tensor, messages: Messages, temperature: Tensor, out: Tensor, logsum: Tensor, *, detach_weights: bool
 ) -> Gradients:
     """Gradients of the weighted sums; with ``detach_weights`` as if the weights were constants."""
-    sums = _Sums(messages, with_edges=with_edges)
+    sums = _Sums(messages)
     d_temperature = torch.zeros_like(temperature)
     for chunk in chunks(messages.csr, grad.shape[1]):
         pre = _preactivations(messages, chunk)
@@ -143,11 +134,9 @@ def sum_forward(messages: Messages, power: Tensor | None, *, needs_grad: bool) -
     return out, ()
 
 
-def sum_backward(
-    grad: Tensor, messages: Messages, power: Tensor | None, *, detach_weights: bool, with_edges: bool
-) -> Gradients:
+def sum_backward(grad: Tensor, messages: Messages, power: Tensor | None) -> Gradients:
     """Gradients of the sums."""
-    sums = _Sums(messages, with_edges=with_edges)
+    sums = _Sums(messages)
     d_power = None if power is None else torch.zeros_like(power)
     for chunk in chunks(messages.csr, grad.shape[1]):
         pre, slope = _preactivations(messages, chunk), chunk.gather(grad)
@@ -182,7 +171,7 @@ def _preactivations(messages: Messages, chunk: Chunk) -> Tensor:
 class _Sums:
     """Gradients of the parts of a message, summed chunk by chunk."""
 
-    def __init__(self, messages: Messages, *, with_edges: bool) -> None:
+    def __init__(self, messages: Messages) -> None:
         x, _, self.edges, _ = messages
         self.dx = _full(x, 0)
         self.db = torch.zeros(x.shape[1], dtype=self.dx.dtype, device=x.device)
@@ -190,7 +179,7 @@ class _Sums:
         if self.edges is not None:
             attr, weight, _ = self.edges
             self.dw = None if weight is None else torch.zeros_like(weight, memory_format=torch.contiguous_format)
-            self.d_attr = torch.empty(attr.shape, dtype=self.dx.dtype, device=x.device) if with_edges else None
+            self.d_attr = torch.empty(attr.shape, dtype=self.dx.dtype, device=x.device) if attr.requires_grad else None
 
     def add(self, chunk: Chunk, slope: Tensor, pre: Tensor) -> None:
         """Add the gradients that follow from ``slope``, [edges, C] the gradient of the messages, through the ReLU."""

@@ -113,9 +113,7 @@ def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[
     return layout.cropped(out), (layout.cropped(winner),) if needs_grad else ()
 
 
-def max_backward(
-    grad: Tensor, messages: Messages, factor: None, winner: Tensor, *, detach_weights: bool, with_edges: bool
-) -> Gradients:
+def max_backward(grad: Tensor, messages: Messages, factor: None, winner: Tensor) -> Gradients:
     """See ``chunked``."""
     _, csr, edges, _ = messages
     col = WorkItems.of(csr).int32_col(csr)
@@ -136,8 +134,7 @@ def max_backward(
 
     num_slices = max(1, min(torch.get_num_threads(), C // LANES))
     run_tasks([partial(task, C * s // num_slices, C * (s + 1) // num_slices) for s in range(num_slices)])
-    d_attr = max_edge_gradient(grad, messages, winner) if with_edges else None
-    return dx, d_attr, None if edges is None else _total(dw), _total(db), None
+    return dx, max_edge_gradient(grad, messages, winner), None if edges is None else _total(dw), _total(db), None
 
 
 def _total(parts: Tensor) -> Tensor:
@@ -162,14 +159,7 @@ def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool
 
 
 def softmax_backward(
-    grad: Tensor,
-    messages: Messages,
-    temperature: Tensor,
-    out: Tensor,
-    logsum: Tensor,
-    *,
-    detach_weights: bool,
-    with_edges: bool,
+    grad: Tensor, messages: Messages, temperature: Tensor, out: Tensor, logsum: Tensor, *, detach_weights: bool
 ) -> Gradients:
     """See ``chunked``; edge features get no gradient here."""
     layout = _Layout(messages)

@@ -84,9 +84,7 @@ def max_forward(messages: Messages, factor: None, *, needs_grad: bool) -> tuple[
     return call.rows(out), (call.rows(winner),) if needs_grad else ()
 
 
-def max_backward(
-    grad: Tensor, messages: Messages, factor: None, winner: Tensor, *, detach_weights: bool, with_edges: bool
-) -> Gradients:
+def max_backward(grad: Tensor, messages: Messages, factor: None, winner: Tensor) -> Gradients:
     """See ``chunked``."""
     attr, weight, _ = messages.edges or (None, None, None)
     N, C = grad.shape
@@ -108,8 +106,13 @@ def max_backward(
         BC=size,
         num_warps=2 * warps,
     )
-    d_attr = max_edge_gradient(grad, messages, winner) if with_edges else None
-    return dx, d_attr, None if weight is None else dw.sum(0).t().contiguous(), db.sum(0), None
+    return (
+        dx,
+        max_edge_gradient(grad, messages, winner),
+        None if weight is None else dw.sum(0).t().contiguous(),
+        db.sum(0),
+        None,
+    )
 
 
 def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -123,14 +126,7 @@ def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool
 
 
 def softmax_backward(
-    grad: Tensor,
-    messages: Messages,
-    temperature: Tensor,
-    out: Tensor,
-    logsum: Tensor,
-    *,
-    detach_weights: bool,
-    with_edges: bool,
+    grad: Tensor, messages: Messages, temperature: Tensor, out: Tensor, logsum: Tensor, *, detach_weights: bool
 ) -> Gradients:
     """See ``chunked``; edge features get no gradient here."""
     call = _Call(messages)
