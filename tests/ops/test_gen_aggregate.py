@@ -100,6 +100,16 @@ class TestBackend:
         assert torch.equal(inferred, run(case, backend, aggr)["output"])
 
     @pytest.mark.parametrize("aggr", AGGREGATIONS)
+    def test_output_is_the_same_in_any_grad_mode_when_edge_features_require_a_gradient(self, backend, aggr):
+        # A reversible stack evaluates a block without a tape, and again with one in backward: the bits must agree.
+        case = make_case()
+        case = case._replace(edge_attr=case.edge_attr.requires_grad_())
+        with use_backend(backend):
+            recorded = forward(case, aggr)
+            with torch.no_grad():
+                assert torch.equal(forward(case, aggr), recorded)
+
+    @pytest.mark.parametrize("aggr", AGGREGATIONS)
     def test_runs_repeat_bit_for_bit(self, backend, aggr):
         case = make_case()
         first, second = run(case, backend, aggr), run(case, backend, aggr)
