@@ -50,7 +50,9 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: 
         inner = {detail["loc"][:-1] for detail in details if detail["loc"]}
         details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
         faults = dict.fromkeys(_fault(cls, data, detail) for detail in details)
-        raise error("\n".join(f"{where}: {fault}" for fault in faults)) from None
+        # A key may hold a line break, which must not look like the next fault.
+        lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in fault) for fault in faults)
+        raise error("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def _place(cls: type[Spec], data: Any, detail: ErrorDetails) -> tuple[str, list[str]]:
