@@ -273,7 +273,7 @@ def test_features_that_a_graph_lacks_are_built_and_widths_are_compared() -> None
 
 
 def test_a_push_that_is_not_logged_in_or_names_no_folder_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoo.hub.push.get_token", lambda: None)
+    monkeypatch.setattr("zoo.hub.client.get_token", lambda: None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(AccessError, match="publishing needs a token"):
         zoo.push(run, "me/mine")

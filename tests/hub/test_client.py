@@ -24,8 +24,6 @@ from tests.hub.wire import Fault
 from zoo.cli import main
 from zoo.errors import ZooError
 from zoo.hub.client import connect
-from zoo.hub.push import Options
-from zoo.workflows.publish import publish
 from zoo.workflows.pull import fetch
 
 UseHub = Callable[..., None]
@@ -61,9 +59,9 @@ def told(capfd: pytest.CaptureFixture[str]) -> str:
 def test_answers_of_another_shape_are_an_error_of_the_zoo(full_hub: TestHub, bundle: Path, body: bytes) -> None:
     full_hub.faults.append(Fault("", "/api/", status=200, body=body, times=None))
     with pytest.raises(ZooError):
-        publish(bundle, REPO, Options(tag="v1"), quiet=True)
+        zoo.push(bundle, REPO, tag="v1", license="mit")
     with pytest.raises(ZooError):
-        publish(bundle, "alice/new", Options(private=True), quiet=True)
+        zoo.push(bundle, "alice/new", private=True, license="mit")
     assert main(["list", "--remote"]) in (0, 6)
 
 
@@ -74,7 +72,7 @@ def test_one_odd_answer_within_a_push_is_an_error_of_the_zoo_or_none(
 ) -> None:
     full_hub.faults.append(Fault("", path, status=200, body=body))
     with contextlib.suppress(ZooError):
-        publish(bundle, REPO if path in ("/refs", "/paths-info/") else "alice/new", Options(tag="v1"), quiet=True)
+        zoo.push(bundle, REPO if path in ("/refs", "/paths-info/") else "alice/new", tag="v1", license="mit")
 
 
 HEADERS: list[Any] = [
@@ -170,7 +168,7 @@ def test_bars_and_log_of_the_client_are_as_they_were(full_hub: TestHub, bundle: 
     try:
         zoo.load(REPO)
         fetch(REPO, quiet=is_quiet)
-        publish(bundle, "alice/new", Options(), quiet=is_quiet)
+        zoo.push(bundle, "alice/new", license="mit", quiet=is_quiet)
         after = are_progress_bars_disabled(), are_progress_bars_disabled("some.group"), hub_logging.get_verbosity()
     finally:
         enable_progress_bars()

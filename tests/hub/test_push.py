@@ -22,10 +22,9 @@ from tests.hub.wire import Fault, Request
 from zoo.cli import main
 from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError, ZooWarning
 from zoo.hub.card import is_generated
-from zoo.hub.push import Options, Published
+from zoo.hub.push import Published
 from zoo.hub.reference import ReferenceFormatError
 from zoo.workflows.card import write_card
-from zoo.workflows.publish import publish
 
 UseHub = Callable[..., None]
 Env = Callable[..., dict[str, str]]
@@ -33,7 +32,7 @@ FILES = {"README.md", "config.json", "model.safetensors", "probe.safetensors", "
 
 
 def push(source: Path, repo_id: str = REPO, *, replace_card: bool = False, **options: Any) -> Published:
-    return publish(source, repo_id, Options(**options), replace_card=replace_card, quiet=True)
+    return zoo.push(source, repo_id, replace_card=replace_card, **options)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -149,14 +148,14 @@ def test_license_is_the_one_that_was_asked_for_and_none_without(hub: TestHub, us
     use_hub(hub, ALICE)
     (copy / "README.md").unlink()
     with pytest.warns(ZooWarning, match="has no license, so nobody may use it; to choose one: --license"):
-        publish(copy, REPO, Options(), quiet=True)
+        zoo.push(copy, REPO, quiet=True)
     assert b"license" not in published(hub)["README.md"]
-    publish(copy, REPO, Options(), license="gpl-3.0", quiet=True)
+    zoo.push(copy, REPO, license="gpl-3.0", quiet=True)
     assert b"license: gpl-3.0\n" in published(hub)["README.md"]
-    assert publish(copy, REPO, Options(), quiet=True).changed == ()
+    assert zoo.push(copy, REPO, quiet=True).changed == ()
     hub.requests.clear()
     with pytest.raises(ZooError, match=r"license 'My own': expected its identifier"):
-        publish(copy, REPO, Options(), license="My own", quiet=True)
+        zoo.push(copy, REPO, license="My own", quiet=True)
     assert len(hub.requests) == 0
 
 

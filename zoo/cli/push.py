@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import click
 
 from zoo.cli.common import common_options, echo, echo_json, example, json_option, run_or_bundle
@@ -23,49 +26,23 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 @click.option("--message", default="", help="Title of the commit.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--replace-card", is_flag=True, help="Render README.md anew even if somebody wrote its words.")
+@click.option("--sign", metavar="KEY", help="Sign it with this private key, a PEM file; needs revgnn-zoo[sign].")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be sent; send nothing.")
 @json_option
 @common_options
-def command(
-    *,
-    source: str,
-    repo_id: str,
-    license: str | None,
-    private: bool,
-    tag: str,
-    branch: str,
-    message: str,
-    create_pr: bool,
-    replace_card: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(*, source: str, repo_id: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Publish a bundle, or the bundle of a finished run, to the Hub in one commit.
 
     The right to write, the card, the weights and that they load again are checked before anything is sent. The host is
     HF_ENDPOINT, the token that of 'hf auth login' or HF_TOKEN.
     """
-    from zoo.hub.push import Options
-    from zoo.workflows.publish import publish
+    from zoo.workflows.publish import push
 
-    options = Options(private, tag, branch, message, create_pr, dry_run)
-    done = publish(
-        run_or_bundle(source), repo_id, options, license=license, replace_card=replace_card, quiet=quiet or as_json
-    )
+    done = push(run_or_bundle(source), repo_id, quiet=quiet or as_json, **options)
     if as_json:
-        echo_json(
-            {
-                "repository": done.repo_id,
-                "commit": done.commit,
-                "changed": list(done.changed),
-                "url": done.url,
-                "tag": done.tag,
-                "is_new": done.is_new,
-                "dry_run": dry_run,
-            }
-        )
-    elif dry_run:
+        facts = dataclasses.asdict(done)
+        echo_json({"repository": facts.pop("repo_id"), **facts, "dry_run": options["dry_run"]})
+    elif options["dry_run"]:
         create = "would create it; " if done.is_new else ""
         echo(f"{repo_id}: {create}would send {', '.join(done.changed) or 'nothing: it holds all of this already'}")
     elif not done.changed:

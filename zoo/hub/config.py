@@ -23,7 +23,8 @@ from zoo.spec.upgrade import upgrade_recipe
 
 FORMAT_VERSION: Literal[1] = 1
 CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE = "config.json", "model.safetensors", "probe.safetensors"
-CARD_FILE, CURVES_FILE = "README.md", "curves.png"
+CARD_FILE, CURVES_FILE, SIGNATURE_FILE = "README.md", "curves.png", "model.sig"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE, CARD_FILE, CURVES_FILE, SIGNATURE_FILE)
 
 
 class Provenance(Spec):

@@ -25,13 +25,13 @@ from huggingface_hub.file_download import repo_folder_name
 from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import atomic_write, make_folder, read_regular, sha256_of
 from zoo.hub.client import Hub, patiently, plain_errors, warn
-from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, BundleConfig, Stored, parse_config
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, SIGNATURE_FILE, BundleConfig, Stored, parse_config
 from zoo.hub.reference import Reference, is_commit
 from zoo.hub.verify import cached_id, drop, has_id
 from zoo.json_object import MAX_JSON_BYTES
 
 # What a bundle may hold beside what it must hold, and how large that may be.
-OPTIONAL_FILES = {CARD_FILE: 1 << 20, CURVES_FILE: 16 << 20}
+OPTIONAL_FILES = {CARD_FILE: 1 << 20, CURVES_FILE: 16 << 20, SIGNATURE_FILE: 1 << 20}
 _ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".joblib", ".h5")
 

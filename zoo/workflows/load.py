@@ -185,16 +185,8 @@ def load_located(located: Located) -> nn.Module:
     # A warning, not an error: such a model can still be inspected.
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         warnings.warn(f"{folder}: some weights are NaN or infinite", ZooWarning, stacklevel=3)
-    info = ZooInfo(
-        config.recipe,
-        config.shape,
-        folder,
-        config.weights.sha256,
-        config.results,
-        located.repo_id,
-        located.revision,
-        located.commit,
-    )
+    origin = located.repo_id, located.revision, located.commit
+    info = ZooInfo(config.recipe, config.shape, folder, config.weights.sha256, config.results, *origin)
     return set_info(fill(model, state), info)
 
 

@@ -22,6 +22,7 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.shape import GraphShape
 from zoo.tensor_file import Shapes, first_nonfinite, read_tensors
 from zoo.workflows import session
+from zoo.workflows.create import info_of
 
 # Features are whole numbers of 1 / 64, so that one byte holds each exactly.
 _UNITS = 64
@@ -56,13 +57,14 @@ class Verified:
         )
 
 
-def make_probe(model: nn.Module, recipe: Recipe, shape: GraphShape) -> dict[str, Tensor]:
+def make_probe(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a probe of a model on the CPU, in float32 and evaluation mode; it is left behind in float64.
 
     Raises:
         BundleError: if a logit is NaN or infinite.
     """
-    probe = _random_graph(recipe, shape)
+    recipe = info_of(model).recipe
+    probe = _random_graph(recipe, info_of(model).shape)
     with use_backend(None):
         fastest = _logits(model, probe, torch.float32)
     with use_backend("reference"):
@@ -127,8 +129,7 @@ def check_model(model: nn.Module, folder: Path) -> Verified:
 
 
 def _random_graph(recipe: Recipe, shape: GraphShape) -> dict[str, Tensor]:
-    num_nodes = _TARGET_BYTES // (shape.num_node_features + 12 * shape.num_tasks)
-    num_nodes = min(max(num_nodes, 4), _MAX_NODES)
+    num_nodes = min(max(_TARGET_BYTES // (shape.num_node_features + 12 * shape.num_tasks), 4), _MAX_NODES)
     bounds = dict.fromkeys(("x", "edge_attr"), (-_UNITS, _UNITS + 1))
     bounds |= {"edge_index": (0, num_nodes), "edge_weight": (1, _UNITS + 1)}
     generator = session.generator(0, "probe")

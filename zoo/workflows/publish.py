@@ -9,16 +9,16 @@ from pathlib import Path
 from zoo.errors import BundleError, ZooError
 from zoo.files import read_regular
 from zoo.hub import push as hub_push
+from zoo.hub import sign as hub_sign
 from zoo.hub.card import is_generated, license_of, render_card
 from zoo.hub.client import connect, warn
-from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, PROBE_FILE, WEIGHTS_FILE, BundleConfig, read_config
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, FILES, SIGNATURE_FILE, BundleConfig, read_config
 from zoo.hub.push import Content, Options, Published, Target, inspect
 from zoo.hub.reference import DEFAULT_REVISION, ReferenceFormatError, check_new_ref, check_repo_id
 from zoo.json_object import MAX_JSON_BYTES
 from zoo.workflows.card import prepare_bundle, read_card
 from zoo.workflows.save import check_bundle
 
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE, CARD_FILE, CURVES_FILE)
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -34,11 +34,15 @@ def push(
     message: str = "",
     create_pr: bool = False,
     replace_card: bool = False,
+    sign: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     token: str | None = None,
     quiet: bool = True,
 ) -> Published:
     """Publish a bundle or a finished run on the Hub, in one commit: ``zoo.push("runs/mine", "me/mine")``.
+
+    A README.md that was written by hand, here or on the Hub, keeps its words unless ``replace_card``; one here wins.
+    Its metadata and its table are renewed, but for the license and what else its owner added.
 
     Args:
         source: a folder that ``zoo.save`` or ``zoo.train`` wrote; a run is exported first.
@@ -50,51 +54,20 @@ def push(
         message: title of the commit.
         create_pr: open a pull request instead of committing.
         replace_card: render README.md anew even if somebody wrote its words.
+        sign: a private key of an elliptic curve in PEM, to sign the bundle with; needs ``revgnn-zoo[sign]``.
         dry_run: check everything and send nothing.
         token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN.
         quiet: show no progress.
 
     Raises:
-        ZooError: as :func:`publish`.
-    """
-    if not isinstance(source, str | os.PathLike):
-        raise BundleError(
-            f"expected the folder of a run or a bundle, got {type(source).__name__}; zoo.save writes a model"
-        )
-    options = Options(private, tag, branch, message, create_pr, dry_run)
-    return publish(Path(source), repo_id, options, license=license, replace_card=replace_card, token=token, quiet=quiet)
-
-
-def publish(
-    source: Path,
-    repo_id: str,
-    options: Options,
-    *,
-    license: str | None = None,
-    replace_card: bool = False,
-    token: str | None = None,
-    quiet: bool = False,
-) -> Published:
-    """Publish a bundle, or the bundle of a finished run, in one commit.
-
-    A README.md that was written by hand, here or on the Hub, keeps its words unless ``replace_card``; one here wins.
-    Its metadata and its table are renewed, but for the license and what else its owner added.
-
-    Args:
-        source: a bundle or a run directory; a run is exported first.
-        repo_id: ``owner/name``; created if there is no such repository.
-        options: how.
-        license: of the model, as the Hub names it; None: the one that README.md names, here or there.
-        replace_card: publish a freshly rendered README.md whatever there is.
-        token: for the Hub; None: the user's.
-        quiet: show no progress.
-
-    Raises:
-        BundleError: if a file is missing, damaged, a link, or not fit to be published.
+        BundleError: if a file is missing, damaged, a link, or not fit to be published, or the model fails its probe.
         AccessError: if the user may not write there.
         NetworkError: if the Hub cannot be reached.
         ZooError: if the tag exists elsewhere or the repository was changed meanwhile.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise BundleError(f"expected the folder of a run or a bundle, got {type(source).__name__}; zoo.save writes one")
+    options = Options(private, tag, branch, message, create_pr, dry_run)
     name, at, revision = repo_id.partition("@")
     check_repo_id(name)
     if at:
@@ -107,20 +80,21 @@ def publish(
     if options.create_pr and options.branch != DEFAULT_REVISION:
         raise ZooError("a pull request has a branch of its own; leave --branch or --create-pr out")
     # Everything that can be checked here is checked before the first request to the Hub.
-    folder = prepare_bundle(source)
+    folder = prepare_bundle(Path(source))
     _refuse_links(folder)
     config = read_config(folder)
     check_bundle(folder)
+    if sign is not None:
+        hub_sign.sign(folder, Path(sign))
     hub = connect(quiet=quiet, token=token)
-    target = inspect(hub, repo_id, _FILES, options)
+    target = inspect(hub, repo_id, FILES, options)
     card = _merged_card(folder, config, target, license=license or "", replace=replace_card)
     files: dict[str, Content] = {
         CONFIG_FILE: read_regular(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES),
         **{name: folder / name for name in config.files},
         CARD_FILE: card.encode(),
     }
-    if (folder / CURVES_FILE).is_file():
-        files[CURVES_FILE] = folder / CURVES_FILE
+    files |= {name: folder / name for name in (CURVES_FILE, SIGNATURE_FILE) if (folder / name).is_file()}
     for name, content in files.items():
         if isinstance(content, bytes):
             _refuse_secrets(f"{folder}: {name}", content.decode())
@@ -129,7 +103,7 @@ def publish(
 
 def _refuse_links(folder: Path) -> None:
     """Refuse links, whose targets may lie anywhere and would be published."""
-    for name in _FILES:
+    for name in FILES:
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise BundleError(f"{path}: a link or not a regular file; only regular files of the bundle are published")

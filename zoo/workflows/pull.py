@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import tempfile
@@ -13,11 +14,9 @@ from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, Zo
 from zoo.files import write_errors
 from zoo.hub import pull as hub_pull
 from zoo.hub.client import connect
-from zoo.hub.config import CONFIG_FILE, PROBE_FILE, WEIGHTS_FILE
-from zoo.hub.pull import OPTIONAL_FILES, Pulled
+from zoo.hub.config import FILES
+from zoo.hub.pull import Pulled
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
-
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE, *OPTIONAL_FILES)
 
 
 def fetch(
@@ -30,16 +29,7 @@ def fetch(
     quiet: bool = False,
     optional: bool = True,
 ) -> Pulled:
-    """Fetch and verify a bundle.
-
-    Args:
-        reference: ``owner/name`` or ``owner/name@revision``.
-        revision: a tag, a branch or a commit, if ``reference`` names none.
-        token: for the Hub; None: the one of the environment; False: none.
-        cache_dir: where files are kept; None: the cache of ``huggingface_hub``.
-        offline: use the cache alone.
-        quiet: show no progress; remarks on what was used instead of the latest are still made.
-        optional: fetch the card and the picture too.
+    """Fetch and verify a bundle; see :func:`pull`. Without ``optional``, only the files that loading reads.
 
     Raises:
         ZooError: if it does not exist, may not be read, cannot be reached or is damaged.
@@ -116,10 +106,10 @@ def copy_bundle(pulled: Pulled, out: Path) -> None:
         BundleError: if the folder holds something else.
         ZooError: if it cannot be written.
     """
-    names = [name for name in _FILES if (pulled.folder / name).is_file()]
+    names = [name for name in FILES if (pulled.folder / name).is_file()]
     with write_errors(out, ZooError):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            if all((out / n).is_file() and _same(out / n, pulled.folder / n) for n in names):
+            if all((out / n).is_file() and filecmp.cmp(out / n, pulled.folder / n, shallow=False) for n in names):
                 return
             raise BundleError(f"{out}: already there and not this bundle; choose another --to")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +120,3 @@ def copy_bundle(pulled: Pulled, out: Path) -> None:
             for name in names:
                 shutil.copyfile(pulled.folder / name, staged / name)
             staged.rename(out)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()

@@ -62,8 +62,7 @@ def add_probe(folder: Path) -> None:
     Raises:
         BundleError: if the folder is no whole bundle or cannot be written, or the model fails its probe.
     """
-    model = load_located(Located(folder))
-    write_probe(folder, make_probe(model, info_of(model).recipe, info_of(model).shape))
+    write_probe(folder, make_probe(load_located(Located(folder))))
     check_bundle(folder)
 
 
