@@ -213,3 +213,16 @@ def test_endpoint_that_lies_about_ids_writes_nothing_elsewhere(
     with pytest.raises(NetworkError, match="names no commit"):
         fetch(REPO, quiet=True)
     assert not list(hf_home.parent.rglob("*escaped*"))
+
+
+def test_probe_of_another_digest_or_size_is_refused(hub: TestHub, use_hub: UseHub, bundle: Path) -> None:
+    use_hub(hub)
+    files = content(bundle)
+    for raw in (files["probe.safetensors"][:-1] + b"\x01", b"x"):
+        hub.put_raw(REPO, {**files, "probe.safetensors": raw})
+        with pytest.raises(BundleError, match=r"probe\.safetensors: .* but config.json says .*: not the same bundle"):
+            zoo.load(REPO)
+    assert not hub.requests.select("GET", "/resolve/[^/]*/probe")
+    hub.put_raw(REPO, {**files, "probe.safetensors": None})
+    with pytest.raises(BundleError, match=r"it has no probe\.safetensors"):
+        zoo.load(REPO)

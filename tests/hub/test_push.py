@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -533,4 +534,24 @@ def test_commands_publish_and_the_stock_client_reads_it(
     hub.requests.clear()
     pulled = command(hub_env(hub, HF_HUB_OFFLINE="1"), "pull", f"{REPO}@v1")
     assert (pulled.returncode, pulled.stdout.strip()) == (0, folder)
+    assert len(hub.requests) == 0
+
+
+def test_model_that_fails_its_probe_or_has_none_is_not_published(
+    hub: TestHub, use_hub: UseHub, copy: Path, tmp_path: Path
+) -> None:
+    use_hub(hub, ALICE)
+    tensors = load_file(copy / "probe.safetensors")
+    tensors["logits_float64"] += 1e-3
+    save_file(tensors, copy / "probe.safetensors")
+    raw = (copy / "probe.safetensors").read_bytes()
+    stored = {"sha256": hashlib.sha256(raw).hexdigest(), "num_bytes": len(raw)}
+    (copy / "config.json").write_bytes(changed_config(copy, probe=stored))
+    with pytest.raises(BundleError, match="fails its probe"):
+        push(copy)
+    config = json.loads((copy / "config.json").read_bytes())
+    del config["probe"]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match="carries no probe to verify it by"):
+        push(copy)
     assert len(hub.requests) == 0
