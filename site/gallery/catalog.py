@@ -17,7 +17,8 @@ from gallery import words
 from gallery.words import Cell
 from zoo.data.datasets import DATASETS
 from zoo.hub.config import CURVES_FILE, BundleConfig, read_config
-from zoo.spec.recipe import Recipe, ReportedResult, read_recipe
+from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.results import ReportedResult
 from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import card_path, list_models, list_recipes, recipe_path, shipped_dir
 from zoo.spec.train import lower_is_better

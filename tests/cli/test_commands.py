@@ -17,7 +17,6 @@ import zoo
 from tests.cli.conftest import ROOT, Result
 from tests.workflows.small import write_recipe
 from zoo.cli import COMMANDS
-from zoo.cli.common import chosen_recipe
 from zoo.spec.recipe import parse_recipe, read_recipe
 from zoo.spec.shipped import list_recipes, recipe_path
 from zoo.workflows import train as train_module
@@ -264,7 +263,7 @@ def test_a_baseline_is_added_to_a_finished_run(finished: Path, tmp_path: Path, z
     ],
 )
 def test_with_another_model_or_other_data_a_recipe_has_no_source(assignments: list[str], expected: str | None) -> None:
-    recipe = chosen_recipe("rev_deep", assignments)
+    recipe = read_recipe("rev_deep", assignments)
     shipped = read_recipe(recipe_path("rev_deep"))
     if expected is None:
         assert (recipe.source, recipe.summary) == (shipped.source, shipped.summary)
@@ -276,12 +275,12 @@ def test_with_another_model_or_other_data_a_recipe_has_no_source(assignments: li
 
 
 def test_where_the_file_lies_changes_no_recipe(tmp_path: Path) -> None:
-    assert chosen_recipe("ppi_n2v", ["data.path=/data/ppi_n2v.npz"]).summary == chosen_recipe("ppi_n2v", ()).summary
-    assert "changed: data.path=other.npz" in chosen_recipe("ppi_n2v", ["data.path=/data/other.npz"]).summary
+    assert read_recipe("ppi_n2v", ["data.path=/data/ppi_n2v.npz"]).summary == read_recipe("ppi_n2v", ()).summary
+    assert "changed: data.path=other.npz" in read_recipe("ppi_n2v", ["data.path=/data/other.npz"]).summary
 
 
 def test_many_changes_fit_into_the_summary(tmp_path: Path) -> None:
-    recipe = chosen_recipe("ppi_n2v", [f"data.path={'a' * 250}.npz", "model.num_layers=3", "model.dropout=0.25"])
+    recipe = read_recipe("ppi_n2v", [f"data.path={'a' * 250}.npz", "model.num_layers=3", "model.dropout=0.25"])
     assert len(recipe.summary) == 300
     assert parse_recipe(recipe.to_json(), where="x").summary == recipe.summary
 

@@ -8,7 +8,6 @@ import pytest
 
 import zoo
 from tests.workflows.small import changed, recipe_data
-from zoo.cli.common import chosen_recipe
 from zoo.errors import RecipeError
 from zoo.spec.recipe import parse_recipe, read_recipe
 from zoo.spec.shape import DatasetName, NodeFeature, known_shape
@@ -18,7 +17,7 @@ from zoo.spec.shipped import recipe_path
 @pytest.mark.parametrize("overrides", [[], ["model.num_layers=3"], ["train.num_epochs=5"], ["model.dropout=0.5"]])
 def test_python_and_the_command_line_read_the_same_recipe(overrides: list[str]) -> None:
     recipe = zoo.read_recipe(recipe_path("rev_deep"), overrides)
-    assert recipe == chosen_recipe("rev_deep", overrides)
+    assert recipe == read_recipe("rev_deep", overrides)
     assert (recipe.source is None) == any(override.startswith("model.") for override in overrides)
 
 

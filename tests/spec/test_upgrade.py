@@ -9,7 +9,8 @@ import pytest
 from tests.workflows.small import changed, recipe_data
 from zoo.errors import BundleError, RecipeError
 from zoo.hub.config import parse_config
-from zoo.spec.recipe import Recipe, ReportedResult, parse_recipe, read_recipe
+from zoo.spec.recipe import Recipe, parse_recipe, read_recipe
+from zoo.spec.results import ReportedResult
 from zoo.spec.shipped import shipped_dir
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,8 @@ from tests.workflows.small import NUM_NODES, changed, write_graph
 from zoo.data.datasets import DATASETS
 from zoo.errors import BundleError, RecipeError, RunError
 from zoo.spec.base import parse_spec
-from zoo.spec.recipe import Recipe, ReportedResult, parse_recipe
+from zoo.spec.recipe import Recipe, parse_recipe
+from zoo.spec.results import ReportedResult
 from zoo.workflows import compare as compare_module
 from zoo.workflows import train as train_module
 from zoo.workflows.compare import compare

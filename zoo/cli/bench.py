@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from zoo.cli.common import (
-    chosen_recipe,
     common_options,
     echo,
     echo_json,
@@ -16,6 +15,7 @@ from zoo.cli.common import (
     json_option,
     training_options,
 )
+from zoo.spec.recipe import read_recipe
 
 HEAD = ("layers", "parameters", "s/step", "s/epoch", "step memory", "memory in all")
 EXAMPLE = example(
@@ -57,7 +57,7 @@ def command(
     except ValueError as error:
         raise click.UsageError(f"--layers {depths}: expected whole numbers, such as 7,14,28") from error
     changes = [[*assignments, f"model.num_layers={number}"] for number in layers] or [list(assignments)]
-    recipes = [chosen_recipe(recipe, change) for change in changes]
+    recipes = [read_recipe(recipe, change) for change in changes]
     from zoo.workflows.bench import bench
 
     results = bench(recipes, random_graph=random_graph, num_nodes=num_nodes, num_edges=num_edges, **options)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zoo.errors import NotFoundError
-from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured, baseline_in_words
-from zoo.spec.shipped import list_recipes, recipe_path
+from zoo.spec.shipped import list_recipes
 
 if TYPE_CHECKING:
     from zoo.workflows.published import Comparison
@@ -63,15 +62,6 @@ def training_options(function: CommandT) -> CommandT:
     """The options of every command that takes training steps."""
     capture = click.option("--capture", is_flag=True, help="Replay CUDA graphs of one reversible layer, on a GPU.")
     return set_option(capture(edge_precision_option(device_options(function))))
-
-
-def chosen_recipe(name: str, assignments: Sequence[str]) -> Recipe:
-    """The recipe that a command is given, with its overrides.
-
-    Raises:
-        ZooError: if there is no such recipe, or it is at fault.
-    """
-    return read_recipe(recipe_path(name), assignments)
 
 
 def example(*lines: str) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zoo.cli.common import (
-    chosen_recipe,
     common_options,
     device_options,
     echo,
@@ -19,6 +18,7 @@ from zoo.cli.common import (
     reference,
     set_option,
 )
+from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
 from zoo.workflows.recipes import recipe_on_data
 
@@ -92,4 +92,4 @@ def _model(text: str, data: str | None, assignments: tuple[str, ...]) -> Recipe 
     if isinstance(folder, Path) and folder.is_dir():
         return folder
     path = recipe_path(text)
-    return chosen_recipe(text, assignments) if data is None else recipe_on_data(path, recipe_path(data), assignments)
+    return read_recipe(text, assignments) if data is None else recipe_on_data(path, recipe_path(data), assignments)

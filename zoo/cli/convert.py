@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import chosen_recipe, common_options, echo, echo_json, example, json_option, set_option
+from zoo.cli.common import common_options, echo, echo_json, example, json_option, set_option
+from zoo.spec.recipe import read_recipe
 
 EXAMPLE = example(
     "revgnn-zoo convert official.pth --recipe rev_deep --out ./rev_deep",
@@ -28,7 +29,7 @@ def command(
 
     Only tensors are read from it; a file that holds anything else is refused.
     """
-    spec = chosen_recipe(recipe, assignments)
+    spec = read_recipe(recipe, assignments)
     from zoo.workflows.convert import convert
 
     out = out or checkpoint.with_suffix("")

@@ -10,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from zoo.cli.common import (
-    chosen_recipe,
     common_options,
     echo,
     echo_figures,
@@ -20,6 +19,7 @@ from zoo.cli.common import (
     printable,
     training_options,
 )
+from zoo.spec.recipe import read_recipe
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
@@ -62,7 +62,7 @@ def command(
     if out is None and (resume or (Path(recipe) / "recipe.json").is_file()):
         spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)
     else:
-        spec = chosen_recipe(recipe, assignments)
+        spec = read_recipe(recipe, assignments)
         from zoo.workflows.run_dir import fresh_folder
 
         out = out or fresh_folder(spec.name)

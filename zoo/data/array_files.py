@@ -60,12 +60,6 @@ def array_writer(
         os.fsync(file.fileno())
 
 
-def write_array(path: Path, values: np.ndarray[Any, Any]) -> None:
-    """Write one array to a .npy file."""
-    with array_writer(path, values.shape, values.dtype) as write:
-        write(0, values)
-
-
 def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path], None]) -> Arrays:
     """Map the arrays of a cache folder; build the folder first if it is missing, damaged or out of date.
 

@@ -24,7 +24,7 @@ from zoo.data.published import (
 from zoo.errors import DataError, nearest
 from zoo.files import locked, make_folder
 from zoo.spec.plugins import Table
-from zoo.spec.recipe import ReportedResult
+from zoo.spec.results import ReportedResult
 from zoo.spec.train import MetricName
 
 Array = np.ndarray[Any, Any]
@@ -95,25 +95,12 @@ def load_graph(
         if path is not None:
             raise DataError(f"a path goes with the data set 'file' only, not with {name!r}; use root for a data folder")
         graph = DATASETS[name].load(name, root)
-    return _made_undirected(graph) if undirected else graph
-
-
-def _made_undirected(graph: Graph) -> Graph:
-    if graph.undirected:
+    if graph.undirected or not undirected:
         return graph
     if graph.edge_attr is not None or graph.edge_weight is not None:
         values = "features" if graph.edge_attr is not None else "weights"
         raise DataError(f"{graph.name}: a directed graph with edge {values} cannot be made undirected without a choice")
     return replace(graph, edge_index=undirected_edges(graph.edge_index, graph.num_nodes), undirected=True)
-
-
-def _ogb(name: str, root: str | Path | None) -> Graph:
-    return load_ogb(name, root=root)
-
-
-def _digits(name: str, root: str | Path | None) -> Graph:
-    # It comes with scikit-learn, so there is nothing to look for under the root.
-    return digits_graph()
 
 
 def _heterophilous(name: str, root: str | Path | None) -> Graph:
@@ -181,7 +168,7 @@ _PLANETOID = "https://github.com/kimiyoung/planetoid"
 
 
 def _ogb_entry(name: str, license: str, summary: str) -> Dataset:
-    return Dataset(_ogb, OGB[name].task, license, _OGB_PAGE, summary)
+    return Dataset(lambda name, root: load_ogb(name, root=root), OGB[name].task, license, _OGB_PAGE, summary)
 
 
 def _heterophilous_entry(task: Task, summary: str, *reported: ReportedResult) -> Dataset:
@@ -209,7 +196,8 @@ DATASETS: Mapping[str, Dataset] = Table(
         "ogbn-arxiv": _ogb_entry("ogbn-arxiv", "ODC-BY", "Papers of computer science and whom they cite, 40 areas."),
         "ogbn-products": _ogb_entry("ogbn-products", "Amazon license", "Products bought together, 47 categories."),
         "digits": Dataset(
-            _digits,
+            # It comes with scikit-learn, so there is nothing to look for under the root.
+            lambda name, root: digits_graph(),
             "multiclass",
             "CC BY 4.0",
             "https://archive.ics.uci.edu/dataset/80",

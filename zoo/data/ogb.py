@@ -26,7 +26,6 @@ from zoo.data.array_files import (
     open_or_build,
     read_count,
     read_csv,
-    write_array,
 )
 from zoo.data.download import check_free_space, data_root, download_and_unpack
 from zoo.data.graph import Graph, Split, Task, validate
@@ -228,12 +227,12 @@ def _convert(info: OgbInfo, folder: Path, target: Path) -> None:
     if info.task == "multiclass":
         # Class numbers are small, so float32 holds them exactly; an empty field is an unlabeled node.
         labels = np.where(np.isnan(labels[:, 0]), -1, labels[:, 0]).astype(np.int64)
-    write_array(target / "y.npy", labels)
+    np.save(target / "y.npy", labels)
     if info.has_species:
         species = read_csv(files[SPECIES_FILES[0]], num_nodes, "int64", "species")[:, 0]
-        write_array(target / "categories.npy", species_to_categories(species))
+        np.save(target / "categories.npy", species_to_categories(species))
     for name in ("train", "valid", "test"):
-        write_array(target / f"{name}.npy", read_csv(files[f"{name}.csv.gz"], None, "int64", f"{name} nodes")[:, 0])
+        np.save(target / f"{name}.npy", read_csv(files[f"{name}.csv.gz"], None, "int64", f"{name} nodes")[:, 0])
     arrays = {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in target.glob("*.npy")}
     validate(_to_graph(info, arrays))
 

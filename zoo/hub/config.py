@@ -15,11 +15,11 @@ from zoo.errors import BundleError
 from zoo.files import read_errors, read_regular
 from zoo.json_object import MAX_JSON_BYTES, parse_json_object
 from zoo.spec.base import Spec, parse_spec
+from zoo.spec.overrides import upgrade_recipe
 from zoo.spec.plugins import missing_package
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
-from zoo.spec.upgrade import upgrade_recipe
 
 FORMAT_VERSION: Literal[1] = 1
 CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE = "config.json", "model.safetensors", "probe.safetensors"

@@ -15,47 +15,14 @@ from zoo.errors import RecipeError
 from zoo.json_object import read_json_object
 from zoo.spec.base import NAME_PATTERN, Spec, parse_spec
 from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model
-from zoo.spec.overrides import changes_in_words, faults_of_overrides, override
+from zoo.spec.overrides import changes_in_words, faults_of_overrides, override, upgrade_recipe
 from zoo.spec.plugins import Installed
-from zoo.spec.results import protocol_in_words
+from zoo.spec.results import SourceSpec
 from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
 from zoo.spec.shipped import recipe_path
-from zoo.spec.train import EvalSpec, Metric, MetricName, TestSpec, TrainSpec
-from zoo.spec.upgrade import upgrade_recipe
+from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
 
 _MAX_SUMMARY = 300
-
-
-class ReportedResult(Spec):
-    """A published figure: its quantity, its protocol, and its source.
-
-    A number of views or parts that the source does not state is left out, and nothing is compared with the figure.
-    """
-
-    split: Literal["train", "valid", "test"]
-    metric: Metric
-    mean: float
-    std: Annotated[float, Field(ge=0)] | None = None
-    num_views: int | None = Field(default=None, ge=1, description="logits are averaged over so many views")
-    num_parts: int | None = Field(default=None, ge=1, description="parts of a view; 1: the whole graph")
-    num_runs: int | None = Field(default=None, ge=1, description="the mean is over so many runs")
-    model: str = Field(default="", description="the model, if it is none of this package")
-    source: str
-
-    @property
-    def protocol(self) -> str:
-        """The protocol in words."""
-        words = protocol_in_words(self.num_views, self.num_parts)
-        return words if self.num_runs is None else f"{words}, {self.num_runs} runs"
-
-
-class SourceSpec(Spec):
-    """The origin of the model."""
-
-    paper: str
-    code: str = ""
-    num_parameters: int = Field(default=0, ge=0, description="published parameter count; 0: none was published")
-    reported: tuple[ReportedResult, ...] = ()
 
 
 class DataSpec(Spec):

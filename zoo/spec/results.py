@@ -1,9 +1,9 @@
-"""Results and log records of a run, as data."""
+"""Results: measured, published, and the log records of a run."""
 
 from __future__ import annotations
 
 from math import inf
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
@@ -33,6 +33,38 @@ class Measured(Spec):
     def protocol(self) -> str:
         """In words, how it was measured."""
         return protocol_in_words(self.num_views, self.num_parts)
+
+
+class ReportedResult(Spec):
+    """A published figure: its quantity, its protocol, and its source.
+
+    A number of views or parts that the source does not state is left out, and nothing is compared with the figure.
+    """
+
+    split: Literal["train", "valid", "test"]
+    metric: Metric
+    mean: float
+    std: Annotated[float, Field(ge=0)] | None = None
+    num_views: int | None = Field(default=None, ge=1, description="logits are averaged over so many views")
+    num_parts: int | None = Field(default=None, ge=1, description="parts of a view; 1: the whole graph")
+    num_runs: int | None = Field(default=None, ge=1, description="the mean is over so many runs")
+    model: str = Field(default="", description="the model, if it is none of this package")
+    source: str
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        words = protocol_in_words(self.num_views, self.num_parts)
+        return words if self.num_runs is None else f"{words}, {self.num_runs} runs"
+
+
+class SourceSpec(Spec):
+    """The origin of the model."""
+
+    paper: str
+    code: str = ""
+    num_parameters: int = Field(default=0, ge=0, description="published parameter count; 0: none was published")
+    reported: tuple[ReportedResult, ...] = ()
 
 
 class Environment(Spec):

@@ -13,8 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 from typing_extensions import Self
 
 from zoo.spec.base import Spec
-from zoo.spec.recipe import ReportedResult
-from zoo.spec.results import Environment, metric_in_words
+from zoo.spec.results import Environment, ReportedResult, metric_in_words
 
 HEAD = ("model", "layers", "channels", "parameters", "runs", "valid", "test", "memory", "s/epoch", "training")
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))

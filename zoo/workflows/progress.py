@@ -67,13 +67,7 @@ class Progress:
             label: where the run is, such as ``epoch 3/200``.
             figures: the latest of each figure.
         """
-
-        def show(bar: tqdm[Any]) -> None:
-            bar.set_description(label, refresh=False)
-            bar.set_postfix(self._fitting(figures), refresh=False)
-            bar.update(1)
-
-        self._safely(show)
+        self._show(label, figures, num_steps=1)
         self._show_time_left()
 
     def stage(self, label: str) -> None:
@@ -98,18 +92,21 @@ class Progress:
 
     def figures(self, label: str, figures: Mapping[str, str]) -> None:
         """The figures of an evaluation: on the bar or, where there is none, as a line."""
+        if self._bar is None:
+            self.line("  ".join([label, *(f"{name} {value}" for name, value in figures.items())]))
+        self._show(label, figures, num_steps=0)
+
+    def _show(self, label: str, figures: Mapping[str, str], *, num_steps: int) -> None:
+        """Put the figures that the terminal has room for on the bar, and move it on."""
 
         def show(bar: tqdm[Any]) -> None:
             bar.set_description(label, refresh=False)
-            bar.set_postfix(self._fitting(figures))
+            shown = {name: text for name, text in figures.items() if not (self._is_narrow and name in _ON_WIDE_ONLY)}
+            # The bar is drawn at each evaluation, and as often as it chooses between them.
+            bar.set_postfix(shown, refresh=not num_steps)
+            bar.update(num_steps)
 
-        if self._bar is None:
-            self.line("  ".join([label, *(f"{name} {value}" for name, value in figures.items())]))
         self._safely(show)
-
-    def _fitting(self, figures: Mapping[str, str]) -> dict[str, str]:
-        """The figures that the terminal has room for."""
-        return {name: text for name, text in figures.items() if not (self._is_narrow and name in _ON_WIDE_ONLY)}
 
     def _show_time_left(self) -> None:
         """Show once, after the first steps, how long all others will take if that is more than a minute."""

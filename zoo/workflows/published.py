@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zoo.hub.config import CONFIG_FILE
-from zoo.spec.recipe import Recipe, ReportedResult
-from zoo.spec.results import Measured
+from zoo.spec.recipe import Recipe
+from zoo.spec.results import Measured, ReportedResult
 from zoo.spec.train import lower_is_better
 
 # Another device or library may round a sum otherwise and so turn a few predictions over.
