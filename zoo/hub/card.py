@@ -125,7 +125,7 @@ def license_of(text: str) -> str:
 
 
 def _parts(text: str, *, is_lenient: bool) -> tuple[dict[str, Any], str]:
-    """What a card says about itself in its metadata, without the figures, and its words."""
+    """A card's metadata, without the figures, and its text."""
     text = text.replace("\r\n", "\n")
     if not text.lstrip().startswith("---\n"):
         return {}, text.strip("\n")
