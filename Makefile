@@ -1,5 +1,6 @@
 # make quickstart   train, evaluate, export and load a small model on real data, in a few minutes
 # make test         lint, type check, import contracts and the whole test suite
+# make docs         build the pages of docs/ into build/docs; make docs-links looks at external addresses too
 # make bench        measure memory and time of training steps on the CPU; writes benchmarks/results
 # make bench-gpu    the same on a GPU, meant to take under ten minutes; SET="--set KEY=VALUE" changes recipes
 # make site         the gallery: a static page of every model, in build/site
@@ -13,7 +14,7 @@ CHROMIUM ?= chromium
 RUN ?= runs/quickstart
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint schema site site-test bench bench-gpu results clean
+.PHONY: quickstart test lint schema docs docs-links site site-test bench bench-gpu results clean
 
 $(VENV)/.user: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +23,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e ".[dev]"
+	$(PIP) -e ".[dev,docs]"
 	touch $@ $(VENV)/.user
 
 $(VENV)/.site: pyproject.toml constraints.txt
@@ -57,6 +58,14 @@ site-test: $(VENV)/.site
 # Writes the JSON Schema of recipes, for editors.
 schema: $(VENV)/.dev
 	$(BIN)/python -c "import json, zoo.spec.recipe as r; print(json.dumps(r.recipe_schema(), indent=2))" > recipes/schema/recipe.schema.json
+
+# A warning, such as a link that leads nowhere, is an error.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
+
+docs-links: $(VENV)/.dev
+	$(BIN)/python -m sphinx -q -b linkcheck docs build/links
 
 # Each line is measured even if one before it fails; what failed, fails the command at the end.
 STEPS := $(BIN)/python -m benchmarks.steps
