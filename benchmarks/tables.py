@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.spec.model import DeqSpec
-from zoo.spec.recipe import Recipe, ReportedResult, read_recipe
+from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.results import ReportedResult
 from zoo.spec.shipped import list_bundles, list_recipes
 from zoo.spec.train import lower_is_better
 
