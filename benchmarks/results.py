@@ -219,7 +219,8 @@ def _row(runs: list[Run]) -> dict[str, Any]:
         "channels": recipe.model.hidden_channels,
         "parameters": first["num_parameters"],
         "step_peak_mib": f"{first['step_peak_bytes'] / 2**20:.1f}",
-        "train_s": f"{statistics.fmean(run['train_s'] for run in runs):.0f}",
+        # The median, because a machine that was halted in the middle of a run counted the pause.
+        "train_s": f"{statistics.median(run['train_s'] for run in runs):.0f}",
         "purpose": first["purpose"],
         "recipe_sha256": recipe_digest(recipe)[:12],
         "version": first["environment"]["zoo"],
