@@ -1,12 +1,16 @@
+import errno
 import os
+import platform
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from zoo.errors import DataError, RunError, ZooWarning
 from zoo.files import atomic_write, locked, make_folder, read_errors, read_regular, sha256_of, write_json
@@ -95,13 +99,26 @@ def test_a_lock_that_is_held_names_its_owner_however_often_it_is_tried(tmp_path:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"held\n"
         for _ in range(2):
-            expected = f"^{tmp_path}: in use by process {owner.pid}; choose another$"
+            expected = f"^{tmp_path}: in use by process {owner.pid} on {platform.node()}; choose another$"
             with pytest.raises(RunError, match=expected), locked(tmp_path / ".lock", RunError, advice="choose another"):
                 pass
         owner.kill()
     # The end of a process, however it comes, gives its locks back.
     with locked(tmp_path / ".lock", RunError, advice="choose another"):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {platform.node()}"
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOLCK, "No locks available"), OSError(errno.ENOTSUP, "Unsupported"), NotImplementedError()]
+)
+def test_a_file_system_without_locks_is_named(fault: Exception, tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    expected = f"^{tmp_path}: the file system has no locks; choose a folder on another disk$"
+    with pytest.raises(RunError, match=expected), locked(tmp_path / ".lock", RunError, advice="choose another"):
+        pass
 
 
 def test_an_error_under_a_lock_is_passed_on_as_it_is(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import secrets
 import stat
 import warnings
@@ -169,12 +170,12 @@ def locked(path: Path, error: type[ZooError], *, advice: str | None = None) -> I
     """Hold a lock that one process at a time can have; the end of the process, however it comes, gives it back.
 
     Args:
-        path: the lock file, which stays behind and holds the id of its last owner; its folder must be writable.
+        path: the lock file, which stays behind and names its last owner; its folder must be writable.
         error: class of the error to raise.
         advice: what to do if another process holds the lock; it completes the error message. None: wait for it.
 
     Raises:
-        error: if the lock file cannot be written, or "FOLDER: in use by process N; ADVICE".
+        error: if the lock file cannot be written, or "FOLDER: in use by process N on MACHINE; ADVICE".
     """
     # Imported here, because commands that only read would wait for it.
     from filelock import FileLock, Timeout
@@ -191,14 +192,18 @@ def locked(path: Path, error: type[ZooError], *, advice: str | None = None) -> I
                 raise error(f"{path.parent}: in use by process {owner}; {advice}") from None
             warnings.warn(f"{path.parent}: waiting for process {owner}", ZooWarning, stacklevel=4)
             lock.acquire()
+        except (NotImplementedError, OSError) as cause:
+            if getattr(cause, "errno", errno.ENOSYS) not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            raise error(f"{path.parent}: the file system has no locks; choose a folder on another disk") from cause
     try:
         with write_errors(path, error):
-            path.write_text(str(os.getpid()), encoding="ascii")
+            path.write_text(f"{os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
         lock.release()
 
 
 def _owner(path: Path) -> str:
-    """The process id in a lock file; empty if there is none."""
-    return read_regular(path, max_bytes=20).decode("ascii", "replace").strip() if path.is_file() else ""
+    """The process id and the machine in a lock file; empty if there is none."""
+    return read_regular(path, max_bytes=200).decode("utf-8", "replace").strip() if path.is_file() else ""

@@ -405,3 +405,21 @@ def test_the_package_is_a_command(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == f"revgnn-zoo, version {zoo.__version__}\n"
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(tmp_path: Path) -> None:
+    # The interrupt comes with the first of its imports.
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'zoo.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.argv = ['revgnn-zoo', 'list']\n"
+        "runpy.run_module('zoo', run_name='__main__')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "Interrupted\n")

@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def test_numba_is_chosen_on_the_cpu_where_it_is_installed():
 
 def test_devices_without_kernels_get_plain_pytorch():
     assert backend_for("meta")[0] == "chunked"
+
+
+def test_where_numba_must_not_compile_plain_pytorch_takes_over(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("numba").config, "DISABLE_JIT", 1)
+    assert backend_for("cpu") == ("chunked", "backend 'numba' compiles its kernels, which NUMBA_DISABLE_JIT forbids")
+    with pytest.raises(BackendError, match="NUMBA_DISABLE_JIT"):
+        set_backend("numba")
 
 
 def test_without_numba_plain_pytorch_takes_over_and_says_why(monkeypatch):

@@ -229,7 +229,10 @@ def _import_requirement(name: str) -> ModuleType | None:
     if package is None:
         return None
     try:
-        return importlib.import_module(package)
+        module = importlib.import_module(package)
+        if package == "numba" and module.config.DISABLE_JIT:
+            raise BackendError(f"backend {name!r} compiles its kernels, which NUMBA_DISABLE_JIT forbids")
+        return module
     except ImportError as error:
         raise BackendError(
             f"backend {name!r} needs {package}, which cannot be imported ({error}); pip install {package}"
