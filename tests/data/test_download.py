@@ -136,7 +136,9 @@ def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
     (server.folder / "a.zip").write_bytes(zipped({"a/raw": b"1"}))
 
     def get() -> None:
-        download_and_unpack(server.url("a.zip"), tmp_path / "root" / "a_data", archive_folder="a", manual=MANUAL)
+        download_and_unpack(
+            server.url("a.zip"), tmp_path / "root" / "a_data", archive_folder="a", manual=MANUAL, needed=lambda _: []
+        )
 
     threads = [threading.Thread(target=get) for _ in range(3)]
     for thread in threads:
@@ -148,16 +150,30 @@ def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>sign in</html>", zipped({"other/raw": b"1"}), zipped({"a/x": b"1" * 99})[:-30]]
+    "content",
+    [
+        b"<html>sign in</html>",
+        zipped({"other/raw": b"1"}),
+        zipped({"a/x": b"1" * 99})[:-30],
+        zipped({"a/readme": b"1", "a/raw.txt": b"1"}),
+    ],
 )
 def test_an_archive_that_is_none_leaves_nothing(content: bytes, server: Server, tmp_path: Path) -> None:
     (server.folder / "a.zip").write_bytes(content)
-    with pytest.raises(DataError, match=r"not a whole zip archive|has no folder 'a'|a web page came"):
-        download_and_unpack(server.url("a.zip"), tmp_path / "root" / "a_data", archive_folder="a", manual=MANUAL)
+
+    def get() -> None:
+        folder = tmp_path / "root" / "a_data"
+        needed = {"needed": lambda unpacked: [unpacked / "raw"]}
+        download_and_unpack(server.url("a.zip"), folder, archive_folder="a", manual=MANUAL, **needed)
+
+    with pytest.raises(
+        DataError, match=r"not a whole zip archive|the archive has no a(/raw)?; fetch it|a web page came"
+    ):
+        get()
     assert left_over(tmp_path / "root") == []
     # The right archive is not compared with what came first.
     (server.folder / "a.zip").write_bytes(zipped({"a/raw": b"1"}))
-    download_and_unpack(server.url("a.zip"), tmp_path / "root" / "a_data", archive_folder="a", manual=MANUAL)
+    get()
     assert (tmp_path / "root" / "a_data" / "raw").read_bytes() == b"1"
     assert json.loads((tmp_path / "root" / CHECKSUMS).read_text()).keys() == {server.url("a.zip")}
 

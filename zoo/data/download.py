@@ -13,6 +13,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -167,7 +168,9 @@ def check_digest(folder: Path, url: str, digest: str, *, record: bool) -> None:
             write_json(path, {**known, url: {"sha256": digest}}, DataError)
 
 
-def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: str) -> None:
+def download_and_unpack(
+    url: str, folder: Path, *, archive_folder: str, manual: str, needed: Callable[[Path], Iterable[Path]]
+) -> None:
     """Fetch a zip archive and put one of its folders into place.
 
     Args:
@@ -175,9 +178,10 @@ def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: 
         folder: gets the content of the archive's folder; its parent must exist.
         archive_folder: the folder inside the archive.
         manual: what to do without network, for the error message.
+        needed: the files that must be in the archive's folder, given where that is.
 
     Raises:
-        DataError: if the archive cannot be had, is damaged or unsafe, or lacks the folder.
+        DataError: if the archive cannot be had, is damaged or unsafe, or lacks the folder or a file.
     """
     make_folder(folder.parent, DataError)
     with locked(folder.parent / f".{folder.name}.lock", DataError):
@@ -194,8 +198,9 @@ def download_and_unpack(url: str, folder: Path, *, archive_folder: str, manual: 
             finally:
                 archive.unlink(missing_ok=True)
             unpacked = work / archive_folder
-            if not unpacked.is_dir():
-                raise DataError(f"{url}: the archive has no folder {archive_folder!r}; {manual}")
+            for path in (unpacked, *needed(unpacked)):
+                if not path.exists():
+                    raise DataError(f"{url}: the archive has no {path.relative_to(work)}; {manual}")
             # Recorded only now: what is no archive must not become what later downloads are compared with.
             check_digest(folder.parent, url, digest, record=True)
             if folder.exists():

@@ -171,6 +171,7 @@ def _get(info: OgbInfo, folder: Path, url: str) -> None:
         url,
         folder,
         archive_folder=info.archive_folder,
+        needed=lambda unpacked: [unpacked / f"RELEASE_v{VERSION}.txt", *_raw_files(info, unpacked).values()],
         manual=(
             f"to add {info.name} by hand, fetch {info.url} on a machine with network, unzip it in {folder.parent} and "
             f"rename the folder {info.archive_folder} to {info.folder}, so that {folder}/raw/edge.csv.gz exists; "
