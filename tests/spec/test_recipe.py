@@ -250,6 +250,24 @@ def test_any_damage_to_a_key_gives_a_recipe_or_a_report(place: tuple[str, ...]) 
         assert all(line.startswith("here: ") for line in report.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"summary": "half \ud83d"}, "'summary' holds a lone surrogate"),
+        ({"train": json.loads("[" * 500 + "]" * 500)}, "nested too deeply"),
+    ],
+)
+def test_text_that_is_no_unicode_and_great_depth_are_named(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError, match=f"^x: {expected}$"):
+        parse_recipe({**GOOD, **changes}, where="x")
+
+
+def test_a_warm_up_has_an_end() -> None:
+    schedule = {"type": "constant", "num_warmup_epochs": 10**400}
+    with pytest.raises(RecipeError, match="num_warmup_epochs"):
+        parse_recipe(changed(GOOD, train__schedule=schedule), where="x")
+
+
 def test_a_wrong_item_does_not_make_a_list_too_short() -> None:
     with pytest.raises(
         RecipeError, match=r"^--set: data\.node_features\[0\]: expected one of node, .*, got \"bogus\"$"

@@ -46,6 +46,13 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: 
         return cls.model_validate_json(json.dumps(data))
     except ValidationError as invalid:
         details = invalid.errors(include_url=False)
+        if details[0]["type"] == "json_invalid":
+            # Python's JSON accepts any depth, and halves of characters that no UTF-8 text can hold.
+            texts = {key: json.dumps({key: data[key]}, ensure_ascii=False) for key in data}
+            half = next(
+                (f"{key!r} holds a lone surrogate" for key in data if re.search("[\ud800-\udfff]", texts[key])), ""
+            )
+            raise error(f"{where}: {half or 'nested too deeply'}") from None
         # A list of which an item is wrong counts as too short as well.
         inner = {detail["loc"][:-1] for detail in details if detail["loc"]}
         details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]

@@ -96,7 +96,7 @@ class Schedule(Spec):
     """The learning rate rises linearly over ``num_warmup_epochs``; then it stays, or falls to zero along a cosine."""
 
     type: Literal["constant", "cosine"]
-    num_warmup_epochs: int = Field(default=0, ge=0)
+    num_warmup_epochs: int = Field(default=0, ge=0, le=1_000_000)
 
 
 class LabelReuseSpec(Spec):
