@@ -75,6 +75,14 @@ def cut(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1]) and None
 
 
+def one_class(folder: Path) -> None:
+    """The valid nodes are all of one class."""
+    path = write_graph(folder / "binary.npz", task="binary")
+    arrays = dict(np.load(path))
+    arrays["y"][arrays["valid_mask"]] = 0
+    np.savez(path, **arrays)
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -233,6 +241,15 @@ CASES = {
         "export it", "the run is not finished", 1, copy_of("run", without("results.json"))
     ),
     "export_over_something": Case("export it --out finished", "already there and not this bundle", 5, copy_of("run")),
+    "plot_over_a_recipe": Case(
+        "plot it --out small.json", "small.json: the name of a picture ends in .png", 1, copy_of("run")
+    ),
+    "a_metric_that_no_label_defines": Case(
+        "train small.json --out out -q",
+        "binary: valid nodes: rocauc is not defined",
+        1,
+        both(recipe(train__loss="bce_with_logits", eval__metric="rocauc", data__path="binary.npz"), one_class),
+    ),
     "plot_of_nothing": Case("plot nothing", "nothing: no such run directory", 1),
     "plot_of_a_damaged_log": Case(
         "plot it", "metrics.jsonl:1", 1, copy_of("run", lambda f: (f / "metrics.jsonl").write_text("x\n") and None)
@@ -335,6 +352,7 @@ CLOSED = {
     "stdout": (">&-", "train small.json --out run -q", 0),
     "all": ("<&- >&- 2>&-", "train small.json --out run", 0),
     "list_to_a_full_disk": (">/dev/full", "list", 1),
+    "train_to_a_full_disk": (">/dev/full", "train small.json --out run -q", 1),
 }
 
 

@@ -220,6 +220,18 @@ def test_a_malformed_line_of_the_log_is_an_error(line: str, expected: str, finis
         assert f"{path}:5: {expected}" in str(error.value)
 
 
+def test_damaged_results_are_measured_again(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    path, recipe = tmp_path / "run" / "results.json", RunDir(finished_run).recipe()
+    before = json.loads(path.read_text())
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"results.json.*; without that file, train --resume measures the results again"):
+        train(recipe, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    path.unlink()
+    train(recipe, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert json.loads(path.read_text())["results"] == before["results"]
+
+
 def test_a_shortened_log_is_noticed(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("")

@@ -20,6 +20,7 @@ from zoo.spec.shipped import recipe_path
 from zoo.tensor_file import digest_of, write_tensors
 from zoo.workflows import state
 from zoo.workflows import train as module
+from zoo.workflows.plot import plot
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.saved import read_saved
 from zoo.workflows.session import StoppedError
@@ -302,6 +303,27 @@ def test_numbers_that_are_not_finite_never_reach_the_disk(target: str, tmp_path:
         assert spoiled[0] in str(error)  # noqa: PT017
     for path in [*RunDir(tmp_path / "run").states(), tmp_path / "run" / "best.safetensors"]:
         assert all(bool(torch.isfinite(tensor).all()) for tensor in read_saved(path).tensors.values())
+
+
+def test_a_log_that_is_removed_under_a_run_is_not_begun_again(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def remove(record: Any) -> None:
+        if record["epoch"] == 2:
+            (out / "metrics.jsonl").unlink()
+
+    message = "metrics.jsonl: shorter than when the state was saved"
+    with pytest.warns(ZooWarning, match=message), pytest.raises(RunError, match=message):
+        run(improving(whole), out, on_epoch=remove)
+    assert RunDir(out).results() is None
+
+
+def test_a_run_without_its_picture_is_finished(whole: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "plot", plot)
+    fail(monkeypatch, lambda name: name == "curves.png")
+    with pytest.warns(ZooWarning, match=r"curves.png: cannot be written: .*; the run is finished, without its picture"):
+        run(improving(whole), tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(whole / "run")
 
 
 def test_a_run_copied_elsewhere_is_continued(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

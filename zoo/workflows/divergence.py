@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.errors import RunError
 from zoo.files import write_json
@@ -41,16 +41,12 @@ def report_norms(run: RunDir, place: str, fault: str, model: nn.Module) -> None:
     layers = {}
     for name, layer in model.named_modules():
         own = list(layer.parameters(recurse=False))
-        if own:
-            gradients = [parameter.grad for parameter in own if parameter.grad is not None]
-            layers[name] = {"weights": _norm(own), "gradients": _norm(gradients) if gradients else "not computed"}
+        groups = {"weights": own, "gradients": [parameter.grad for parameter in own if parameter.grad is not None]}
+        norms = {kind: torch.nn.utils.get_total_norm(group).item() for kind, group in groups.items() if group}
+        if norms:
+            # JSON has no number for infinity and NaN.
+            layers[name] = {kind: norm if math.isfinite(norm) else str(norm) for kind, norm in norms.items()}
     write_json(run.path / REPORT_FILE, {"place": place, "fault": fault, "norms": layers}, RunError)
-
-
-def _norm(tensors: Sequence[Tensor]) -> float | str:
-    """The norm of all tensors together; as text where JSON has no number for it."""
-    norm = torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]).item()
-    return norm if math.isfinite(norm) else str(norm)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.data.graph import Graph, Part, Split
 from zoo.data.metrics import evaluate as score
 from zoo.data.partition import random_parts
-from zoo.errors import RecipeError, RunError, ZooWarning
+from zoo.errors import DataError, RecipeError, RunError, ZooWarning
 from zoo.hub.config import read_config
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, protocol_in_words
@@ -166,7 +166,10 @@ def measure(
     figures = []
     for name in splits:
         nodes = getattr(split, name).cpu()
-        value = score(metric, graph.y.cpu()[nodes], logits[nodes])
+        try:
+            value = score(metric, graph.y.cpu()[nodes], logits[nodes])
+        except DataError as error:
+            raise DataError(f"{graph.name}: {name} nodes: {error}") from error
         views = {"num_views": protocol.num_views, "num_parts": protocol.num_parts}
         figures.append(Measured.model_validate({"split": name, "metric": metric, "value": value, **views}))
     return figures

@@ -26,6 +26,8 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
     Raises:
         RunError: if nothing was recorded yet, or the picture cannot be stored.
     """
+    if out is not None and out.suffix != ".png":
+        raise RunError(f"{out}: the name of a picture ends in .png")
     # Imported here, because it is slow to import and only a picture needs it.
     from matplotlib.figure import Figure
 

@@ -130,7 +130,10 @@ class RunDir:
         path = self.path / "results.json"
         if not path.is_file():
             return None
-        return parse_spec(RunResults, read_json_object(path, error=RunError), where=str(path), error=RunError)
+        try:
+            return parse_spec(RunResults, read_json_object(path, error=RunError), where=str(path), error=RunError)
+        except RunError as error:
+            raise RunError(f"{error}; without that file, train --resume measures the results again") from error
 
     def write_results(self, results: RunResults) -> None:
         """Mark the run as finished.
@@ -166,11 +169,7 @@ class RunDir:
         return write_saved(self.path / "best.safetensors", tensors, epoch.model_dump(mode="json"))
 
     def states(self) -> list[Path]:
-        """The saved states, newest first.
-
-        Raises:
-            RunError: if the folder is gone.
-        """
+        """The saved states, newest first; a RunError if the folder is gone."""
         with read_errors(self.path, RunError):
             names = [(int(match[1]), path) for path in self.path.iterdir() if (match := _STATE_NAME.match(path.name))]
         return [path for _, path in sorted(names, reverse=True)]

@@ -151,10 +151,8 @@ def environment(device: torch.device) -> Environment:
         "backend": backend_for(device)[0],
     }
     for package in ("numpy", "numba", "triton", "ogb", "torch-geometric"):
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     if device.type == "cuda":
         facts["cuda"] = torch.version.cuda or "unknown"
     return Environment(

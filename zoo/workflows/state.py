@@ -6,12 +6,10 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.data.graph import Graph
 from zoo.errors import RunError, ZooWarning
 from zoo.layers.equilibrium import solve_logs
 from zoo.spec.results import Environment
@@ -94,7 +92,7 @@ class RunState:
         environment: what had better be the same.
         cursor: the place in the run.
         best: the best epoch so far.
-        partials: logits of evaluations that are not complete, by name.
+        partials: logits so far of evaluations that are not complete, by purpose.
     """
 
     run: RunDir
@@ -146,10 +144,6 @@ class RunState:
         self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, memory.peak(device))
         return self.cursor.peak_memory_bytes
 
-    def partial(self, name: str, graph: Graph) -> Partial:
-        """The logits of an evaluation so far, which every saved state carries on."""
-        return self.partials.setdefault(name, Partial(torch.zeros(graph.num_nodes, graph.num_tasks)))
-
     def keep_best(self, best: BestEpoch) -> None:
         """Keep the weights of the model as the best ones; they are stored with the next state.
 
@@ -175,8 +169,11 @@ class RunState:
         self.cursor.next_epoch(epoch_s)
         self._started = time.monotonic()
 
-    def skip_step(self, fault: str) -> None:
-        """Count a step whose numbers are not finite, and report the first."""
+    def skip_step(self, fault: str, buffers: list[Tensor]) -> None:
+        """Count a step whose numbers are not finite, and report the first; the model gets back its buffers."""
+        with torch.no_grad():
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
         figures, place = self.cursor.step_figures, f"epoch {self.cursor.epoch}, part {self.cursor.part + 1}"
         if self.warn_once("skipped", f"{place}: {fault}; this step is skipped, later ones are only counted"):
             report_norms(self.run, place, fault, self.model)
@@ -191,17 +188,11 @@ class RunState:
             self.warn_once("inversion", f"{text}, so gradients are inexact; set model.norm or lower train.optimizer.lr")
 
     def check_solves(self, patience: int) -> None:
-        """Stop a run of which no solve has converged for so many epochs; 0: never.
-
-        Raises:
-            RunError: naming the last epoch, and what helps.
-        """
-        count, epoch = self.cursor.num_unsolved_epochs, self.cursor.epoch - 1
-        if patience and count >= patience:
-            raise RunError(
-                f"{self.run.path}: epoch {epoch}: no forward solve converged in {count} epochs in a row; raise "
-                "model.solver.max_iters or lower train.optimizer.lr in another --out"
-            )
+        """Raise a RunError if no forward solve has converged in so many epochs; 0: never."""
+        if patience and self.cursor.num_unsolved_epochs >= patience:
+            place = f"{self.run.path}: epoch {self.cursor.epoch - 1}"
+            advice = "raise model.solver.max_iters or lower train.optimizer.lr in another --out"
+            raise RunError(f"{place}: no forward solve converged in {patience} epochs in a row; {advice}")
 
     def use_best_weights(self, weights: dict[str, Tensor]) -> None:
         """Give the model the best weights; states that are saved from now on keep those of the last step."""
@@ -215,15 +206,6 @@ class RunState:
             RunError: if it cannot be stored; earlier states are still there.
             DivergedError: if some of its numbers are not finite.
         """
-        started = time.monotonic()
-        try:
-            return self._save()
-        finally:
-            # Also of a save that failed: a full disk must not be tried more often than one with room.
-            self._saved_at = time.monotonic()
-            self._save_s = self._saved_at - started
-
-    def _save(self) -> Path:
         # The best weights and the log come before the state that names them. A crash in between leaves an older state
         # with newer files, which restore() accepts.
         if self._unsaved_best and self.best is not None:
@@ -235,13 +217,11 @@ class RunState:
         # ones.
         weights = self._last_weights or self.model.state_dict()
         tensors = {f"model/{name}": tensor for name, tensor in weights.items()}
-        scalars: dict[str, dict[str, float]] = {}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
+                # SGD without momentum holds None.
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{key}/{name}"] = value
-                elif value is not None:
-                    scalars.setdefault(name, {})[key] = value
         # Checked before it is written: only two states are kept, and a bad one would push out a good one.
         self._check_finite(tensors)
         tensors |= {f"evaluation/{name}": partial.total for name, partial in self.partials.items()}
@@ -249,7 +229,6 @@ class RunState:
             "cursor": {**asdict(self.cursor), "epoch_s": self.epoch_s() if is_training else 0.0},
             "identity": self.identity,
             "environment": self.environment.model_dump(),
-            "optimizer": scalars,
             "best": self._best_sha256,
             "partials": {name: partial.num_done for name, partial in self.partials.items()},
             "solves": [asdict(log) for log in solve_logs(self.model)],
@@ -267,7 +246,8 @@ class RunState:
         Raises:
             DivergedError: if some numbers are not finite.
         """
-        since_s = time.monotonic() - self._saved_at
+        started = time.monotonic()
+        since_s = started - self._saved_at
         if since_s * _MAX_SHARE < self._save_s or (since_s < _PERIOD_S and not epoch_is_done):
             return
         try:
@@ -276,6 +256,9 @@ class RunState:
             raise
         except RunError as error:
             self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
+        # Also of a save that failed: a full disk must not be tried more often than one with room.
+        self._saved_at = time.monotonic()
+        self._save_s = self._saved_at - started
 
     def _store_lines(self) -> None:
         self.cursor.log_bytes = self.run.append_metrics(self._unsaved_lines, self.cursor.log_bytes)
@@ -313,7 +296,7 @@ class RunState:
         try:
             weights = {n.removeprefix("model/"): t for n, t in saved.tensors.items() if n.startswith("model/")}
             self.model.load_state_dict(weights)
-            self._load_optimizer(saved.tensors, tree["optimizer"])
+            self._load_optimizer(saved.tensors)
             # States of earlier versions lack the keys that have come since.
             self.cursor = Cursor(**{f.name: v for f in fields(Cursor) if (v := tree["cursor"].get(f.name)) is not None})
             for name, num_done in tree.get("partials", {}).items():
@@ -324,8 +307,8 @@ class RunState:
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(f"{self.run.path}: the saved state does not fit the model: {error}") from error
 
-    def _load_optimizer(self, tensors: dict[str, Tensor], scalars: dict[str, dict[str, float]]) -> None:
-        state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in scalars.items()}
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[str, dict[str, Tensor]] = {}
         for place, tensor in tensors.items():
             kind, _, rest = place.partition("/")
             if kind == "optimizer":

@@ -41,28 +41,13 @@ def training_step(
         The loss; None if the part has no train node, and then the weights are unchanged.
 
     Raises:
-        FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged and, if the recipe
-            skips such steps, the buffers too.
+        FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged.
         RunError: if the part is too small for the model's normalization.
     """
     if len(part.nodes) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
         raise RunError("a part has one node, and batch normalization needs two; lower train.partition.num_parts")
     # Freed, not zeroed: gradients would otherwise add to the peak memory of the forward pass.
     optimizer.zero_grad(set_to_none=True)
-    # The forward pass updates statistics of batch normalization, and a step that is skipped must leave no NaN in them.
-    before = [buffer.clone() for buffer in model.buffers()] if spec.on_nonfinite == "skip" else []
-    try:
-        return _step(model, optimizer, part, objective, spec)
-    except FloatingPointError:
-        with torch.no_grad():
-            for buffer, value in zip(model.buffers(), before, strict=False):
-                buffer.copy_(value)
-        raise
-
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, part: Part, objective: Objective, spec: TrainSpec
-) -> float | None:
     loss = objective.step_loss(model, part)
     if loss is None:
         return None

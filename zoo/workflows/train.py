@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.graph import Graph, Part, Split
-from zoo.errors import RunError
+from zoo.errors import RunError, ZooError
 from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.layers.reversible import ReversibleStack
@@ -34,7 +34,7 @@ from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.create import info_of
 from zoo.workflows.describe import machine_lines, task_lines
 from zoo.workflows.divergence import run_errors
-from zoo.workflows.evaluate import Protocol, eval_protocol, measure, num_parts_of, predict, test_protocol
+from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, num_parts_of, predict, test_protocol
 from zoo.workflows.graphs import (
     EdgePrecision,
     complete_recipe,
@@ -113,8 +113,7 @@ def train(
             graph = kept_graph(graph, run, is_new=not run.states() and results is None)
         if results is None:
             return _train(recipe, run, options, stop, graph, baseline=baseline)
-        if not quiet:
-            Progress(0, unit="step").line(f"{out}: already done")
+        Progress(0, unit="step", quiet=quiet).line(f"{out}: already done")
         if baseline and results.baseline is None:
             graph, split = recipe_graph(recipe, graph)
             if graph_digest(graph, split) != results.data_sha256:
@@ -158,9 +157,7 @@ def _train(
     for line in (f"run     {run.path}", *machine_lines(device)):
         echo(line)
     # The teacher is trained first, so that its graph and model are freed before those of the student are made.
-    teacher_results = None
-    if spec.distillation is not None:
-        teacher_results = _train_teacher(recipe, run, options, stop, graph)
+    teacher_results = None if spec.distillation is None else _train_teacher(recipe, run, options, stop, graph)
     # Nothing is computed yet that could be saved, and loading data may take minutes.
     stop.at_once = True
     graph, split = recipe_graph(recipe, graph)
@@ -168,6 +165,8 @@ def _train(
     # The teacher's logits belong to nodes by their number, so both must have seen the same graph.
     if teacher_results is not None and teacher_results.data_sha256 != data_digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
+    # A metric that these labels do not define is found before hours of training.
+    measure(graph, split, recipe.metric, torch.zeros(graph.num_nodes, graph.num_tasks), eval_protocol(recipe))
     # After the digest: a placed graph may hold its edge features in half precision.
     graph = place_graph(graph, device, options.edge_precision)
     teacher = None if teacher_results is None else _teacher_logits(run, graph, split, device)
@@ -266,7 +265,10 @@ def _train(
     results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
     run.write_results(results)
     # Results mark the run as finished, so they are written before the picture, which can be made again.
-    plot(run)
+    try:
+        plot(run)
+    except ZooError as error:
+        state.warn_once("picture", f"{error}; the run is finished, without its picture")
     return results
 
 
@@ -282,13 +284,15 @@ def _step(state: RunState, task: _Task, part: Part) -> float | None:
     cursor, spec = state.cursor, task.recipe.train
     # Seeded by the number of the step, so that no state of a generator has to be saved.
     session.seed_global(spec.seed, "dropout", cursor.step)
+    # The forward pass updates statistics of batch normalization, and a step that is skipped must leave no NaN in them.
+    buffers = [buffer.clone() for buffer in state.model.buffers()] if spec.on_nonfinite == "skip" else []
     try:
         loss = training_step(state.model, state.optimizer, part, task.objective, spec)
     except FloatingPointError as error:
         is_last = cursor.part + 1 == num_parts_of(spec.partition)
         if spec.on_nonfinite == "stop" or (is_last and not cursor.num_losses):
             raise
-        state.skip_step(str(error))
+        state.skip_step(str(error), buffers)
         return None
     stack = getattr(state.model, "stack", None)
     if loss is not None and isinstance(stack, ReversibleStack) and stack.inversion_error is not None:
@@ -314,8 +318,7 @@ def _train_teacher(
         results = teacher_run.results()
         if results is not None:
             return results
-        if not options.quiet:
-            Progress(0, unit="step").line(f"{teacher_run.path}: the teacher comes first")
+        Progress(0, unit="step", quiet=options.quiet).line(f"{teacher_run.path}: the teacher comes first")
         # A log of the run is about the student.
         return _train(teacher, teacher_run, replace(options, on_epoch=None), stop, graph, baseline=False)
 
@@ -339,6 +342,7 @@ def _measure(
         FloatingPointError: if a prediction or the loss is not finite.
     """
     objective, precision = task.objective, task.recipe.train.precision
+    nothing = Partial(torch.zeros(task.graph.num_nodes, task.graph.num_tasks))
     logits = predict(
         state.model,
         task.graph,
@@ -347,7 +351,7 @@ def _measure(
         precision=precision,
         known=objective.known,
         on_part=on_part,
-        partial=state.partial(protocol.purpose, task.graph),
+        partial=state.partials.setdefault(protocol.purpose, nothing),
     )
     # A metric would accept NaN without an error: argmax gives some class for it.
     if not bool(torch.isfinite(logits).all()):
@@ -377,8 +381,7 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
             pause_if_asked()
 
         for protocol in protocols:
-            key = "test" if protocol is protocols[0] else "eval"
-            with run_errors(run, model, f"epoch {best.epoch.epoch}, evaluation", key):
+            with run_errors(run, model, f"epoch {best.epoch.epoch}, evaluation", protocol.purpose):
                 figures += _measure(state, task, protocol, on_part)[0]
     inversion_errors = [r["max_inversion_error"] for r in run.metrics() if "max_inversion_error" in r]
     return RunResults(
