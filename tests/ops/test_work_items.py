@@ -66,6 +66,8 @@ from zoo.ops.dispatch import use_backend
 from zoo.ops.csr import csr_from_edge_index
 from zoo.ops.gen_aggregate import gen_aggregate
 
+# A shell without job control starts its background processes with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(4)
 num_nodes = 20_000
 csr, _ = csr_from_edge_index(torch.randint(num_nodes, (2, 2_000_000)), num_nodes)
