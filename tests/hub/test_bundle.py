@@ -61,6 +61,16 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "missing_key": (lambda d: d.pop("shape"), "shape: missing"),
     "newer_format": (lambda d: d.update(format_version=2), "format_version 2 is of a newer revgnn-zoo"),
     "format_as_text": (lambda d: d.update(format_version="1"), "format_version"),
+    "format_as_bool": (lambda d: d.update(format_version=True), "format_version: expected an integer, got true"),
+    "format_as_float": (lambda d: d.update(format_version=1.0), "format_version: expected an integer, got 1.0"),
+    "key_of_a_newer_version": (
+        lambda d: (d.update(auto_map="x"), d["provenance"].update(zoo_version="99.0.0")),
+        "written by revgnn-zoo 99.0.0; upgrade to read it",
+    ),
+    "data_elsewhere": (lambda d: d["recipe"]["data"].update(path="/etc/passwd"), "expected the name of a file alone"),
+    "data_above": (lambda d: d["recipe"]["data"].update(path=".."), "expected the name of a file alone"),
+    "data_of_windows": (lambda d: d["recipe"]["data"].update(path="a\\b"), "expected the name of a file alone"),
+    "no_digest": (lambda d: d["provenance"].update(converted_from_sha256="<b>"), "provenance.converted_from_sha256"),
     "more_layers": (lambda d: d["recipe"]["model"].update(num_layers=4), "is missing; "),
     "fewer_layers": (lambda d: d["recipe"]["model"].update(num_layers=2), "unknown tensor"),
     "other_conv": (lambda d: d["recipe"]["model"].update(conv={"type": "gcn"}), "unknown tensor"),
@@ -99,6 +109,40 @@ def test_all_faults_of_a_configuration_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as error:
         load(folder)
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_of_very_many_faults_the_first_are_shown(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path)
+    rewrite(folder, lambda data: data.update({f"key{n}": n for n in range(1000)}))
+    with pytest.raises(BundleError, match="and 950 more faults") as error:
+        load(folder)
+    assert len(str(error.value).splitlines()) == 51
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(BundleError, match=r"model.safetensors: a pointer of git LFS .*; fetch it with: git lfs pull"):
+        load(folder)
+
+
+def test_a_folder_that_hides_a_model_of_the_hub_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "me" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=r"this folder was looked at; for the model on the Hub: me/model@main"):
+        load("me/model")
+
+
+def test_no_model_is_built_for_a_file_with_fewer_tensors_than_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_bundle(tmp_path)
+    rewrite(folder, lambda data: data["recipe"]["model"].update(num_layers=5000, hidden_channels=2))
+    save_file({"t": torch.zeros(1_000_000)}, folder / "model.safetensors")
+    adopt_weights(folder)
+    monkeypatch.setattr("zoo.workflows.load.empty_model", lambda *_: pytest.fail("built"))
+    with pytest.raises(BundleError, match=r"holds 1 tensors; the recipe in config.json has 5,000 layers"):
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +211,7 @@ WEIGHTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "double": (save(lambda t: t.update({n: v.double() for n, v in t.items()})), "holds torch.float64"),
     "pickle": (pickled, "not a whole safetensors file"),
     "torch_zip": (zipped, "not a whole safetensors file"),
-    "200000_empty_tensors": (many_empty, "are expected"),
+    "200000_empty_tensors": (many_empty, "unknown tensor 't0'"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,7 @@ def test_eval_of_a_hub_model_stands_beside_the_published_figures(
     assert main(arguments) == 0
     told = capfd.readouterr().out.splitlines()
     assert told[0].split() == ["split", "metric", "value", "published", "tolerance", "protocol", "published", "in"]
+    assert re.fullmatch(rf"{REPO}: commit [0-9a-f]{{40}}", told[-1])
     # Other weights than those that were measured: their figures are further off than the tolerance.
     state = load_file(bundle / "model.safetensors")
     from safetensors.torch import save
@@ -197,7 +199,8 @@ def test_eval_of_a_hub_model_stands_beside_the_published_figures(
     full_hub.put_raw(REPO, with_weights(content(bundle), weights))
     assert main([*arguments, "--json"]) == 1
     told_apart = capfd.readouterr()
-    assert all(figure["published_in"] == "config.json" for figure in json.loads(told_apart.out))
+    figures = json.loads(told_apart.out)
+    assert all(figure["published_in"] == "config.json" and len(figure["commit"]) == 40 for figure in figures)
     assert "further from the figure in config.json than the tolerance" in told_apart.err
 
 

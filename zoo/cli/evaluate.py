@@ -9,6 +9,7 @@ import click
 from zoo.cli.common import (
     common_options,
     device_options,
+    echo,
     echo_compared,
     echo_json,
     edge_precision_option,
@@ -46,10 +47,12 @@ def command(*, model: str, split: str | None, as_json: bool, **options: Any) -> 
 
     compared = evaluate(model, split=split or SPLITS, **options)
     if as_json:
-        published = ({"published": c.published, "tolerance": c.tolerance, "published_in": c.origin} for c in compared)
-        echo_json([c.figure.model_dump() | more for c, more in zip(compared, published, strict=True)])
+        more = {"published": "published", "tolerance": "tolerance", "published_in": "origin", "commit": "commit"}
+        echo_json([c.figure.model_dump() | {key: getattr(c, name) for key, name in more.items()} for c in compared])
     else:
         echo_compared(compared)
+        if commit := compared[0].commit:
+            echo(f"{model}: commit {commit}")
     missed = [c for c in compared if c.is_regression]
     if missed:
         names = ", ".join(f"{c.figure.split} {c.figure.metric}" for c in missed)

@@ -18,6 +18,10 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_]{0,63}$"
 _IN_WORDS = {NAME_PATTERN: "1 to 64 lower-case letters, digits and underscores, the first no underscore"}
 
 
+# Of a file from anywhere, whose faults could be without end.
+_MAX_FAULTS = 50
+
+
 class Spec(BaseModel):
     """A frozen part of a recipe: exact types, no unknown keys, no NaN or infinity."""
 
@@ -56,7 +60,9 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: 
         # A list of which an item is wrong counts as too short as well.
         inner = {detail["loc"][:-1] for detail in details if detail["loc"]}
         details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
-        faults = dict.fromkeys(_fault(cls, data, detail) for detail in details)
+        faults = list(dict.fromkeys(_fault(cls, data, detail) for detail in details[:_MAX_FAULTS]))
+        if len(details) > _MAX_FAULTS:
+            faults.append(f"and {len(details) - _MAX_FAULTS:,} more faults")
         # A key may hold a line break, which must not look like the next fault.
         lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in fault) for fault in faults)
         raise error("\n".join(f"{where}: {line}" for line in lines)) from None

@@ -131,6 +131,11 @@ class GCNIISpec(_EncodedSpec):
     alpha: float = Field(default=0.1, ge=0, le=1)
     theta: float = Field(default=0.5, gt=0, le=1, description="lambda in the paper")
 
+    @property
+    def num_built_layers(self) -> int:
+        """All layers have weights of their own."""
+        return self.num_layers
+
     def num_stack_parameters(self) -> int:
         """A matrix for every layer."""
         return self.num_layers * self.hidden_channels**2
@@ -332,6 +337,11 @@ class RevGATSpec(Spec):
                 f"({self.num_heads} x {self.num_groups})"
             )
         return self
+
+    @property
+    def num_built_layers(self) -> int:
+        """All layers have weights of their own."""
+        return self.num_layers
 
     @property
     def reads_edges(self) -> bool:

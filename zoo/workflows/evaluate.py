@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -216,7 +216,7 @@ def evaluate(
     if unknown := [name for name in splits if name not in SPLITS]:
         raise RunError(f"split: expected some of {', '.join(SPLITS)}, got {unknown[0]!r}")
     chosen = session.start(device, num_threads)
-    model = reference if isinstance(reference, nn.Module) else load_located(locate(reference))
+    model = reference if isinstance(reference, nn.Module) else load_located(locate(reference, quiet=quiet))
     info = info_of(model)
     recipe, own = info.recipe, None
     label = recipe.name if isinstance(reference, nn.Module) else os.fspath(reference)
@@ -258,7 +258,8 @@ def evaluate(
     if is_synthetic(recipe, graph):
         # The source reports figures on the real data, which cannot be compared with figures on synthetic ones.
         recipe = recipe.model_copy(update={"source": None})
-    return compare_with_published(figures, info.results, recipe, sizes)
+    compared = compare_with_published(figures, info.results, recipe, sizes)
+    return [replace(comparison, commit=info.commit) for comparison in compared]
 
 
 def check_shape(graph: Graph, info: ZooInfo) -> None:

@@ -259,4 +259,7 @@ def _data_path(text: str) -> Path:
         if place.exists():
             return place
     tried = " nor ".join(str(place) for place in places)
-    raise DataError(f"data.path: no such file or folder: {tried}; set it with --set data.path=... or set ZOO_DATA")
+    raise DataError(
+        f"data.path: no such file or folder: {tried}; say where it is by --data (eval), --set data.path=... (train) "
+        "or ZOO_DATA"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import warnings
 from collections.abc import Mapping
@@ -129,6 +130,7 @@ def locate(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    quiet: bool = False,
 ) -> Located:
     """The folder that a reference to a model means; see :func:`load`. What is on the Hub is fetched.
 
@@ -153,7 +155,15 @@ def locate(
         located = Located(shipped_dir("bundles") / text)
     elif "/" in text:
         with tried_as_folder():
-            pulled = fetch(text, revision=revision, token=token, cache_dir=cache_dir, offline=offline, optional=False)
+            pulled = fetch(
+                text,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                offline=offline,
+                quiet=quiet,
+                optional=False,
+            )
         return Located(pulled.folder, pulled.reference.repo_id, pulled.reference.revision, pulled.commit)
     else:
         raise NotFoundError(
@@ -175,11 +185,11 @@ def load_located(located: Located) -> nn.Module:
     if is_run(folder):
         return _load_run(RunDir(folder))
     config = read_config(folder)
+    build = functools.cache(lambda: empty_model(config.recipe.model, config.shape))
     try:
-        model = empty_model(config.recipe.model, config.shape)
+        state = read_weights(folder, config, lambda: build().state_dict())
     except RecipeError as error:
         raise BundleError(f"{folder / CONFIG_FILE}: {error}") from error
-    state = read_weights(folder, config, model.state_dict())
     if config.probe is not None:
         read_probe(folder, config)
     # A warning, not an error: such a model can still be inspected.
@@ -187,7 +197,7 @@ def load_located(located: Located) -> nn.Module:
         warnings.warn(f"{folder}: some weights are NaN or infinite", ZooWarning, stacklevel=3)
     origin = located.repo_id, located.revision, located.commit
     info = ZooInfo(config.recipe, config.shape, folder, config.weights.sha256, config.results, *origin)
-    return set_info(fill(model, state), info)
+    return set_info(fill(build(), state), info)
 
 
 def _with_new_ends(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:

@@ -28,6 +28,7 @@ class Comparison:
         tolerance: how far off it may be.
         origin: who published it: "config.json" or the source that the recipe names.
         elsewhere: what was published of this split and metric under other protocols, if nothing under this one.
+        commit: of the model that was measured; empty if it does not come from the Hub.
     """
 
     figure: Measured
@@ -35,6 +36,7 @@ class Comparison:
     tolerance: float = 0.0
     origin: str = ""
     elsewhere: tuple[ReportedResult, ...] = ()
+    commit: str = ""
 
     @property
     def is_within(self) -> bool:
