@@ -34,6 +34,7 @@ FAMILIES = [
     *({"type": "rev", "num_layers": 3, "num_groups": groups} for groups in (2, 4, 8)),
     {"type": "rev", "num_layers": 5, "num_distinct_layers": 2, "num_groups": 4, "norm": "batch"},
     {"type": "rev", "num_layers": 3, "num_distinct_layers": 1, "reversible": False},
+    {"type": "rev", "num_layers": 4, "scale_by_depth": True},
     {"type": "res", "num_layers": 3},
     {"type": "res", "num_layers": 1},
     {"type": "res", "num_layers": 5, "num_distinct_layers": 2, "norm": "batch", "checkpoint": True},

@@ -126,6 +126,25 @@ def test_reversible_and_plain_agree_to_the_last_bit_in_training() -> None:
     assert torch.equal(*losses)
 
 
+def test_additions_of_deep_stacks_are_scaled_in_training_backward_and_evaluation() -> None:
+    arguments = graph()
+    outs, gradients = [], []
+    for changes in ({}, {"scale_by_depth": True}, {"scale_by_depth": True, "reversible": False}):
+        torch.manual_seed(0)
+        model = build_model(spec(num_layers=4, dropout=0.0, **changes), SHAPE).double()
+        for name, parameter in model.named_parameters():
+            # A block ends in a linear map, which half as large is what the scale makes of it.
+            if not changes and name.startswith("stack.") and ".conv.mlp.3." in name:
+                parameter.data.mul_(0.5)
+        out = model(*(a.double() if a.is_floating_point() else a for a in arguments))
+        out.square().sum().backward()
+        outs.append(out)
+        gradients.append(model.node_encoder.linear.weight.grad)
+    for out, gradient in zip(outs[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(out, outs[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-9, atol=1e-12)
+
+
 def test_dropout_is_off_in_eval() -> None:
     model = build_model(spec(), SHAPE)
     arguments = graph()

@@ -27,20 +27,23 @@ NORMS: dict[NormName, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.Bat
 
 
 class Block(nn.Module):
-    """f(x) = conv(dropout(mask * relu(norm(x)))), the function that one residual step adds.
+    """f(x) = scale * conv(dropout(mask * relu(norm(x)))), the function that one residual step adds.
 
     Args:
         channels: C of the block's input and output.
         conv: a graph convolution, called as ``conv(x, inputs)``.
         norm: the normalization.
         dropout: probability of zeroing, by a mask of its own in every application; that of the inputs is shared.
+        scale: of what is added.
 
     Source: the block of arXiv 2106.07476, equations 7 and 8; "res+" of arXiv 2006.07739.
     """
 
-    def __init__(self, channels: int, conv: nn.Module, *, norm: NormName = "layer", dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, conv: nn.Module, *, norm: NormName = "layer", dropout: float = 0.0, scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.channels, self.dropout = channels, dropout
+        self.channels, self.dropout, self.scale = channels, dropout, scale
         self.norm = NORMS[norm](channels)
         self.conv = conv
 
@@ -52,13 +55,13 @@ class Block(nn.Module):
         """[N, C] node states to the [N, C] that is added to them."""
         h = F.dropout(normed_relu(self.norm, x, inputs.mask), self.dropout, self.training)
         out: Tensor = self.conv(h, inputs)
-        return out
+        return out if self.scale == 1 else out * self.scale
 
 
 class PostNormBlock(nn.Module):
     """h' = relu(norm(conv(x) + W x + b)) with x = dropout(h), a whole step with a linear residual of its own.
 
-    The arguments are those of :class:`Block`.
+    The arguments are those of :class:`Block`, without a scale.
 
     Source: the tuned GCN, GraphSAGE and GAT of arXiv 2406.08993.
     """

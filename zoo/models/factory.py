@@ -63,11 +63,12 @@ def build_model(spec: Model | Recipe | str, shape: GraphShape) -> nn.Module:
 
 def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
     channels = spec.group_channels
+    scale = spec.num_layers**-0.5 if spec.scale_by_depth else 1.0
 
     def layer() -> list[nn.Module]:
         # Every group projects the edge embeddings of the whole width to its own channels.
         conv = _conv(spec.conv, channels, spec.hidden_channels, spec.norm)
-        return _copies(Block(channels, conv, norm=spec.norm), spec.num_groups)
+        return _copies(Block(channels, conv, norm=spec.norm, scale=scale), spec.num_groups)
 
     stack = ReversibleStack(
         [layer() for _ in range(spec.num_built_layers)],
@@ -80,7 +81,6 @@ def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
 
 def _res(spec: ResSpec, shape: GraphShape) -> GNN:
     channels = spec.hidden_channels
-
     steps: dict[str, Any] = {"num_steps": spec.num_layers, "checkpoint": spec.checkpoint}
 
     def layer(block: type[Block] | type[PostNormBlock]) -> Any:

@@ -147,6 +147,10 @@ class RevSpec(_LayeredSpec):
     type: Literal["rev"]
     num_groups: int = Field(default=2, ge=2, le=4096)
     reversible: bool = Field(default=True, description="false: the same model under plain autograd, for comparison")
+    scale_by_depth: bool = Field(
+        default=False,
+        description="what a layer adds is multiplied by num_layers ** -0.5, so that many layers do not drown the input",
+    )
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
