@@ -64,8 +64,8 @@ FAMILIES = {"rev": ("reversible", "#2a6f97"), "res": ("residual", "#e07a28"), "d
 PUBLISHED = ("tuned GCN, 12 layers (published mean, 3 splits)", 0.9786)
 # Of a run, not of a model: runs that differ in nothing else stand in one row.
 PER_RUN = ("data.split", "train.seed")
-# Its runs with fewer iterations and the unchanged recipe make one curve.
-DEEPEST = "minesweeper_rev_deq"
+# The runs of each with fewer layers or iterations make one curve, which ends in the unchanged recipe.
+DEEPEST = ("minesweeper_rev_1001", "minesweeper_rev_deq")
 Run = dict[str, Any]
 
 
@@ -239,7 +239,8 @@ def write_table() -> None:
     for row in table:
         if row["purpose"] == "model":
             write_measured(card_path(row["model"]), row)
-    depth = [run for run in read_runs() if run["purpose"] == "depth" or is_end_of_depth(run)]
+    of_depth = (run for run in read_runs() if run["recipe"] in DEEPEST)
+    depth = [run for run in of_depth if run["purpose"] == "depth" or is_end_of_depth(run)]
     if depth:
         draw(depth)
 
@@ -269,7 +270,7 @@ def commit() -> str:
 
 def is_end_of_depth(run: Run) -> bool:
     """Tell whether a run is the unchanged recipe whose depth other runs lower, on its first split."""
-    return run["recipe"] == DEEPEST and run["set"] in ([], ["data.split=0"])
+    return run["recipe"] in DEEPEST and run["set"] in ([], ["data.split=0"])
 
 
 def draw(runs: list[Run]) -> None:
@@ -277,21 +278,24 @@ def draw(runs: list[Run]) -> None:
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     scores, memory = figure.subplots(1, 2)
     points: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
-    epochs: dict[str, int] = {}
+    labels: dict[str, str] = {}
     for run in runs:
         recipe = read_recipe(recipe_path(run["recipe"]), run["set"])
-        epochs[recipe.model.type] = recipe.train.num_epochs
-        points[recipe.model.type].append((recipe.model.num_layers, run["test"], run["step_peak_bytes"] / 2**20))
-    for family, found in points.items():
-        name, color = FAMILIES[family]
+        family, width = recipe.model.type, recipe.model.hidden_channels
+        points[family].append((recipe.model.num_layers, run["test"], run["step_peak_bytes"] / 2**20))
+        labels[family] = f"{FAMILIES[family][0]}, {width} channels, {recipe.train.num_epochs} epochs"
+    for name, found in points.items():
         layers, tests, sizes = zip(*sorted(found), strict=True)
-        scores.plot(layers, tests, marker="o", color=color, label=f"{name}, {epochs[family]} epochs")
-        memory.plot(layers, sizes, marker="o", color=color, label=name)
+        style = {"marker": "o", "color": FAMILIES[name][1], "label": labels[name]}
+        scores.plot(layers, tests, **style)
+        memory.plot(layers, sizes, **style)
     text, height = PUBLISHED
     scores.axhline(height, color="#666666", linestyle=":", linewidth=1)
     place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
     scores.annotate(text, (0.98, height), xytext=(0, -12), fontsize=8, **place)
     scores.set(ylabel="test ROC-AUC", title="minesweeper, split 0")
+    # The colors are those of the curves beside it.
+    scores.legend(frameon=False, loc="lower right")
     memory.set(ylabel="MiB", title="memory of a training step", ylim=(0, None))
     for axes in (scores, memory):
         axes.set_xscale("log", base=2)
@@ -299,7 +303,6 @@ def draw(runs: list[Run]) -> None:
         axes.set_xlabel("convolutions, one after another")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(frameon=False, loc="lower right")
     figure.savefig(PICTURE, dpi=150)
 
 

@@ -1,0 +1,114 @@
+"""Short trainings of very deep reversible stacks on minesweeper, to see which setting lets them learn.
+
+    ZOO_DATA=FOLDER python -m benchmarks.depth_trials '{"num_layers": 1001, "scale": 0.0316}' ...
+
+Each argument is a JSON object with any of the settings of ``Trial``. A line per trial gives, every third epoch, the
+training loss, the validation ROC-AUC and the norm of the gradient. docs/depth.md says what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zoo.data.graph import Graph, directed_edges
+from zoo.data.metrics import evaluate
+from zoo.layers.block import Block
+from zoo.models.factory import build_model
+from zoo.ops.csr import csr_from_edge_index
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shipped import recipe_path
+from zoo.workflows.graphs import recipe_graph
+
+EVERY = 3
+WARM_UP_EPOCHS = 5
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting.
+
+    Attributes:
+        num_layers: steps of the stack.
+        channels: its width.
+        num_distinct_layers: layers with weights of their own; 0: all.
+        norm: of each block.
+        scale: of what a block adds.
+        zero: start with convolutions that give zero.
+        lr: of Adam, after five epochs of warm-up.
+        epochs: how long to train.
+    """
+
+    num_layers: int = 128
+    channels: int = 16
+    num_distinct_layers: int = 1
+    norm: str = "layer"
+    scale: float = 1.0
+    zero: bool = False
+    lr: float = 0.01
+    epochs: int = 9
+
+
+def build(trial: Trial, graph: Graph) -> nn.Module:
+    """The model of a trial."""
+    overrides = [
+        f"model.num_layers={trial.num_layers}",
+        f"model.hidden_channels={trial.channels}",
+        f"model.norm={trial.norm}",
+        "model.dropout=0",
+    ]
+    if trial.num_distinct_layers:
+        overrides.append(f"model.num_distinct_layers={trial.num_distinct_layers}")
+    torch.manual_seed(0)
+    model = build_model(read_recipe(recipe_path("minesweeper"), overrides).model, graph.shape)
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.scale = trial.scale
+            if trial.zero:
+                for parameter in block.conv.parameters():
+                    nn.init.zeros_(parameter)
+    return model
+
+
+def run(trial: Trial) -> str:
+    """Train; the line of figures."""
+    graph, split = recipe_graph(read_recipe(recipe_path("minesweeper")))
+    model = build(trial, graph)
+    edge_index, _ = directed_edges(graph)
+    csr, _ = csr_from_edge_index(edge_index, graph.num_nodes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=trial.lr)
+    target = graph.y.float().view(-1, 1)
+    figures, started = [], time.process_time()
+    for epoch in range(1, trial.epochs + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = trial.lr * min(1, epoch / WARM_UP_EPOCHS)
+        optimizer.zero_grad()
+        out = model.train()(graph.x, csr)
+        loss = F.binary_cross_entropy_with_logits(out[split.train], target[split.train])
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        if epoch % EVERY == 0:
+            with torch.no_grad():
+                out = model.eval()(graph.x, csr)
+            auc = evaluate("rocauc", graph.y[split.valid], out[split.valid])
+            figures.append(f"epoch {epoch}: loss {loss:.3f}, valid {auc:.3f}, gradient {norm:.2g}")
+    return f"{'; '.join(figures)}; {(time.process_time() - started) / trial.epochs:.2f} s/epoch"
+
+
+def main() -> None:
+    """Run the trials of the command line, one after another."""
+    torch.set_num_threads(1)
+    for text in sys.argv[1:]:
+        print(text, run(Trial(**json.loads(text))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
