@@ -20,7 +20,13 @@ from zoo.spec.train import lower_is_better
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BENCHMARKS = ROOT / "results" / "results.csv", ROOT / "benchmarks" / "results"
-FAMILIES = {"rev": "reversible", "res": "residual", "deq": "equilibrium", "rev_gat": "reversible attention"}
+FAMILIES = {
+    "rev": "reversible",
+    "res": "residual",
+    "deq": "equilibrium",
+    "rev_gat": "reversible attention",
+    "gcnii": "GCNII",
+}
 # What a node's label depends on, so that a reader finds the row that is most like an own graph.
 TASKS = {
     "digits": "similar nodes have one label (images)",

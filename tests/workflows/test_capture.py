@@ -48,16 +48,17 @@ def test_a_run_begun_with_options_goes_on_without_them(data, tmp_path, monkeypat
 def test_runs_bundles_and_recipes_of_an_earlier_version_are_read(data, finished_run, tmp_path):
     recipe = RunDir(finished_run).recipe()
     folder, _ = export(finished_run, tmp_path / "bundle")
-    config = json.loads((folder / "config.json").read_text())
+    config, bundled = json.loads((folder / "config.json").read_text()), read_config(folder).recipe
     for values in ({"capture": False, "edge_precision": "fp32"}, {"capture": True}, {"edge_precision": "fp16"}):
         as_before = recipe.to_json()
         as_before["schema_version"] = 1
         as_before["train"] |= values
-        (folder / "config.json").write_text(json.dumps(config | {"recipe": as_before}))
+        in_bundle = as_before | {"data": config["recipe"]["data"]}
+        (folder / "config.json").write_text(json.dumps(config | {"recipe": in_bundle}))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert parse_recipe(as_before, where="old.json") == recipe
-            assert read_config(folder).recipe == recipe
+            assert read_config(folder).recipe == bundled
         told = [str(warning.message).partition(": ")[2] for warning in caught]
         assert len(told) == 2 * sum(value not in (False, "fp32") for value in values.values())
         assert all("is not a key any more and is ignored; use --" in line for line in told)

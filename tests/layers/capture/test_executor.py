@@ -277,9 +277,9 @@ def test_only_parts_that_do_not_fit_are_recorded_anew():
 def test_the_example_of_the_page_runs():
     page = (Path(__file__).parents[3] / "docs" / "capture.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
-    model = nn.ModuleDict({"stack": gen_stack()})
-    exec(example, {"model": model})
-    assert capture_report(model) == {"stack": "not called yet"}
+    names: dict = {}
+    exec(example, names)
+    assert list(capture_report(names["model"]).values()) == ["not called yet"]
 
 
 def test_a_damaged_graph_is_refused_each_time():
