@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from zoo.data.arrays import graph_from_arrays, read_arrays, undirected_edges
 from zoo.data.download import data_root, download
+from zoo.data.generated import generated_graph
 from zoo.data.graph import Graph, Task
 from zoo.data.ogb import OGB, load_ogb
 from zoo.data.published import (
@@ -23,8 +24,10 @@ from zoo.data.published import (
 )
 from zoo.errors import DataError, nearest
 from zoo.files import locked, make_folder
+from zoo.spec.base import parse_spec
 from zoo.spec.plugins import Table
 from zoo.spec.results import ReportedResult
+from zoo.spec.shape import GeneratedName, GeneratedSpec
 from zoo.spec.train import MetricName
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +70,12 @@ class Dataset:
 
 
 def load_graph(
-    name: str, *, root: str | Path | None = None, path: str | Path | None = None, undirected: bool = False
+    name: str,
+    *,
+    root: str | Path | None = None,
+    path: str | Path | None = None,
+    undirected: bool = False,
+    generated: GeneratedSpec | Mapping[str, int] | None = None,
 ) -> Graph:
     """Load a data set, getting it first where that has not been done.
 
@@ -76,6 +84,8 @@ def load_graph(
         root: the folder of all data; by default the environment variable ZOO_DATA, else the user's cache folder.
         path: for "file" only: a .npz file or a folder of .npy files as described in ``zoo.data.arrays``.
         undirected: give every edge of a directed graph its inverse; repeated edges are merged.
+        generated: range, num_nodes and seed of a data set that is generated, as in a recipe; what is left out has its
+            default.
 
     Returns:
         The graph, with the node features that the data set has, if any.
@@ -83,6 +93,12 @@ def load_graph(
     Raises:
         DataError: if the name is unknown, or the data are missing, damaged or do not fit.
     """
+    if generated is not None:
+        if name not in get_args(GeneratedName):
+            raise DataError(f"'generated' goes with {', '.join(get_args(GeneratedName))}, not with {name!r}")
+        if not isinstance(generated, GeneratedSpec):
+            generated = parse_spec(GeneratedSpec, generated, where=f"{name}: generated", error=DataError)
+        return generated_graph(cast(GeneratedName, name), generated)
     if name == "file":
         if path is None:
             raise DataError("the data set 'file' needs a path: a .npz file or a folder of .npy files")
@@ -165,6 +181,7 @@ _HETEROPHILOUS = "https://github.com/yandex-research/heterophilous-graphs"
 _COPURCHASE = "https://github.com/shchur/gnn-benchmark"
 _TUNED = "https://github.com/LUOyk1999/tunedGNN"
 _PLANETOID = "https://github.com/kimiyoung/planetoid"
+_ECHO = "https://github.com/Graph-ECHO-Benchmark/ECHO"
 
 
 def _ogb_entry(name: str, license: str, summary: str) -> Dataset:
@@ -182,6 +199,11 @@ def _planetoid_entry(summary: str, *reported: ReportedResult) -> Dataset:
 
 def _copurchase_entry(summary: str, *reported: ReportedResult) -> Dataset:
     return Dataset(_copurchase, "multiclass", "MIT", _COPURCHASE, summary, reported)
+
+
+def _generated_entry(task: Task, source: str, summary: str) -> Dataset:
+    # The license is that of this package, which makes them.
+    return Dataset(lambda name, root: generated_graph(cast(GeneratedName, name)), task, "MIT", source, summary)
 
 
 def _test(metric: MetricName, model: str, mean: float, std: float | None, source: str) -> ReportedResult:
@@ -263,6 +285,26 @@ DATASETS: Mapping[str, Dataset] = Table(
         ),
         "citeseer": _planetoid_entry("Papers and citations, 6 topics, 20 train papers per topic."),
         "pubmed": _planetoid_entry("Papers on diabetes and citations, 3 topics, 20 train papers per topic."),
+        **{
+            f"graph-transfer-{shape}": _generated_entry(
+                "multiclass",
+                "https://arxiv.org/abs/2302.02941",
+                f"{shape.capitalize().replace('-', ' ')}s; a node tells the class of another, range hops away.",
+            )
+            for shape in ("line", "ring", "crossed-ring")
+        },
+        "shortest-path": _generated_entry("regression", _ECHO, "Small graphs; hops to a source, at most range."),
+        "eccentricity": _generated_entry(
+            "regression", _ECHO, "Small graphs; hops to the farthest node, at most range."
+        ),
+        "diameter": _generated_entry(
+            "regression", _ECHO, "Small graphs; every node tells the diameter of its graph, at most range."
+        ),
+        "road": _generated_entry(
+            "multiclass",
+            "https://arxiv.org/abs/2503.09008",
+            "Junctions of a road-like network; how far do range hops reach, in 10 classes?",
+        ),
     },
     "datasets",
     lambda plugin, _: plugin.load(),

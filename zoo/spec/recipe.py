@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
@@ -18,7 +18,7 @@ from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model
 from zoo.spec.overrides import changes_in_words, faults_of_overrides, override, upgrade_recipe
 from zoo.spec.plugins import Installed
 from zoo.spec.results import SourceSpec
-from zoo.spec.shape import DatasetName, GraphShape, NodeFeature, check_features
+from zoo.spec.shape import DatasetName, GeneratedName, GeneratedSpec, GraphShape, NodeFeature, check_features
 from zoo.spec.shipped import recipe_path
 from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
 
@@ -29,11 +29,23 @@ class DataSpec(Spec):
     """The graph and the node features the model sees."""
 
     dataset: Annotated[DatasetName, Installed("datasets")]
+    generated: GeneratedSpec | None = Field(
+        default=None, validate_default=True, description="data sets that are generated only"
+    )
     path: str = Field(default="", description="dataset 'file' only: a .npz file or a folder of .npy files")
     split: int = Field(default=0, ge=0, description="which of the data set's splits")
     node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1, validate_default=True)
     undirected: bool = Field(default=False, description="add the reverse of every edge of a directed graph")
     self_loops: bool = Field(default=False, description="every node gets exactly one edge from itself to itself")
+
+    @field_validator("generated")
+    @classmethod
+    def _of_generated(cls, generated: GeneratedSpec | None, info: ValidationInfo) -> GeneratedSpec | None:
+        names, dataset = get_args(GeneratedName), info.data.get("dataset")
+        if generated is not None and dataset not in (*names, None):
+            raise ValueError(f"it goes with {', '.join(names)}, not with {dataset!r}")
+        # Filled in, because a bundle spells out every default.
+        return GeneratedSpec() if generated is None and dataset in names else generated
 
     @model_validator(mode="after")
     def _path(self) -> Self:

@@ -44,6 +44,22 @@ class GraphShape(Spec):
         return self
 
 
+class GeneratedSpec(Spec):
+    """The data sets that are generated: how far a node has to look, and how much data there is."""
+
+    range: int = Field(
+        default=16,
+        ge=2,
+        le=10_000,
+        description="hops between source and target (graph-transfer), across a graph at most (shortest-path, "
+        "eccentricity, diameter), or of the neighborhood that a label speaks of (road)",
+    )
+    num_nodes: int = Field(
+        default=3000, ge=100, le=10_000_000, description="of all graphs together; whole graphs may add some"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="another one gives other graphs")
+
+
 class Widths(NamedTuple):
     """Columns of a data set's node features and edge features, number of node categories, outputs per node."""
 
@@ -53,6 +69,15 @@ class Widths(NamedTuple):
     tasks: int
 
 
+GeneratedName = Literal[
+    "graph-transfer-line",
+    "graph-transfer-ring",
+    "graph-transfer-crossed-ring",
+    "shortest-path",
+    "eccentricity",
+    "diameter",
+    "road",
+]
 DatasetName = Literal[
     "ogbn-proteins",
     "ogbn-arxiv",
@@ -73,6 +98,7 @@ DatasetName = Literal[
     "cora",
     "citeseer",
     "pubmed",
+    GeneratedName,
     "file",
 ]
 NodeFeature = Literal["node", "edge_sum", "species_one_hot", "degree", "laplacian", "constant"]
@@ -105,6 +131,13 @@ DATASET_WIDTHS: Mapping[str, Widths] = Table(
         "cora": Widths(1433, 0, 0, 7),
         "citeseer": Widths(3703, 0, 0, 6),
         "pubmed": Widths(500, 0, 0, 3),
+        "graph-transfer-line": Widths(7, 0, 0, 5),
+        "graph-transfer-ring": Widths(7, 0, 0, 5),
+        "graph-transfer-crossed-ring": Widths(7, 0, 0, 5),
+        "shortest-path": Widths(1, 0, 0, 1),
+        "eccentricity": Widths(0, 0, 0, 1),
+        "diameter": Widths(0, 0, 0, 1),
+        "road": Widths(0, 1, 0, 10),
     },
     "datasets",
     _widths,

@@ -80,7 +80,8 @@ def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe,
 
 def _load(recipe: Recipe) -> Graph:
     path = _data_path(recipe.data.path) if recipe.data.path else None
-    return load_graph(recipe.data.dataset, path=path, undirected=recipe.data.undirected)
+    data = recipe.data
+    return load_graph(data.dataset, path=path, undirected=data.undirected, generated=data.generated)
 
 
 def recipe_graph(recipe: Recipe, graph: Graph | None = None) -> tuple[Graph, Split]:
