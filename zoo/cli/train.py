@@ -37,6 +37,7 @@ EXAMPLE = example(
 @click.option("--resume", is_flag=True, help="Continue a run: RECIPE is its directory, or --out names it.")
 @click.option("--baseline", is_flag=True, help="Also fit a logistic regression to the node features.")
 @click.option("--check-inversion", is_flag=True, help="Record how exactly a reversible stack restores its input.")
+@click.option("--report-depth", is_flag=True, help="Write norms by layer, at start and end, with a picture.")
 @click.option("--max-time", type=click.FloatRange(0, 1e5), metavar="HOURS", help="Save and stop after so long.")
 @training_options
 @json_option

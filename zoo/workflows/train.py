@@ -32,6 +32,7 @@ from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.create import info_of
+from zoo.workflows.depth_report import report_depth
 from zoo.workflows.describe import machine_lines, task_lines
 from zoo.workflows.divergence import run_errors
 from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, num_parts_of, predict, test_protocol
@@ -67,6 +68,7 @@ def train(
     num_threads: int | None = None,
     capture: bool = False,
     check_inversion: bool = False,
+    report_depth: bool = False,
     edge_precision: EdgePrecision = "fp32",
     max_time_s: float | None = None,
     quiet: bool = False,
@@ -85,6 +87,7 @@ def train(
         num_threads: of the CPU.
         capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
         check_inversion: record how exactly the reversible stack restores its input, ``max_inversion_error``.
+        report_depth: write norms by layer at the start and at the end into ``depth.json``, with a picture.
         edge_precision: of the edge features on a GPU; "fp16" halves their memory.
         max_time_s: seconds after which the run is saved and stopped, as by a signal.
         quiet: show no progress.
@@ -98,7 +101,7 @@ def train(
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
     chosen = session.start(device, num_threads)
-    options = _Options(chosen, capture, check_inversion, edge_precision, resume, quiet, on_epoch)
+    options = _Options(chosen, capture, check_inversion, report_depth, edge_precision, resume, quiet, on_epoch)
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     # What follows from the labels is part of the run's recipe.
     recipe, graph = complete_recipe(recipe, graph)
@@ -141,6 +144,7 @@ class _Options:
     device: torch.device
     capture: bool
     check_inversion: bool
+    report_depth: bool
     edge_precision: EdgePrecision
     resume: bool
     quiet: bool
@@ -188,6 +192,8 @@ def _train(
     optimizer = build_optimizer(spec.optimizer, model)
     state = RunState(run, model, optimizer, {"data": data_digest}, session.environment(device))
     resumed = state.restore()
+    if options.report_depth and not resumed:
+        report_depth(run, "start", model, task.objective, epoch_parts(graph, spec, 1))
     # From here on there is a state to save, so a signal is answered between two steps.
     stop.at_once = False
     cursor, num_parts = state.cursor, num_parts_of(spec.partition)
@@ -260,6 +266,8 @@ def _train(
         # The test below may be stopped too; the run is then resumed from this state and trains no step again.
         state.save()
 
+    if options.report_depth:
+        report_depth(run, "end", model, task.objective, epoch_parts(graph, spec, 1))
     results = _finish(state, task, pause_if_asked, quiet=quiet)
     scores = linear_baseline(graph, split, recipe.metric) if baseline else None
     results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
