@@ -69,7 +69,7 @@ def serve(case: Case, num_threads: int, compiled: bool) -> None:
     session.seed_global(recipe.train.seed, "dropout", 0)
     for _ in sys.stdin:
         start = time.perf_counter()
-        training_step(model, optimizer, part, objective, recipe.train)
+        training_step(model, optimizer, [part], objective, recipe.train)
         optimizer.zero_grad(set_to_none=True)
         print(json.dumps(time.perf_counter() - start), flush=True)
 

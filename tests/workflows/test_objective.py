@@ -208,7 +208,7 @@ def test_the_pass_without_gradient_moves_the_statistics_of_batch_norm(tmp_path: 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     assert norms
     optimizer = build_optimizer(recipe.train.optimizer, model)
-    assert training_step(model, optimizer, part, objective, recipe.train) is not None
+    assert training_step(model, optimizer, [part], objective, recipe.train) is not None
     assert {int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None} == {2}
     predict(model, graph, Protocol(1, 1, 0, "test"), device=CPU, precision="fp32", known=objective.known)
     assert {int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None} == {2}

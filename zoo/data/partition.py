@@ -6,7 +6,7 @@ an edge counts while both its ends are in the same part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,62 +16,91 @@ from zoo.errors import DataError
 from zoo.ops.csr import CSR
 
 
-def random_parts(graph: Graph, num_parts: int, generator: torch.Generator) -> Iterator[Part]:
-    """Sample a fresh random partition and build the subgraph that each of its parts induces.
+class RandomParts:
+    """A random partition, each of whose parts is built when it is asked for.
 
-    The partition is sampled and the edges are sorted at once; the features of a part are gathered when it is asked for.
-    All tensors are on the device of the graph. The incoming edges of a node are in the order of ``graph.edge_index``,
-    its self-loop, where the graph has them, comes last.
+    The partition is sampled and the edges are sorted at once. All tensors are on the device of the graph. The incoming
+    edges of a node are in the order of ``graph.edge_index``, its self-loop, where the graph has them, comes last. Parts
+    that got no node are left out.
 
     Args:
         graph: with node features.
         num_parts: P; 1 is the whole graph.
         generator: decides alone; it may live on another device than the graph.
-
-    Returns:
-        The parts. A part that got no node is left out.
+        is_own: tells of the number of a part if it will be asked for; None: all are. Edges of others are not kept.
 
     Raises:
         DataError: if the number of parts does not fit, or the graph has no node features.
     """
-    if num_parts < 1 or num_parts > graph.num_nodes:
-        raise DataError(f"{graph.name}: num_parts must lie in 1 .. {graph.num_nodes:,} (the nodes), not {num_parts}")
-    if graph.x is None:
-        raise DataError(f"{graph.name}: the graph has no node features; build some first, e.g. 'degree'")
-    device = graph.edge_index.device
-    part_of = torch.randint(num_parts, (graph.num_nodes,), generator=generator, device=generator.device).to(device)
-    nodes = torch.argsort(part_of, stable=True)  # [N] all nodes, part by part, ascending within each
-    node_ends = torch.bincount(part_of, minlength=num_parts).cumsum(0)
-    return _parts(graph, graph.x, nodes, node_ends.tolist(), *_sorted_edges(graph, part_of, nodes))
 
+    def __init__(
+        self,
+        graph: Graph,
+        num_parts: int,
+        generator: torch.Generator,
+        is_own: Callable[[int], bool] | None = None,
+    ) -> None:
+        if num_parts < 1 or num_parts > graph.num_nodes:
+            raise DataError(
+                f"{graph.name}: num_parts must lie in 1 .. {graph.num_nodes:,} (the nodes), not {num_parts}"
+            )
+        if graph.x is None:
+            raise DataError(f"{graph.name}: the graph has no node features; build some first, e.g. 'degree'")
+        device = graph.edge_index.device
+        part_of = torch.randint(num_parts, (graph.num_nodes,), generator=generator, device=generator.device).to(device)
+        nodes = torch.argsort(part_of, stable=True)  # [N] all nodes, part by part, ascending within each
+        sizes = torch.bincount(part_of, minlength=num_parts)
+        ends = sizes[sizes > 0].cumsum(0).tolist()
+        # First and last node of each part, as places in the sorted nodes.
+        self._ranges = list(zip([0, *ends[:-1]], ends, strict=True))
+        self._graph, self._x, self._nodes = graph, graph.x, nodes
+        is_kept = None
+        if is_own is not None:
+            own = torch.tensor([is_own(index) for index in range(len(ends))], device=device)
+            is_kept = torch.empty(graph.num_nodes, dtype=torch.bool, device=device)
+            is_kept[nodes] = own.repeat_interleave(sizes[sizes > 0])
+        self._rows: tuple[Tensor, Tensor, Tensor | None] | None = _sorted_edges(graph, part_of, nodes, is_kept)
 
-def _parts(
-    graph: Graph, x: Tensor, nodes: Tensor, node_ends: list[int], rowptr: Tensor, col: Tensor, edges: Tensor | None
-) -> Iterator[Part]:
-    """Cut the sorted nodes and edges into parts."""
-    first = 0
-    for end in node_ends:
-        if end == first:
-            continue
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __iter__(self) -> Iterator[Part]:
+        return (self.build(index) for index in range(len(self)))
+
+    def nodes(self, index: int) -> Tensor:
+        """The nodes of a part, ascending."""
+        first, end = self._ranges[index]
+        return self._nodes[first:end]
+
+    def build(self, index: int) -> Part:
+        """The subgraph that a part induces; the only part of a partition can be built once."""
+        assert self._rows is not None
+        rowptr, col, edges = self._rows
+        first, end = self._ranges[index]
         rows = rowptr[first : end + 1]
         start, stop = int(rows[0]), int(rows[-1])
         edge_attr, edge_weight = (
             None if values is None or edges is None else values.index_select(0, edges[start:stop])
-            for values in (graph.edge_attr, graph.edge_weight)
+            for values in (self._graph.edge_attr, self._graph.edge_weight)
         )
-        ids = nodes[first:end]
-        if end - first == len(nodes):
+        ids = self._nodes[first:end]
+        if len(self) == 1:
             # The only part takes all there is, and nothing is kept for others.
-            del edges
-            yield Part(nodes, x.index_select(0, ids), CSR(rowptr, col), edge_attr, edge_weight)
-            return
+            self._rows = None
+            return Part(ids, self._x.index_select(0, ids), CSR(rowptr, col), edge_attr, edge_weight)
         # Copies, so that a part kept for long does not keep the edges of all others alive.
         csr = CSR(rows - start, col[start:stop] - first)
-        yield Part(ids.clone(), x.index_select(0, ids), csr, edge_attr, edge_weight)
-        first = end
+        return Part(ids.clone(), self._x.index_select(0, ids), csr, edge_attr, edge_weight)
 
 
-def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def random_parts(graph: Graph, num_parts: int, generator: torch.Generator) -> Iterator[Part]:
+    """All parts of a fresh random partition in turn, see :class:`RandomParts`."""
+    return iter(RandomParts(graph, num_parts, generator))
+
+
+def _sorted_edges(
+    graph: Graph, part_of: Tensor, nodes: Tensor, is_kept: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keep the edges inside parts and group them by target, in the order of the graph.
 
     Edges are looked at twice, a slice at a time: how many belong to each node, then where each of them goes. Besides
@@ -81,6 +110,7 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
         graph: the whole graph.
         part_of: [N] the part of each node.
         nodes: [N] the nodes part by part; a node's place in it is its new number.
+        is_kept: [N] bool, the nodes whose edges are kept; None: all.
 
     Returns:
         [N + 1] int64 row starts, [M] int32 new number of each source, and [M] the stored edge each comes from (None if
@@ -90,9 +120,12 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
     number = torch.empty(n, dtype=torch.int32 if n < 2**31 else torch.int64, device=device)
     number[nodes] = torch.arange(n, dtype=number.dtype, device=device)
     part_of = part_of.to(torch.int16) if int(part_of.max()) < 2**15 else part_of
+    # No node is in part -1, so no edge seems to lie inside a part whose edges are not kept.
+    target_part = part_of if is_kept is None else torch.where(is_kept, part_of, -1)
+    loops = number if is_kept is None else number[is_kept]
     rowptr = torch.zeros(n + 1, dtype=torch.int64, device=device)
     degree = rowptr[1:]
-    for _, target, _ in _kept_edges(graph, part_of, number):
+    for _, target, _ in _kept_edges(graph, part_of, target_part, number, loops):
         degree += torch.bincount(target, minlength=n)
     torch.cumsum(degree, 0, out=degree)
     num_kept = int(rowptr[-1])
@@ -101,7 +134,7 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
     is_plain = graph.edge_attr is None and graph.edge_weight is None
     edges = torch.empty(0 if is_plain else num_kept, dtype=edge_dtype, device=device)
     free = rowptr[:-1].clone()  # [N] the first place of each row that no edge has taken yet
-    for source, target, edge in _kept_edges(graph, part_of, number):
+    for source, target, edge in _kept_edges(graph, part_of, target_part, number, loops):
         target, order = torch.sort(target, stable=True)
         count = torch.bincount(target, minlength=n)
         # The k-th of the sorted edges is behind as many of its row as it stands after the first of them.
@@ -114,7 +147,9 @@ def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor,
     return rowptr, col, None if is_plain else edges
 
 
-def _kept_edges(graph: Graph, part_of: Tensor, number: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _kept_edges(
+    graph: Graph, part_of: Tensor, target_part: Tensor, number: Tensor, loops: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The edges inside parts, a slice at a time: new numbers of sources and targets, and the stored edges.
 
     Each undirected edge is followed by its inverse; self-loops that the graph is given come last.
@@ -123,7 +158,7 @@ def _kept_edges(graph: Graph, part_of: Tensor, number: Tensor) -> Iterator[tuple
     size = max(EDGE_CHUNK // 4, 1)
     for start in range(0, graph.num_edges, size):
         source, target = graph.edge_index[:, start : start + size]
-        inside = (part_of.index_select(0, source) == part_of.index_select(0, target)).nonzero().squeeze(1)
+        inside = (part_of.index_select(0, source) == target_part.index_select(0, target)).nonzero().squeeze(1)
         source = number.index_select(0, source.index_select(0, inside))
         target = number.index_select(0, target.index_select(0, inside))
         edge = inside + start
@@ -132,4 +167,4 @@ def _kept_edges(graph: Graph, part_of: Tensor, number: Tensor) -> Iterator[tuple
             edge = edge.repeat_interleave(2)
         yield source, target, edge
     if graph.self_loops:
-        yield number, number, number
+        yield loops, loops, loops

@@ -128,7 +128,7 @@ class DistillationSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """One training run: one optimizer step per part of a fresh partition each epoch."""
+    """One training run: one optimizer step for every few parts of a fresh partition each epoch."""
 
     num_epochs: int = Field(ge=1, le=1_000_000)
     loss: Annotated[Loss, Installed("losses")] | None = Field(
@@ -142,6 +142,12 @@ class TrainSpec(Spec):
     optimizer: Optimizer
     schedule: Schedule = Schedule(type="constant")
     partition: Partition = FullPartition(type="full")
+    parts_per_step: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        description="parts whose train nodes make one optimizer step; the most processes that can share a run",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Literal["fp32", "bf16"] = "fp32"
     max_grad_norm: float = Field(default=0.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
@@ -154,6 +160,13 @@ class TrainSpec(Spec):
     solve_patience: int = Field(
         default=0, ge=0, description="stop after this many epochs in a row in which no solve converged; 0: never"
     )
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> Self:
+        num_parts = self.partition.num_parts if self.partition.type == "random" else 1
+        if self.parts_per_step > num_parts:
+            raise ValueError(f"parts_per_step: {self.parts_per_step} is more than the {num_parts} of the partition")
+        return self
 
     @model_validator(mode="after")
     def _classes(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -56,7 +57,8 @@ def task_lines(recipe: Recipe, graph: Graph, split: Split, model: nn.Module) -> 
     num_parameters = sum(p.numel() for p in model.parameters())
     mib = num_parameters * 4 * _NUM_COPIES[train.optimizer.type] / 2**20
     num_parts = num_parts_of(train.partition)
-    steps = "1 step" if num_parts == 1 else f"{num_parts:,} steps"
+    num_steps = math.ceil(num_parts / train.parts_per_step)
+    steps = "1 step" if num_steps == 1 else f"{num_steps:,} steps"
     return [
         f"data    {graph.name}: {graph.num_nodes:,} nodes, {num_edges:,} edges, {features}",
         f"task    {graph.task}, {shape.num_tasks:,} outputs; {nodes}",

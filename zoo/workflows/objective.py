@@ -184,6 +184,7 @@ class Objective:
         device: as given.
         is_train: [N] bool, the nodes that are learned from.
         known: the labels that the model reads, if it does.
+        num_predicted: how many labels the latest ``step_loss`` is a mean over.
     """
 
     def __init__(
@@ -197,6 +198,7 @@ class Objective:
         self.is_train = (is_train & labeled).to(device)
         self.known = KnownLabels.of(spec, graph, split, device)
         self.loss = LOSSES[graph.task, spec.loss or losses_of(graph.task)[0]]
+        self.num_predicted = 0
         self._valid = split.valid.cpu()[labeled[split.valid.cpu()]]
         self._teacher = None if teacher is None else teacher.to(device)
 
@@ -221,7 +223,9 @@ class Objective:
                 chosen = chosen & ~read
                 logits = self.known.run(model, part, read)
         logits = logits.float()
-        loss = self.loss(logits[chosen], self.y[part.nodes[chosen]])
+        y = self.y[part.nodes[chosen]]
+        self.num_predicted = int((~torch.isnan(y)).sum()) if y.is_floating_point() else len(y)
+        loss = self.loss(logits[chosen], y)
         if self._teacher is None or self.spec.distillation is None:
             return loss
         alpha, temperature = self.spec.distillation.alpha, self.spec.distillation.temperature

@@ -60,9 +60,9 @@ class Cursor:
     record: dict[str, float] = field(default_factory=dict)
     num_unsolved_epochs: int = 0
 
-    def next_part(self, loss: float | None) -> None:
-        """Move on to the next part, given the loss of this one, or None if it had no train nodes."""
-        self.part += 1
+    def next_step(self, part: int, loss: float | None) -> None:
+        """Move on, with so many parts done, given the loss of the step, or None if there was none to take."""
+        self.part = part
         if loss is not None:
             self.step += 1
             self.loss_sum += loss

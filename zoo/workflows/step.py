@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.data.graph import Graph, Part
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.errors import RunError
+from zoo.layers.reversible import ReversibleStack
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.tensor_file import first_nonfinite
-from zoo.workflows import session
+from zoo.workflows import distributed, session
+from zoo.workflows.distributed import tree_sum
 from zoo.workflows.evaluate import num_parts_of
 from zoo.workflows.objective import Objective
 
@@ -27,34 +31,78 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> Iterator[Part]:
-    """Parts of one epoch, in an order that needs no shuffling, as nodes fall into parts at random."""
-    return random_parts(graph, num_parts_of(spec.partition), session.generator(spec.seed, "partition", epoch))
+def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> RandomParts:
+    """Parts of one epoch, in an order that needs no shuffling, as nodes fall into parts at random.
+
+    Those of a step are taken by the ranks in turn; only a rank's own can be built.
+    """
+    num_ranks, rank = distributed.world_size(), distributed.rank()
+    generator = session.generator(spec.seed, "partition", epoch)
+
+    def is_own(index: int) -> bool:
+        return index % spec.parts_per_step % num_ranks == rank
+
+    return RandomParts(graph, num_parts_of(spec.partition), generator, is_own if num_ranks > 1 else None)
+
+
+@dataclass(frozen=True)
+class StepParts(Sequence[Part]):
+    """The parts of an optimizer step, each built, moved and given its random numbers when it is asked for.
+
+    Attributes:
+        parts: of the epoch.
+        indices: which of them.
+        device: where they are moved.
+        seed_key: of PyTorch's global generators, for dropout and labels that are read; the first part takes it as it
+            is, others add their number.
+    """
+
+    parts: RandomParts
+    indices: range
+    device: torch.device
+    seed_key: tuple[int | str, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        part = self.parts.build(self.indices[index]).to(self.device)
+        session.seed_global(*self.seed_key, *([index] if index else []))
+        return part
 
 
 def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, part: Part, objective: Objective, spec: TrainSpec
+    model: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Part], objective: Objective, spec: TrainSpec
 ) -> float | None:
-    """One optimizer step on the train nodes of one part.
+    """One optimizer step on the train nodes of some parts, which the ranks share.
+
+    The loss is the mean over all labels that the parts predict, however many each of them has: the gradient is the sum
+    of those of the parts, each times its number of labels, over the number of all. Every part finds the statistics of
+    batch normalization as they were before the step, which moves them by the mean of what the parts would.
+
+    Args:
+        model: whose weights change.
+        optimizer: of its parameters.
+        parts: of the step, the same number on all ranks; each rank takes its own alone.
+        objective: the loss.
+        spec: how to train.
 
     Returns:
-        The loss; None if the part has no train node, and then the weights are unchanged.
+        The loss; None if no part has a train node, and then the weights are unchanged.
 
     Raises:
         FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged.
-        RunError: if the part is too small for the model's normalization.
+        RunError: if a part is too small for the model's normalization.
     """
-    if len(part.nodes) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
-        raise RunError("a part has one node, and batch normalization needs two; lower train.partition.num_parts")
     # Freed, not zeroed: gradients would otherwise add to the peak memory of the forward pass.
     optimizer.zero_grad(set_to_none=True)
-    loss = objective.step_loss(model, part)
-    if loss is None:
+    # The gradients of a single part are neither weighted nor copied.
+    if spec.parts_per_step == 1:
+        value = _backward(model, parts[0], objective)
+    else:
+        value = _PartSums(model, objective).backward(parts)
+    if value is None:
         return None
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}")
-    loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     # Checked before the step: afterwards the weights would hold NaN, and no earlier state might be left to go back to.
@@ -66,6 +114,97 @@ def training_step(
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
     optimizer.step()
     return value
+
+
+def _backward(model: nn.Module, part: Part, objective: Objective, *, summed: bool = False) -> float | None:
+    """Leave in the parameters the gradient of a part's loss, or of that times the number of its labels.
+
+    Returns:
+        The loss; None if the part has no train node.
+    """
+    if len(part.nodes) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        raise RunError("a part has one node, and batch normalization needs two; lower train.partition.num_parts")
+    loss = objective.step_loss(model, part)
+    if loss is None:
+        return None
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}")
+    (loss * objective.num_predicted if summed else loss).backward()  # type: ignore[no-untyped-call]
+    return value
+
+
+class _PartSums:
+    """Adds up gradients and statistics over the parts of a step, in an order that no number of ranks changes."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        self.model, self.objective = model, objective
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm1d))
+        self.buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.stack = getattr(model, "stack", None)
+        # Of each part of this rank: its number, loss, number of labels, and error of inversion.
+        self.losses: list[tuple[int, float, int, float | None]] = []
+        self.fault = ""
+
+    def backward(self, parts: Sequence[Part]) -> float | None:
+        """As :func:`_backward`, of all parts together."""
+        num_ranks, rank = distributed.world_size(), distributed.rank()
+        total = tree_sum(lambda index: self._part(index, parts[index]), rank, num_ranks, len(parts))
+        # All ranks learn of a fault of one, so that they skip the step or stop together.
+        told = distributed.exchange({"losses": self.losses, "fault": self.fault})
+        if fault := next((one["fault"] for one in told if one["fault"]), ""):
+            raise FloatingPointError(fault)
+        losses: list[tuple[int, float, int, Any]] = sorted(tuple(loss) for one in told for loss in one["losses"])
+        if not losses:
+            return None
+        if total is None:
+            total = self._flat([None] * len(self.parameters), [None] * len(self.buffers))
+        num_labels = sum(count for _, _, count, _ in losses)
+        self._unpack(distributed.sum_over_ranks(total), len(losses), num_labels)
+        if isinstance(self.stack, ReversibleStack) and self.stack.inversion_error is not None:
+            self.stack.inversion_error = max(error for _, _, _, error in losses)
+        return sum(value * count for _, value, count, _ in losses) / num_labels
+
+    def _part(self, index: int, part: Part) -> Tensor | None:
+        """The sums of one part, taken out of the model."""
+        if self.fault:
+            return None
+        try:
+            value = _backward(self.model, part, self.objective, summed=True)
+        except FloatingPointError as error:
+            self.fault = str(error)
+            return None
+        if value is None:
+            return None
+        self.losses.append((index, value, self.objective.num_predicted, getattr(self.stack, "inversion_error", None)))
+        moved = [(after - before).float() for after, before in zip(self.buffers, self.before, strict=True)]
+        flat = self._flat([parameter.grad for parameter in self.parameters], moved)
+        for parameter in self.parameters:
+            parameter.grad = None
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(before)
+        return flat
+
+    def _flat(self, gradients: Sequence[Tensor | None], moved: Sequence[Tensor | None]) -> Tensor:
+        """Gradients, moves of buffers, and for each parameter a one if it has a gradient, as one flat tensor."""
+        shapes = [*self.parameters, *self.buffers]
+        values = zip(shapes, [*gradients, *moved], strict=True)
+        # Minus zero changes nothing that it is added to, not even another minus zero.
+        flat = [torch.full_like(shape, -0.0, dtype=torch.float32) if v is None else v for shape, v in values]
+        flags = torch.tensor([float(g is not None) for g in gradients], device=flat[0].device)
+        return torch.cat([*(tensor.flatten() for tensor in flat), flags])
+
+    def _unpack(self, total: Tensor, num_parts: int, num_labels: int) -> None:
+        sizes = [tensor.numel() for tensor in (*self.parameters, *self.buffers)]
+        *values, flags = torch.split(total, [*sizes, len(self.parameters)])
+        # A parameter without a gradient in any part has none: the optimizer would not leave it alone otherwise.
+        has_gradient = flags.tolist()
+        for parameter, value, has in zip(self.parameters, values, has_gradient, strict=False):
+            parameter.grad = value.div_(num_labels).view_as(parameter) if has else None
+        for buffer, before, value in zip(self.buffers, self.before, values[len(self.parameters) :], strict=True):
+            buffer.copy_(before + (value / num_parts).view_as(before).to(before.dtype))
 
 
 def build_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterable
@@ -44,9 +45,9 @@ class StepCost(Spec):
         step_s: seconds of each counted step.
         median_step_s: their median.
         partition_s: seconds in which the graph is divided into the parts of an epoch.
-        epoch_s: seconds of an epoch: the division, and a step on each part.
+        epoch_s: seconds of an epoch: the division, and all its steps.
         graph_bytes: the whole graph, if it is on a GPU; 0 on the CPU, where it may be mapped from a file.
-        part_bytes: the part.
+        part_bytes: one part, of which a step has one at a time.
         state_bytes: parameters, gradients and the optimizer's state.
         peak_bytes: the most that a step needs beyond all these.
     """
@@ -111,10 +112,12 @@ def measure_training(
     if part is None:
         raise RunError("no part has a train node; lower train.partition.num_parts")
     part = part.to(device)
+    num_parts = num_parts_of(spec.partition)
+    parts = [part] * min(spec.parts_per_step, num_parts)
 
     # Adam's state is created by the first step and gradients are freed after each, so that neither is in the peak.
     def step() -> None:
-        training_step(model, optimizer, part, objective, spec)
+        training_step(model, optimizer, parts, objective, spec)
         optimizer.zero_grad(set_to_none=True)
 
     session.seed_global(spec.seed, "dropout", 0)
@@ -126,7 +129,7 @@ def measure_training(
     partition_s = statistics.median(_partition_s(graph, recipe, epoch, device) for epoch in range(_NUM_PARTITIONS))
     optimizer_state = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     gradients = [p for p in model.parameters() if p.requires_grad]
-    num_parts, median_step_s = num_parts_of(spec.partition), statistics.median(step_s)
+    median_step_s = statistics.median(step_s)
     return StepCost(
         num_nodes=graph.num_nodes,
         num_edges=graph.num_edges * (2 if graph.undirected else 1),
@@ -135,7 +138,7 @@ def measure_training(
         step_s=step_s,
         median_step_s=median_step_s,
         partition_s=partition_s,
-        epoch_s=partition_s + num_parts * median_step_s,
+        epoch_s=partition_s + math.ceil(num_parts / len(parts)) * median_step_s,
         graph_bytes=graph_bytes(graph),
         part_bytes=num_bytes(t for t in (*part[:2], *part.csr, *part[3:]) if t is not None),
         state_bytes=num_bytes([*model.parameters(), *gradients, *optimizer_state]),

@@ -1,4 +1,4 @@
-"""The training loop: a fresh random partition each epoch, one optimizer step per part, the best validation wins.
+"""The training loop: a fresh random partition each epoch, one optimizer step per part or few, the best validation wins.
 
 All randomness is a function of the recipe's seed and of the place in the run: the initialization, the partition of an
 epoch, the dropout of a step and the labels it reads, the views of an evaluation. A saved state therefore holds no
@@ -14,13 +14,13 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from zoo.data.graph import Graph, Part, Split
+from zoo.data.graph import Graph, Split
+from zoo.data.partition import RandomParts
 from zoo.errors import RunError, ZooError
 from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
@@ -52,7 +52,7 @@ from zoo.workflows.progress import Board, Progress
 from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
-from zoo.workflows.step import build_optimizer, epoch_parts, set_learning_rate, training_step
+from zoo.workflows.step import StepParts, build_optimizer, epoch_parts, set_learning_rate, training_step
 
 
 def train(
@@ -207,8 +207,9 @@ def _train(
             raise StoppedError(f"{stop.name} at {place}; saved: {path}", stop.signum)
 
     board = Board(run.tensorboard_path, cursor.epoch)
-    done = (cursor.epoch - 1) * num_parts + cursor.part
-    with Progress(spec.num_epochs * num_parts, unit="step", quiet=quiet, done=done) as progress, closing(board):
+    num_steps = math.ceil(num_parts / spec.parts_per_step)
+    done = (cursor.epoch - 1) * num_steps + math.ceil(cursor.part / spec.parts_per_step)
+    with Progress(spec.num_epochs * num_steps, unit="step", quiet=quiet, done=done) as progress, closing(board):
         if resumed:
             progress.line(f"{run.path}: continues at epoch {cursor.epoch}, part {cursor.part}/{num_parts}")
         elif options.resume:
@@ -221,10 +222,12 @@ def _train(
             set_learning_rate(optimizer, spec, cursor.epoch)
             start_epoch(model, cursor.epoch)
             # A resumed epoch samples the same parts again and skips those that are done.
-            for part in islice(epoch_parts(graph, spec, cursor.epoch), cursor.part, None):
+            parts = epoch_parts(graph, spec, cursor.epoch)
+            while cursor.part < len(parts):
+                end = min(cursor.part + spec.parts_per_step, len(parts))
                 with run_errors(run, model, f"epoch {cursor.epoch}, part {cursor.part + 1}", "train"):
-                    loss = _step(state, task, part.to(device))
-                cursor.next_part(loss)
+                    loss = _step(state, task, parts, range(cursor.part, end))
+                cursor.next_step(end, loss)
                 figures["loss"] = f"{cursor.loss_sum / max(cursor.num_losses, 1):.4f}"
                 progress.step(label, figures)
                 pause_if_asked()
@@ -280,25 +283,24 @@ def _train(
     return results
 
 
-def _step(state: RunState, task: _Task, part: Part) -> float | None:
-    """One optimizer step.
+def _step(state: RunState, task: _Task, parts: RandomParts, indices: range) -> float | None:
+    """One optimizer step on some parts of an epoch.
 
     Returns:
-        The loss; None if the part has no train node, or the recipe says to skip the step, whose numbers are not finite.
+        The loss; None if no part has a train node, or the recipe says to skip the step, whose numbers are not finite.
 
     Raises:
-        FloatingPointError: if they are not, and the recipe says to stop or every part of the epoch was like that.
+        FloatingPointError: if they are not, and the recipe says to stop or every step of the epoch was like that.
     """
     cursor, spec = state.cursor, task.recipe.train
     # Seeded by the number of the step, so that no state of a generator has to be saved.
-    session.seed_global(spec.seed, "dropout", cursor.step)
+    chosen = StepParts(parts, indices, task.objective.device, (spec.seed, "dropout", cursor.step))
     # The forward pass updates statistics of batch normalization, and a step that is skipped must leave no NaN in them.
     buffers = [buffer.clone() for buffer in state.model.buffers()] if spec.on_nonfinite == "skip" else []
     try:
-        loss = training_step(state.model, state.optimizer, part, task.objective, spec)
+        loss = training_step(state.model, state.optimizer, chosen, task.objective, spec)
     except FloatingPointError as error:
-        is_last = cursor.part + 1 == num_parts_of(spec.partition)
-        if spec.on_nonfinite == "stop" or (is_last and not cursor.num_losses):
+        if spec.on_nonfinite == "stop" or (indices.stop == len(parts) and not cursor.num_losses):
             raise
         state.skip_step(str(error), buffers)
         return None
