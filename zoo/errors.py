@@ -60,5 +60,6 @@ class NetworkError(ZooError):
 
 def nearest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
     """The question whether the nearest of some names was meant, or another text if none is near."""
-    near = difflib.get_close_matches(name, choices, n=1)
+    # A file from anywhere may hold a name of a million letters.
+    near = difflib.get_close_matches(name[:100], choices, n=1)
     return f"did you mean {near[0]!r}?" if near else otherwise

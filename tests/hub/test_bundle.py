@@ -16,7 +16,10 @@ from tests.workflows.small import changed
 from tests.workflows.test_load import make_bundle
 from zoo.errors import BundleError, RecipeError
 from zoo.hub.config import read_config
-from zoo.workflows.load import load
+from zoo.spec.recipe import read_recipe
+from zoo.spec.shape import GraphShape
+from zoo.spec.shipped import list_recipes
+from zoo.workflows.load import empty_model, load
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -119,6 +122,17 @@ def test_of_very_many_faults_the_first_are_shown(tmp_path: Path) -> None:
     assert len(str(error.value).splitlines()) == 51
 
 
+@pytest.mark.parametrize("fault", [{"results": [{}] * 100_000}, {"x" * 900_000: 1}])
+def test_faults_without_end_are_told_in_short_and_at_once(fault: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path)
+    rewrite(folder, lambda data: data.update(fault))
+    started = time.process_time()
+    with pytest.raises(BundleError) as error:
+        load(folder)
+    assert len(str(error.value)) < 2000
+    assert time.process_time() - started < 4
+
+
 def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
@@ -133,16 +147,31 @@ def test_a_folder_that_hides_a_model_of_the_hub_says_so(tmp_path: Path, monkeypa
         load("me/model")
 
 
-def test_no_model_is_built_for_a_file_with_fewer_tensors_than_layers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [
+        ({"num_layers": 5000, "hidden_channels": 2}, "20,000"),
+        ({"num_layers": 20, "hidden_channels": 4096, "num_groups": 4096, "conv": {"type": "gcn"}}, "163,840"),
+    ],
+)
+def test_no_model_is_built_for_a_file_with_too_few_tensors(
+    model: dict[str, Any], least: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_bundle(tmp_path)
-    rewrite(folder, lambda data: data["recipe"]["model"].update(num_layers=5000, hidden_channels=2))
+    rewrite(folder, lambda data: data["recipe"]["model"].update(model))
     save_file({"t": torch.zeros(1_000_000)}, folder / "model.safetensors")
     adopt_weights(folder)
     monkeypatch.setattr("zoo.workflows.load.empty_model", lambda *_: pytest.fail("built"))
-    with pytest.raises(BundleError, match=r"holds 1 tensors; the recipe in config.json has 5,000 layers"):
+    with pytest.raises(BundleError, match=f"holds 1 tensors; the recipe in config.json needs {least} or more"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_no_model_has_fewer_tensors_than_its_spec_says(name: str) -> None:
+    spec, shape = read_recipe(name).model, GraphShape(num_node_features=6, num_edge_features=3, num_tasks=3)
+    small = {"num_layers": min(spec.num_layers, 4), "num_distinct_layers": None} if spec.type != "deq" else {}
+    spec = spec.model_copy(update=small)
+    assert getattr(spec, "min_tensors", 1) <= len(empty_model(spec, shape).state_dict())
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,15 @@ def test_hostile_configuration_is_refused_at_once(
     assert main(["pull", REPO]) == 5
 
 
+def test_foreign_text_adds_no_line_to_what_info_says(
+    hub: TestHub, use_hub: UseHub, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use_hub(hub)
+    hub.put_raw(REPO, changed(content(bundle), recipe__summary="Fine.\ncommit       " + "0" * 40))
+    assert main(["info", REPO]) == 0
+    assert len([line for line in capfd.readouterr().out.splitlines() if line.startswith("commit")]) == 1
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [

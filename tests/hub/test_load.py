@@ -20,6 +20,7 @@ from tests.hub.server import TestHub
 from zoo.cli import main
 from zoo.data.download import data_root
 from zoo.errors import NotFoundError, ZooError, ZooWarning
+from zoo.hub.client import connect
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path, shipped_dir
@@ -204,6 +205,14 @@ def test_eval_of_a_hub_model_stands_beside_the_published_figures(
     assert "further from the figure in config.json than the tolerance" in told_apart.err
 
 
+def test_quiet_eval_downloads_quietly(full_hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("zoo.workflows.pull.connect", lambda **options: asked.append(options["quiet"]) or connect())
+    main(["eval", REPO, "-q"])
+    main(["eval", REPO])
+    assert asked == [True, False]
+
+
 def test_a_figure_of_the_paper_is_shown_and_decides_nothing(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +272,14 @@ def test_list_of_the_hub_shows_the_models_of_this_library(
     assert {row["repository"] for row in json.loads(capfd.readouterr().out)} == {REPO, "bob/other"}
     assert main(["list", "--remote", "--author", "bob"]) == 0
     assert capfd.readouterr().out.splitlines()[1].split()[0] == "bob/other"
+    assert main(["list", "--remote", "--search", "OTH"]) == 0
+    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == ["model", "bob/other"]
+    full_hub.put_raw("bob/digits", {"README.md": b"---\nlibrary_name: revgnn-zoo\ndatasets: [digits]\n---\n"})
+    assert main(["list", "--remote", "--dataset", "digits", "--json"]) == 0
+    assert [row["repository"] for row in json.loads(capfd.readouterr().out)] == ["bob/digits"]
+    for arguments in (["--search", "x"], ["--cached", "--search", "x"], ["--cached", "--dataset", "digits"]):
+        assert main(["list", *arguments]) == 2
+    capfd.readouterr()
     full_hub.stop()
     assert main(["list", "--remote"]) == 6
     assert len(capfd.readouterr().err.splitlines()) == 1
@@ -283,7 +300,7 @@ def test_list_of_the_cache_shows_whole_bundles(full_hub: TestHub, capfd: pytest.
 
 
 def test_info_reads_the_header_and_leaves_the_weights_there(
-    full_hub: TestHub, capfd: pytest.CaptureFixture[str]
+    full_hub: TestHub, bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["info", REPO]) == 0
     said = capfd.readouterr().out
@@ -293,7 +310,12 @@ def test_info_reads_the_header_and_leaves_the_weights_there(
     shutil.rmtree(os.environ["HF_HOME"])
     full_hub.requests.clear()
     assert main(["info", REPO, "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["weights"] == {"F32": num_parameters}
+    said_as_json = json.loads(capfd.readouterr().out)
+    assert said_as_json["weights"] == {"F32": num_parameters}
+    assert main(["info", str(bundle), "--json"]) == 0
+    of_folder = json.loads(capfd.readouterr().out)
+    # One shape for models here and there.
+    assert {key: said_as_json[key] for key in of_folder} == of_folder
     asked = full_hub.requests.select("GET", "safetensors")
     assert all("range" in r.headers for r in asked)
     assert main(["info", "alice/nothing"]) == 3

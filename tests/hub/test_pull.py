@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+import zoo
 from tests.hub.bundles import REPO, command, content, downloads
 from tests.hub.client import ALICE
 from tests.hub.conftest import HubMaker
@@ -361,7 +362,89 @@ def test_copy_is_whole_or_absent(full_hub: TestHub, bundle: Path, tmp_path: Path
     assert [path.name for path in out.parent.iterdir()] == ["copy"]
 
 
+def test_empty_folders_are_filled_whatever_they_are_called(
+    full_hub: TestHub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, link = tmp_path / "here", tmp_path / "link"
+    here.mkdir()
+    (tmp_path / "there").mkdir()
+    link.symlink_to(tmp_path / "there")
+    monkeypatch.chdir(here)
+    for out in (Path(), link):
+        copy_bundle(pull(), out)
+        assert content(out) == content(bundle)
+        assert len(list(out.iterdir())) == len(content(bundle))
+    assert link.is_symlink()
+
+
+def test_copy_of_another_commit_is_replaced_if_asked(full_hub: TestHub, bundle: Path, tmp_path: Path) -> None:
+    out, notes = tmp_path / "out", tmp_path / "notes"
+    full_hub.put_raw(REPO, {"curves.png": b"picture"})
+    assert zoo.pull(REPO, out) == out
+    (out / "mine.txt").write_text("mine")
+    next_commit(full_hub, bundle)
+    full_hub.put_raw(REPO, {"curves.png": None})
+    with pytest.raises(BundleError, match="to replace the bundle there: --update"):
+        zoo.pull(REPO, out)
+    zoo.pull(REPO, out, update=True)
+    assert content(out) == {**content(pull().folder), "mine.txt": b"mine"}
+    zoo.load(out)
+    notes.mkdir()
+    (notes / "mine.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"not this bundle; choose another --to$"):
+        zoo.pull(REPO, notes, update=True)
+
+
+def test_update_that_is_cut_short_gives_no_wrong_weights(
+    full_hub: TestHub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    zoo.pull(REPO, out)
+    next_commit(full_hub, bundle)
+    pulled, moved = pull(), []
+    replace = Path.replace
+
+    def once(path: Path, target: Path) -> Path:
+        if moved:
+            raise OSError(28, "No space left on device")
+        moved.append(target)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", once)
+    with pytest.raises(ZooError, match="cannot be written: No space left on device"):
+        copy_bundle(pulled, out, update=True)
+    monkeypatch.undo()
+    with pytest.raises(BundleError, match="its SHA-256 is"):
+        zoo.load(out)
+    copy_bundle(pulled, out, update=True)
+    assert content(out) == content(pulled.folder)
+
+
 # The command.
+
+
+def test_dry_run_says_the_sizes_and_downloads_nothing(
+    full_hub: TestHub, bundle: Path, capfd: pytest.CaptureFixture[str], hf_home: Path
+) -> None:
+    commit = full_hub.put_raw(REPO, {"notes.txt": b"no part of the bundle"})
+    assert main(["pull", REPO, "--dry-run", "--json"]) == 0
+    sizes = {name: len(data) for name, data in content(bundle).items()}
+    assert json.loads(capfd.readouterr().out) == {"commit": commit, "num_bytes": sizes}
+    assert main(["pull", REPO, "--dry-run"]) == 0
+    told = capfd.readouterr().out.splitlines()
+    assert told[-1].split(maxsplit=1) == [f"{sum(sizes.values()):,}", f"bytes to download of {REPO} at {commit}"]
+    assert not (hf_home / "hub").exists()
+    pull()
+    assert main(["pull", f"{REPO}@{commit}", "--dry-run"]) == 0
+    assert capfd.readouterr().out.split()[0] == "0"
+    full_hub.put_raw("alice/other", {"notes.txt": b"x"})
+    for arguments, code in (
+        (["alice/other"], 5),
+        (["alice/nothing"], 3),
+        ([REPO, "--offline"], 6),
+        ([REPO, "--update"], 2),
+    ):
+        assert main(["pull", *arguments, *(["--dry-run"] if code != 2 else [])]) == code
 
 
 def test_command_prints_the_folder_alone(

@@ -159,7 +159,7 @@ def _echo_elsewhere(compared: Sequence[Comparison]) -> None:
     for comparison in compared:
         for other in comparison.elsewhere:
             value = f"{other.split} {other.metric} {other.mean:.4f}"
-            echo(f"published under another protocol: {value}, {other.protocol} ({other.source})")
+            echo(f"published under another protocol: {value}, {other.protocol} ({printable(other.source)})")
 
 
 def reference(text: str) -> str | Path:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_facts, echo_figures, echo_json, example, json_option, reference
+from zoo.cli.common import (
+    common_options,
+    echo,
+    echo_facts,
+    echo_figures,
+    echo_json,
+    example,
+    json_option,
+    printable,
+    reference,
+)
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape, known_shape
@@ -56,11 +67,11 @@ def _published(name: str, *, as_json: bool, quiet: bool) -> None:
         pulled = fetch_config(name, quiet=quiet or as_json)
     config = pulled.config
     types = weights_header(connect(quiet=True), pulled)
+    facts = {"repository": pulled.reference.repo_id, "commit": pulled.commit, "weights": types}
+    facts["config"] = config.model_dump(mode="json", exclude_none=True)
+    _describe(config.recipe, config.shape, config.results, as_json=as_json, more=facts)
     if as_json:
-        facts = {"repository": pulled.reference.repo_id, "commit": pulled.commit, "weights": types}
-        echo_json({**facts, "config": config.model_dump(mode="json", exclude_none=True)})
         return
-    _describe(config.recipe, config.shape, config.results, as_json=False)
     echo()
     held = ", ".join(f"{count:,} {kind}" for kind, count in types.items()) or "not asked for"
     weights = f"{held}, {config.weights.num_bytes:,} bytes"
@@ -83,15 +94,23 @@ def _environment(*, as_json: bool) -> None:
     echo_facts({**facts, **kernels}, width=16)
 
 
-def _describe(recipe: Recipe, shape: GraphShape | None, figures: Sequence[Measured], *, as_json: bool) -> None:
+def _describe(
+    recipe: Recipe,
+    shape: GraphShape | None,
+    figures: Sequence[Measured],
+    *,
+    as_json: bool,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     data, source = recipe.to_json(), recipe.source
     num_parameters = None if shape is None else recipe.model.num_parameters(shape)
     if as_json:
         results = [figure.model_dump() for figure in figures]
         shape_json = None if shape is None else shape.model_dump()
-        echo_json({"recipe": data, "shape": shape_json, "num_parameters": num_parameters, "results": results})
+        known = {"recipe": data, "shape": shape_json, "num_parameters": num_parameters, "results": results}
+        echo_json({**known, **more})
         return
-    echo(f"{recipe.name}: {recipe.summary}")
+    echo(f"{recipe.name}: {printable(recipe.summary)}")
     echo()
     count = "depends on the graph" if num_parameters is None else f"{num_parameters:,}"
     if source is not None and source.num_parameters:

@@ -18,16 +18,17 @@ from zoo.spec.shipped import list_models, recipe_path, shipped_dir
     epilog=example(
         "revgnn-zoo list --pretrained",
         "revgnn-zoo list 'rev_*' --family rev --dataset ogbn-proteins",
-        "revgnn-zoo list --remote --author org",
+        "revgnn-zoo list --remote --author org --search proteins",
     ),
 )
 @click.argument("pattern", default="*")
 @click.option("--family", help="Only models of this family, such as rev, res, deq or rev_gat.")
-@click.option("--dataset", help="Only models for this data set.")
+@click.option("--dataset", help="Only models for this data set; also with --remote.")
 @click.option("--pretrained", is_flag=True, help="Only models whose weights come with this installation.")
 @click.option("--remote", is_flag=True, help="List the models on the Hub instead.")
 @click.option("--cached", is_flag=True, help="List the models that were fetched from the Hub instead.")
-@click.option("--author", help="With --remote: only those of this user or organisation.")
+@click.option("--author", help="With --remote: only those of this user or organization.")
+@click.option("--search", metavar="TEXT", help="With --remote: only those whose name holds this text.")
 @json_option
 @common_options
 def command(
@@ -39,6 +40,7 @@ def command(
     remote: bool,
     cached: bool,
     author: str | None,
+    search: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -48,12 +50,15 @@ def command(
     """
     if remote and cached:
         raise click.UsageError("give either --remote or --cached")
-    if author and not remote:
-        raise click.UsageError("--author goes with --remote")
+    if (author or search) and not remote:
+        raise click.UsageError("--author and --search go with --remote")
     if remote or cached:
-        if family or dataset or pretrained or pattern != "*":
-            raise click.UsageError("PATTERN, --family, --dataset and --pretrained choose among installed models")
-        _models(author, remote=remote, as_json=as_json, quiet=quiet)
+        if family or pretrained or pattern != "*" or (dataset and cached):
+            raise click.UsageError(
+                "PATTERN, --family and --pretrained choose among installed models, --dataset among remote ones too"
+            )
+        wanted = {"author": author, "search": search, "dataset": dataset} if remote else None
+        _models(wanted, as_json=as_json, quiet=quiet)
         return
     names = list_models(pattern, pretrained=pretrained or None, family=family, dataset=dataset)
     rows = [_row(read_recipe(recipe_path(name))) for name in names]
@@ -75,13 +80,14 @@ def command(
     echo_table(head, cells, right=(3, 4), optional=(6, 3))
 
 
-def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> None:
+def _models(wanted: dict[str, str | None] | None, *, as_json: bool, quiet: bool) -> None:
+    """List the models on the Hub that are wanted, or None: those in the cache."""
     from zoo.hub.client import connect
     from zoo.hub.listing import list_cached, list_remote
 
     hub = connect(quiet=quiet)
     rows: list[dict[str, Any]]
-    if remote:
+    if wanted is not None:
         rows = [
             {
                 "repository": model.repo_id,
@@ -90,7 +96,7 @@ def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> 
                 "changed": model.changed,
                 "is_private": model.is_private,
             }
-            for model in list_remote(hub, author)
+            for model in list_remote(hub, **wanted)
         ]
     else:
         rows = [
@@ -107,8 +113,8 @@ def _models(author: str | None, *, remote: bool, as_json: bool, quiet: bool) -> 
     if as_json:
         echo_json(rows)
     elif not rows:
-        echo("no models" + (f" at {hub.endpoint}" if remote else f" in the cache {hub.cache}"))
-    elif remote:
+        echo("no models" + (f" in the cache {hub.cache}" if wanted is None else f" at {hub.endpoint}"))
+    elif wanted is not None:
         cells = [[r["repository"], ", ".join(r["datasets"]) or "-", str(r["downloads"]), r["changed"]] for r in rows]
         echo_table(["model", "data set", "downloads", "changed"], cells, right=(2,))
     else:

@@ -15,21 +15,36 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 )
 @click.argument("reference", metavar="OWNER/NAME[@REVISION]")
 @click.option("--to", "out", type=click.Path(path_type=Path), help="Copy the files to this folder.")
+@click.option("--update", is_flag=True, help="With --to: replace the bundle that the folder holds.")
+@click.option("--dry-run", is_flag=True, help="Say what would be downloaded, with sizes; download nothing.")
 @click.option("--offline", is_flag=True, help="Use only what is in the cache, without network access.")
 @json_option
 @common_options
-def command(*, reference: str, out: Path | None, offline: bool, as_json: bool, quiet: bool) -> None:
+def command(
+    *, reference: str, out: Path | None, update: bool, dry_run: bool, offline: bool, as_json: bool, quiet: bool
+) -> None:
     """Fetch a model from the Hub, verify it and print its folder.
 
     The host is HF_ENDPOINT, the token that of 'hf auth login' or HF_TOKEN. The cache is in HF_HOME; 'hf cache ls' and
     'hf cache rm' look after it, and HF_HUB_OFFLINE=1 is --offline.
     """
-    from zoo.workflows.pull import copy_bundle, fetch
+    from zoo.workflows.pull import copy_bundle, fetch, sizes
 
+    if update and out is None:
+        raise click.UsageError("--update goes with --to")
+    if dry_run:
+        commit, files = sizes(reference, offline=offline)
+        if as_json:
+            echo_json({"commit": commit, "num_bytes": files})
+            return
+        for name, num_bytes in files.items():
+            echo(f"{num_bytes:>15,}  {name}")
+        echo(f"{sum(files.values()):>15,}  bytes to download of {reference} at {commit}")
+        return
     pulled = fetch(reference, offline=offline, quiet=quiet or as_json)
     folder = pulled.folder
     if out is not None:
-        copy_bundle(pulled, out)
+        copy_bundle(pulled, out, update=update)
         folder = out
     if as_json:
         echo_json(

@@ -107,10 +107,12 @@ def read_weights(folder: Path, config: BundleConfig, build: Callable[[], Mapping
     path = folder / WEIGHTS_FILE
 
     def check(found: Shapes) -> None:
-        # To build a model of many layers takes far longer than to state their number in a small file.
-        least = getattr(config.recipe.model, "num_built_layers", 1)
+        # To build a model of many layers and groups takes far longer than to state their numbers in a small file.
+        least = getattr(config.recipe.model, "min_tensors", 1)
         if len(found) < least:
-            raise BundleError(f"{path}: holds {len(found):,} tensors; the recipe in {CONFIG_FILE} has {least:,} layers")
+            raise BundleError(
+                f"{path}: holds {len(found):,} tensors; the recipe in {CONFIG_FILE} needs {least:,} or more"
+            )
         if faults := differences(found, build()):
             raise BundleError(f"{path}: does not fit the recipe in {CONFIG_FILE}: {faults}")
 

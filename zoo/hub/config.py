@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import FailFast, Field
 
 import zoo
 from zoo.errors import BundleError
@@ -69,7 +69,8 @@ class BundleConfig(Spec):
     format_version: Literal[1]
     recipe: Recipe
     shape: GraphShape
-    results: tuple[Measured, ...]
+    # Of the first wrong one alone the faults are told: thousands of them would take a minute.
+    results: Annotated[tuple[Measured, ...], FailFast()]
     provenance: Provenance
     weights: Stored
     probe: Stored | None = None

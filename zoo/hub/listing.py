@@ -56,12 +56,16 @@ class CachedModel:
     folder: Path
 
 
-def list_remote(hub: Hub, author: str | None = None) -> list[RemoteModel]:
+def list_remote(
+    hub: Hub, *, author: str | None = None, search: str | None = None, dataset: str | None = None
+) -> list[RemoteModel]:
     """The models of this library on the Hub, those most downloaded first.
 
     Args:
         hub: the host.
         author: of a user or an organization alone.
+        search: only those whose name holds this text.
+        dataset: only those whose card names this data set.
 
     Raises:
         NetworkError: if the Hub cannot be reached.
@@ -70,7 +74,8 @@ def list_remote(hub: Hub, author: str | None = None) -> list[RemoteModel]:
     if hub.is_offline:
         raise NetworkError("list --remote: offline the Hub is not asked; try: revgnn-zoo list --cached")
     with plain_errors(hub, "list --remote"):
-        found = list(hub.api.list_models(filter=LIBRARY, author=author, sort="downloads", limit=MAX_LISTED))
+        tags = [LIBRARY, *([f"dataset:{dataset}"] if dataset else [])]
+        found = list(hub.api.list_models(filter=tags, author=author, search=search, sort="downloads", limit=MAX_LISTED))
     return [
         RemoteModel(
             info.id,

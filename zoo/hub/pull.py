@@ -25,7 +25,17 @@ from huggingface_hub.file_download import repo_folder_name
 from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import atomic_write, make_folder, read_regular, sha256_of
 from zoo.hub.client import Hub, patiently, plain_errors, warn
-from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, SIGNATURE_FILE, BundleConfig, Stored, parse_config
+from zoo.hub.config import (
+    CARD_FILE,
+    CONFIG_FILE,
+    CURVES_FILE,
+    FILES,
+    SIGNATURE_FILE,
+    WEIGHTS_FILE,
+    BundleConfig,
+    Stored,
+    parse_config,
+)
 from zoo.hub.reference import Reference, is_commit
 from zoo.hub.verify import cached_id, drop, has_id
 from zoo.json_object import MAX_JSON_BYTES
@@ -90,6 +100,31 @@ def pull_config(hub: Hub, reference: Reference) -> Pulled:
         ZooError: as :func:`pull`.
     """
     return _serve(hub, reference, lambda source: source.fetch_config(), is_whole=False)
+
+
+def pull_sizes(hub: Hub, reference: Reference) -> tuple[str, dict[str, int]]:
+    """Find what :func:`pull` would download; nothing is.
+
+    Returns:
+        The commit, and the sizes in bytes of the files that the cache does not hold, by name.
+
+    Raises:
+        ZooError: as :func:`pull`.
+    """
+    if hub.is_offline:
+        raise NetworkError(f"{reference}: offline the Hub is not asked")
+    with plain_errors(hub, str(reference)):
+        info = patiently(
+            lambda: hub.api.model_info(reference.repo_id, revision=reference.revision, files_metadata=True)
+        )
+    commit = info.sha or ""
+    if not is_commit(commit):
+        raise NetworkError(f"{reference}: {hub.endpoint} does not answer like a Hub: it names no commit")
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename in FILES}
+    if missing := {CONFIG_FILE, WEIGHTS_FILE} - set(sizes):
+        raise _no_bundle(hub, reference, commit, min(missing))
+    source = _Source(hub, reference, commit)
+    return commit, {name: sizes[name] for name in FILES if name in sizes and not isinstance(source.cached(name), str)}
 
 
 def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled], *, is_whole: bool) -> Pulled:
@@ -179,8 +214,7 @@ class _Source:
             self._fetch(name, stored=stored)
 
     def fetch_optional(self, name: str) -> None:
-        found = self._cached(name)
-        # None: nothing is known of the file. Neither None nor a path: the client noted that the commit lacks it.
+        found = self.cached(name)
         if not isinstance(found, str) and (found is not None or self.hub.is_offline):
             return
         with contextlib.suppress(NotFoundError):
@@ -190,7 +224,7 @@ class _Source:
         """Take a file from the cache or, if it is not there or damaged, from the Hub."""
         where = f"{self.reference.at(self.commit)}: {name}"
         with plain_errors(self.hub, where):
-            found = self._cached(name)
+            found = self.cached(name)
             if isinstance(found, str):
                 if not (fault := _fault(Path(found), max_bytes, stored)):
                     return Path(found)
@@ -206,7 +240,8 @@ class _Source:
                 raise BundleError(f"{where}: damaged: {fault}; try again")
             return path
 
-    def _cached(self, name: str) -> str | object | None:
+    def cached(self, name: str) -> str | object | None:
+        """The path of a file in the cache; None: nothing is known of it; else the commit is known to lack it."""
         return try_to_load_from_cache(self.reference.repo_id, name, cache_dir=self.hub.cache, revision=self.commit)
 
     def _check_before_download(self, name: str, where: str, max_bytes: int, stored: Stored | None) -> str:

@@ -18,8 +18,9 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_]{0,63}$"
 _IN_WORDS = {NAME_PATTERN: "1 to 64 lower-case letters, digits and underscores, the first no underscore"}
 
 
-# Of a file from anywhere, whose faults could be without end.
+# Of a file from anywhere, whose faults and keys could be without end.
 _MAX_FAULTS = 50
+_MAX_PLACE = 200
 
 
 class Spec(BaseModel):
@@ -69,7 +70,8 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: 
 
 
 def _place(cls: type[Spec], data: Any, detail: ErrorDetails) -> tuple[str, list[str]]:
-    return _locate(cls, data, detail["loc"], ends_in_key=detail["type"] in ("missing", "extra_forbidden"))
+    place, siblings = _locate(cls, data, detail["loc"], ends_in_key=detail["type"] in ("missing", "extra_forbidden"))
+    return (place if len(place) <= _MAX_PLACE else f"{place[:_MAX_PLACE]}..."), siblings
 
 
 def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:

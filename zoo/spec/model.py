@@ -96,6 +96,11 @@ class _LayeredSpec(_GnnSpec):
         """The number of layers that have weights of their own."""
         return self.num_layers if self.num_distinct_layers is None else self.num_distinct_layers
 
+    @property
+    def min_tensors(self) -> int:
+        """The fewest tensors that the layers can have: the two of each norm."""
+        return 2 * self.num_built_layers
+
 
 class ResSpec(_LayeredSpec):
     """ResGNN, the deep residual network "res+" of arXiv 2006.07739: every layer has a dropout mask of its own."""
@@ -132,8 +137,8 @@ class GCNIISpec(_EncodedSpec):
     theta: float = Field(default=0.5, gt=0, le=1, description="lambda in the paper")
 
     @property
-    def num_built_layers(self) -> int:
-        """All layers have weights of their own."""
+    def min_tensors(self) -> int:
+        """A tensor for every layer."""
         return self.num_layers
 
     def num_stack_parameters(self) -> int:
@@ -164,6 +169,11 @@ class RevSpec(_LayeredSpec):
     def group_channels(self) -> int:
         """The channels of a group, C / G."""
         return self.hidden_channels // self.num_groups
+
+    @property
+    def min_tensors(self) -> int:
+        """The fewest tensors that the layers can have: the two of each group's norm."""
+        return super().min_tensors * self.num_groups
 
     def num_stack_parameters(self) -> int:
         """A norm and a convolution for every group of every layer, and the last norm."""
@@ -343,9 +353,9 @@ class RevGATSpec(Spec):
         return self
 
     @property
-    def num_built_layers(self) -> int:
-        """All layers have weights of their own."""
-        return self.num_layers
+    def min_tensors(self) -> int:
+        """The two of each norm, of which every group of a reversible layer has one."""
+        return 2 * self.num_groups * (self.num_layers - 2)
 
     @property
     def reads_edges(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, FailFast, Field, ValidationInfo, field_validator
 
 from zoo.spec.base import Spec
 from zoo.spec.train import METRIC_RANGES, REGRESSION_METRICS, Metric, lower_is_better
@@ -64,7 +64,7 @@ class SourceSpec(Spec):
     paper: str
     code: str = ""
     num_parameters: int = Field(default=0, ge=0, description="published parameter count; 0: none was published")
-    reported: tuple[ReportedResult, ...] = ()
+    reported: Annotated[tuple[ReportedResult, ...], FailFast()] = ()
 
 
 class Environment(Spec):

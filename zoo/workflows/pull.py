@@ -14,7 +14,7 @@ from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, Zo
 from zoo.files import write_errors
 from zoo.hub import pull as hub_pull
 from zoo.hub.client import connect
-from zoo.hub.config import FILES
+from zoo.hub.config import CONFIG_FILE, FILES
 from zoo.hub.pull import Pulled
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 
@@ -38,6 +38,15 @@ def fetch(
     return hub_pull.pull(hub, _at(reference, revision), optional=optional)
 
 
+def sizes(reference: str, *, offline: bool = False) -> tuple[str, dict[str, int]]:
+    """Find what :func:`fetch` would download; see :func:`zoo.hub.pull.pull_sizes`.
+
+    Raises:
+        ZooError: as :func:`fetch`.
+    """
+    return hub_pull.pull_sizes(connect(offline=offline), parse_reference(reference))
+
+
 def fetch_config(reference: str, *, offline: bool = False, quiet: bool = False) -> Pulled:
     """Fetch the configuration of a bundle alone.
 
@@ -55,6 +64,7 @@ def pull(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    update: bool = False,
 ) -> Path:
     """Fetch a model from the Hub, verify it, and return its folder: ``zoo.pull("owner/name@v1", "./mine")``.
 
@@ -65,14 +75,15 @@ def pull(
         token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN; False: none.
         cache_dir: where files are kept; None: the cache of ``huggingface_hub``.
         offline: use only what is in the cache, without network access.
+        update: replace the bundle that ``to`` holds.
 
     Raises:
-        ZooError: if it does not exist, may not be read, cannot be reached is damaged, or if ``to`` is taken.
+        ZooError: if it does not exist, may not be read, cannot be reached, is damaged, or if ``to`` is taken.
     """
     pulled = fetch(reference, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
     if to is None:
         return pulled.folder
-    copy_bundle(pulled, Path(to))
+    copy_bundle(pulled, Path(to), update=update)
     return Path(to)
 
 
@@ -97,26 +108,41 @@ def tried_as_folder() -> Iterator[None]:
         raise type(error)(f"{error}; nor is there such a folder") from error
 
 
-def copy_bundle(pulled: Pulled, out: Path) -> None:
-    """Copy a bundle out of the cache: the whole folder appears at once or not at all.
+def copy_bundle(pulled: Pulled, out: Path, *, update: bool = False) -> None:
+    """Copy a bundle out of the cache: a new folder appears at once or not at all.
 
     A folder that already holds exactly these files is left alone.
+
+    Args:
+        pulled: the bundle.
+        out: the folder; new, empty, or with ``update`` that of a bundle, whose files are replaced. Other files stay.
+        update: replace the bundle that is there.
 
     Raises:
         BundleError: if the folder holds something else.
         ZooError: if it cannot be written.
     """
+    # The configuration comes first: until all files are there, a folder that is updated does not fit it.
     names = [name for name in FILES if (pulled.folder / name).is_file()]
     with write_errors(out, ZooError):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             if all((out / n).is_file() and filecmp.cmp(out / n, pulled.folder / n, shallow=False) for n in names):
                 return
-            raise BundleError(f"{out}: already there and not this bundle; choose another --to")
+            if not (update and (out / CONFIG_FILE).is_file()):
+                hint = "; to replace the bundle there: --update" if (out / CONFIG_FILE).is_file() else ""
+                raise BundleError(f"{out}: already there and not this bundle; choose another --to{hint}")
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, because a rename is atomic only within one file system.
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            staged = Path(scratch) / out.name
+        # Beside the files, because a rename is atomic only within one file system.
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out if out.exists() else out.parent) as scratch:
+            staged = Path(scratch) / "bundle"
             staged.mkdir()
             for name in names:
                 shutil.copyfile(pulled.folder / name, staged / name)
-            staged.rename(out)
+            if not out.exists():
+                staged.rename(out)
+                return
+            for name in FILES:
+                if name in names:
+                    (staged / name).replace(out / name)
+                else:
+                    (out / name).unlink(missing_ok=True)
