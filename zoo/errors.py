@@ -9,9 +9,20 @@ class ZooWarning(UserWarning):
 
 
 class ZooError(Exception):
-    """A fault with one clear line: where it is, what is wrong, what would be right."""
+    """A fault with one clear line: where it is, what is wrong, what would be right; or several faults, a line each.
+
+    Args:
+        lines: the faults.
+
+    Attributes:
+        lines: the same.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 class RecipeError(ZooError):

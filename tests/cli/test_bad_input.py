@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -380,3 +381,22 @@ def test_closed_and_full_streams_do_not_end_in_a_traceback(case: str, tmp_path: 
 def test_an_override_nested_too_deeply_is_one_line(zoo_command: Command) -> None:
     result = zoo_command("check", "quickstart", "--set", "train.seed=" + "[" * 5000)
     assert (result.code, result.err) == (1, ["Error: --set train.seed: nested too deeply"])
+
+
+def test_a_line_break_in_a_name_begins_no_line(tmp_path: Path, zoo_command: Command) -> None:
+    for words in (("check", "a\nb"), ("eval", "./a\nb"), ("train", "small.json", "--out", "small.json/a\nb")):
+        write_recipe(tmp_path)
+        result = zoo_command(*words)
+        assert len(result.err) == 1
+        assert r"a\nb" in result.err[0]
+    # Several faults are still a line each.
+    bad = tmp_path / "c\nd.json"
+    bad.write_text(json.dumps(changed(recipe_data(tmp_path / "multiclass.npz"), train__seed=-1, name="x y")))
+    lines = zoo_command("check", bad).err
+    assert len(lines) == 2
+    assert all(line.startswith("Error: ") and r"c\nd.json: " in line for line in lines)
+
+
+def test_other_libraries_say_nothing_of_a_home_without_a_folder(zoo_command: Command) -> None:
+    assert zoo_command("list", "-q").code == 0
+    assert not logging.getLogger("matplotlib").isEnabledFor(logging.WARNING)

@@ -147,3 +147,10 @@ def test_the_time_that_a_run_may_take_ends_it() -> None:
     with session.stop_requests(max_time_s=0.0) as stop:
         assert stop
     assert (stop.name, stop.signum) == ("--max-time", signal.SIGALRM)
+
+
+def test_threads_by_the_thousand_are_refused() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(RunError, match=r"--threads 4000000: this machine has \d+ cores; expected at most \d+"):
+        session.start("cpu", 4_000_000)
+    assert torch.get_num_threads() == before

@@ -326,6 +326,14 @@ def test_a_run_without_its_picture_is_finished(whole: Path, tmp_path: Path, monk
     assert outcome(tmp_path / "run") == outcome(whole / "run")
 
 
+def test_a_run_whose_recipe_is_removed_under_it_is_finished(whole: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(module, "plot", plot)
+    with pytest.warns(ZooWarning, match=r"recipe.json: no such file; the run is finished, without its picture"):
+        run(improving(whole), out, on_epoch=lambda record: (out / "recipe.json").unlink(missing_ok=True))
+    assert (out / "results.json").is_file()
+
+
 def test_a_run_copied_elsewhere_is_continued(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = stopped_run(improving(whole), tmp_path / "run", monkeypatch, 5)
     shutil.copytree(out, tmp_path / "copy")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -133,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     _open_closed_streams()
+    # It would say in two lines that a home without a folder for its cache makes it slower.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         with _warnings_as_lines(), cli.make_context("revgnn-zoo", arguments) as context:
             cli.invoke(context)
@@ -150,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ZooError as error:
         if debug:
             raise
-        for line in str(error).splitlines():
+        for line in error.lines:
             _echo_error(line)
         return error.exit_code
     except ModuleNotFoundError as error:

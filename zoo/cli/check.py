@@ -33,9 +33,9 @@ def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], as_json: 
             if not quiet and not as_json:
                 echo(f"{path}: ok")
     if as_json:
-        echo_json([{"recipe": n, "faults": str(faults[n]).splitlines() if n in faults else []} for n in recipes])
+        echo_json([{"recipe": n, "faults": faults[n].lines if n in faults else []} for n in recipes])
         raise click.exceptions.Exit(max((error.exit_code for error in faults.values()), default=0))
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:
-        raise RecipeError("\n".join(str(fault) for fault in faults.values()))
+        raise RecipeError(*(line for fault in faults.values() for line in fault.lines))

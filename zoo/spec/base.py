@@ -66,7 +66,7 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: 
             faults.append(f"and {len(details) - _MAX_FAULTS:,} more faults")
         # A key may hold a line break, which must not look like the next fault.
         lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in fault) for fault in faults)
-        raise error("\n".join(f"{where}: {line}" for line in lines)) from None
+        raise error(*(f"{where}: {line}" for line in lines)) from None
 
 
 def _place(cls: type[Spec], data: Any, detail: ErrorDetails) -> tuple[str, list[str]]:

@@ -120,11 +120,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         return place, value
 
 
-def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[str, Any], *, where: str) -> str:
+def faults_of_overrides(
+    faults: Sequence[str], assignments: Sequence[str], data: Mapping[str, Any], *, where: str
+) -> list[str]:
     """Put --set in place of the file into each fault that an assignment brought in.
 
     Args:
-        faults: one a line, each "WHERE: PLACE: FAULT".
+        faults: each "WHERE: PLACE: FAULT".
         assignments: as for :func:`override`.
         data: the recipe before them, for the whole place of a key of which only the name was given.
         where: the file.
@@ -132,7 +134,7 @@ def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[s
     places = tuple(assignment.partition("=")[0] for assignment in assignments)
     places_of_data = [place for place, _ in leaves(data)]
     lines = []
-    for line in faults.splitlines():
+    for line in faults:
         place, _, fault = line.removeprefix(f"{where}: ").partition(": ")
         # An item of a list that an override assigned, such as data.node_features[0], is a part of it like a key.
         if any(place == assigned or place.startswith((f"{assigned}.", f"{assigned}[")) for assigned in places):
@@ -142,7 +144,7 @@ def faults_of_overrides(faults: str, assignments: Sequence[str], data: Mapping[s
                 fault = f"unknown key; did you mean {' or '.join(near)}?"
             line = f"--set: {place}: {fault}"
         lines.append(line)
-    return "\n".join(lines)
+    return lines
 
 
 def changes_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -172,7 +172,7 @@ def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str
         if not overrides or isinstance(overrides, Mapping):
             raise
         # The fault may lie in an override alone, so the error must not point to the file.
-        raise RecipeError(faults_of_overrides(str(error), overrides, _spelled_out(data), where=where)) from None
+        raise RecipeError(*faults_of_overrides(error.lines, overrides, _spelled_out(data), where=where)) from None
     changes = changes_in_words(_spelled_out(data), recipe.to_json()) if overrides else []
     if not changes:
         return recipe

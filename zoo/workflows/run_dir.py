@@ -133,7 +133,8 @@ class RunDir:
         try:
             return parse_spec(RunResults, read_json_object(path, error=RunError), where=str(path), error=RunError)
         except RunError as error:
-            raise RunError(f"{error}; without that file, train --resume measures the results again") from error
+            *lines, last = error.lines
+            raise RunError(*lines, f"{last}; without that file, train --resume measures the results again") from error
 
     def write_results(self, results: RunResults) -> None:
         """Mark the run as finished.

@@ -22,6 +22,8 @@ from zoo.errors import OutOfMemoryError, RunError, ZooError
 from zoo.ops.dispatch import backend_for
 from zoo.spec.results import Environment
 
+_THREADS_PER_CORE = 8
+
 
 class StoppedError(ZooError):
     """A signal asked the run to stop, and it has saved its state."""
@@ -58,7 +60,7 @@ def start(device: str | None, num_threads: int | None = None) -> torch.device:
     """Choose the device and the number of CPU threads, and make kernels repeat themselves where they can.
 
     Raises:
-        RunError: if the device does not exist here.
+        RunError: if the device does not exist here, or has by far fewer cores than threads.
     """
     # Read by cuBLAS when its first handle is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -69,6 +71,11 @@ def start(device: str | None, num_threads: int | None = None) -> torch.device:
     if num_threads is not None:
         if type(num_threads) is not int or num_threads < 1:
             raise RunError(f"num_threads: expected an integer of at least 1, got {num_threads!r}")
+        num_cores = os.cpu_count() or 1
+        # Thousands of threads would stop the whole machine, other people's work included.
+        if num_threads > _THREADS_PER_CORE * num_cores:
+            most = _THREADS_PER_CORE * num_cores
+            raise RunError(f"--threads {num_threads}: this machine has {num_cores} cores; expected at most {most}")
         torch.set_num_threads(num_threads)
     chosen = resolve_device(device)
     if chosen.type == "cuda":

@@ -305,7 +305,8 @@ class RunState:
             for log, figures in zip(solve_logs(self.model), tree.get("solves", []), strict=False):
                 vars(log).update(figures)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"{self.run.path}: the saved state does not fit the model: {error}") from error
+            reason = " ".join(str(error).split())
+            raise RunError(f"{self.run.path}: the saved state does not fit the model: {reason}") from error
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[str, dict[str, Tensor]] = {}
