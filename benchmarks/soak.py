@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RECIPES = ("small_rev", "small_wt_rev", "small_res", "small_deq", "small_rev_deq", "small_rev_gat")
+RECIPES = ("small_rev", "small_wt_rev", "small_oscillator", "small_res", "small_deq", "small_rev_deq", "small_rev_gat")
 NUM_WINDOWS, FIRST = 10, 2
 # Of memory in bytes and of the disk in bytes, the log apart; files and threads may not grow at all.
 TOLERANCE = {"memory_bytes": 3 << 20, "num_files": 0, "num_threads": 0, "disk_bytes": 1 << 12}

@@ -26,6 +26,7 @@ FAMILIES = {
     "deq": "equilibrium",
     "rev_gat": "reversible attention",
     "gcnii": "GCNII",
+    "oscillator": "oscillators",
 }
 # What a node's label depends on, so that a reader finds the row that is most like an own graph.
 TASKS = {

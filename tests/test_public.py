@@ -80,7 +80,9 @@ def test_a_recipe_is_read_from_a_name_a_file_or_its_data(tmp_path: Path) -> None
         zoo.read_recipe("small_rev", {"model.num_layer": 3})
 
 
-@pytest.mark.parametrize("name", ["small_rev", "small_res", "small_deq", "small_rev_gat", "small_wt_rev", "rev_deep"])
+@pytest.mark.parametrize(
+    "name", ["small_rev", "small_res", "small_deq", "small_rev_gat", "small_wt_rev", "small_oscillator", "rev_deep"]
+)
 @pytest.mark.parametrize("changes", [{}, {"edge_attr": None}], ids=["edge features", "none"])
 def test_every_family_is_created_for_any_graph(name: str, changes: dict[str, Any]) -> None:
     data = some_data(**changes)

@@ -22,6 +22,7 @@
     deq: "M0-6.2 6.2 0 0 6.2-6.2 0Z",
     rev_gat: "M0-6 5.6 4.2H-5.6Z",
     gcnii: "M0 6 5.6-4.2H-5.6Z",
+    oscillator: "M-6-3.5H6V3.5H-6Z",
   };
   const OTHER = "M-5-1.6H-1.6V-5H1.6V-1.6H5V1.6H1.6V5H-1.6V1.6H-5Z";
   const SVG = "http://www.w3.org/2000/svg";

@@ -11,7 +11,7 @@ from html import escape
 from gallery import words
 from gallery.canvas import CENTER, WIDTH, Canvas
 from gallery.stacks import GAP, NORMS, STACKS, chain, draw_other, dropout_in_words
-from zoo.spec.model import DeqSpec, Model, ResSpec, RevGATSpec, RevSpec
+from zoo.spec.model import DeqSpec, Model, OscillatorSpec, ResSpec, RevGATSpec, RevSpec
 from zoo.spec.shape import GraphShape
 
 
@@ -85,7 +85,9 @@ def _head(canvas: Canvas, model: Model, tasks: str, y: float) -> float:
     if isinstance(model, RevGATSpec):
         last = f"last attention layer {model.hidden_channels:,} → {tasks}"
     dropped = dropout_in_words(getattr(model, "dropout", 0.0))
-    if isinstance(model, RevSpec | RevGATSpec) or (isinstance(model, ResSpec) and model.norm_position == "pre"):
+    if isinstance(model, RevSpec | RevGATSpec | OscillatorSpec) or (
+        isinstance(model, ResSpec) and model.norm_position == "pre"
+    ):
         steps = chain(NORMS[model.norm], "ReLU", dropped)
     else:
         # What other layers end with is a part of their own drawing; only an equilibrium's has negative values.

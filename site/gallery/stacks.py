@@ -8,7 +8,16 @@ from typing import Any
 from gallery import words
 from gallery.canvas import CENTER, LEFT, RIGHT, Canvas
 from zoo.spec.conv import GenConvSpec
-from zoo.spec.model import DeqSpec, GCNIISpec, PhantomSpec, ResSpec, ReversibleSolver, RevGATSpec, RevSpec
+from zoo.spec.model import (
+    DeqSpec,
+    GCNIISpec,
+    OscillatorSpec,
+    PhantomSpec,
+    ResSpec,
+    ReversibleSolver,
+    RevGATSpec,
+    RevSpec,
+)
 
 GAP = 24.0
 _MOST_LANES = 4
@@ -55,7 +64,7 @@ def _conv_name(model: Any) -> str:
     return name if heads is None else f"{name} ({words.count(heads, 'head')})"
 
 
-def _repeats(model: RevSpec | ResSpec) -> tuple[str, str]:
+def _repeats(model: RevSpec | ResSpec | OscillatorSpec) -> tuple[str, str]:
     """How often a layer is applied, and whose weights it has."""
     distinct = model.num_distinct_layers
     times = f"× {model.num_layers:,}"
@@ -253,6 +262,29 @@ def _gcnii(canvas: Canvas, model: GCNIISpec, y: float, x: float) -> float:
     return bottom
 
 
+def _oscillator(canvas: Canvas, model: OscillatorSpec, y: float, x: float) -> float:
+    """A step: the velocities are driven by the positions, then the positions move."""
+    times, shared = _repeats(model)
+    function = chain(NORMS[model.norm], "ReLU", dropout_in_words(model.dropout), _conv_name(model))
+    step, keep = model.step_size, 1 - model.damping * model.step_size
+    lines = [
+        f"v′ = {keep:g} v + {step:g} (tanh(f(x)) − {model.stiffness:g} x)",
+        f"x′ = x + {step:g} v′",
+    ]
+    notes = [*_two_lines(f"f: {function}"), shared, "backward: x, then v, undone to the last bit"]
+    notes = [note for note in notes if note]
+    top = y + GAP
+    height = 100 + 40 * len(lines) + 18 * len(notes)
+    canvas.frame(top, height, "oscillator step", times, _copies(times))
+    canvas.line((x, y), (x, top), arrow=True)
+    canvas.text(CENTER, top + 54, f"x, v: [N, {model.hidden_channels // 2:,}] each")
+    canvas.line((CENTER, top + 59), (CENTER, top + 74), arrow=True)
+    end = _boxes(canvas, CENTER, top + 74, 330, lines)
+    for index, note in enumerate(notes):
+        canvas.text(CENTER, end + 24 + 18 * index, note, "note" if index == len(notes) - 1 else "small")
+    return top + height
+
+
 def _deq(canvas: Canvas, model: DeqSpec, y: float, x: float) -> float:
     solver, notes = model.solver, _solver_notes(model)
     top = y + GAP
@@ -320,6 +352,7 @@ STACKS: dict[str, Callable[[Canvas, Any, float, float], float]] = {
     "rev": _rev,
     "res": _res,
     "deq": _deq,
+    "oscillator": _oscillator,
     "gcnii": _gcnii,
     "rev_gat": _rev_gat,
 }

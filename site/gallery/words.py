@@ -13,6 +13,7 @@ FAMILIES = {
     "rev": "reversible",
     "res": "residual",
     "deq": "equilibrium",
+    "oscillator": "oscillators",
     "gcnii": "GCNII",
     "rev_gat": "reversible attention",
 }

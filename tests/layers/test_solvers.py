@@ -195,8 +195,8 @@ def test_reversible_iteration_runs_back_to_the_last_bit(beta: float, dtype: torc
     assert found.num_iters == 12
     fraction = as_fraction(beta)
     for _ in range(12):
-        z.backward(f(y.read(dtype)), fraction)
-        y.backward(f(z.read(dtype)), fraction)
+        z.backward(f(y.read(dtype)).double() * float(fraction), 1 - fraction)
+        y.backward(f(z.read(dtype)).double() * float(fraction), 1 - fraction)
     for state in (y, z):
         assert not state.value.any()
         assert not state.dropped.any()
@@ -207,7 +207,7 @@ def test_damped_state_is_the_damped_sum() -> None:
     z, values = torch.randn(5, 3, dtype=torch.float64), torch.randn(20, 5, 3, dtype=torch.float64)
     state, expected = DampedState.of(z), z
     for value in values:
-        state.forward(value, as_fraction(0.8))
+        state.forward(0.8 * value, as_fraction(0.2))
         expected = 0.2 * expected + 0.8 * value
     torch.testing.assert_close(state.read(torch.float64), expected, rtol=0, atol=1e-11)
 

@@ -35,6 +35,8 @@ FAMILIES = [
     {"type": "rev", "num_layers": 5, "num_distinct_layers": 2, "num_groups": 4, "norm": "batch"},
     {"type": "rev", "num_layers": 3, "num_distinct_layers": 1, "reversible": False},
     {"type": "rev", "num_layers": 4, "scale_by_depth": True},
+    {"type": "oscillator", "num_layers": 3},
+    {"type": "oscillator", "num_layers": 5, "num_distinct_layers": 2, "norm": "batch", "damping": 0, "step_size": 0.1},
     {"type": "res", "num_layers": 3},
     {"type": "res", "num_layers": 1},
     {"type": "res", "num_layers": 5, "num_distinct_layers": 2, "norm": "batch", "checkpoint": True},
@@ -272,6 +274,19 @@ def test_as_many_reversible_iterations_as_a_recipe_may_ask_for_can_be_run_back(b
         ),
         ({"type": "res", "num_layers": 3, "num_groups": 2}, "model.num_groups: unknown key"),
         ({"type": "deq", "num_layers": 3}, "model.num_layers: unknown key"),
+        (
+            {"type": "oscillator", "num_layers": 1000, "damping": 0.1},
+            "model: num_layers (1000) is more than can be undone exactly with a damping x step_size of "
+            "0.1: at most 348, or less damping",
+        ),
+        (
+            {"type": "oscillator", "num_layers": 3, "damping": 1.0},
+            "model: damping x step_size must be 0 or 0.001 to 0.99, not 1 x 1",
+        ),
+        (
+            {"type": "oscillator", "num_layers": 3, "hidden_channels": 7},
+            "model: hidden_channels (7) must be even: positions and velocities",
+        ),
         (
             {"type": "deq", "solver": {"type": "andersen"}},
             'model.solver.type: expected one of anderson, broyden, picard, reversible, got "andersen"; '

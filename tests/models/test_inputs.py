@@ -28,7 +28,7 @@ from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 
 SHAPE = GraphShape(num_node_features=5, num_edge_features=3, num_tasks=4)
-FAMILIES = ("quickstart", "small_res", "small_rev_gcn", "small_rev_deq", "small_rev_gat")
+FAMILIES = ("quickstart", "small_res", "small_rev_gcn", "small_oscillator", "small_rev_deq", "small_rev_gat")
 SPARSE = pytest.mark.filterwarnings("ignore:Sparse")
 
 

@@ -30,6 +30,7 @@ LEARNED: list[tuple[str, list[str], float]] = [
     ("small_rev_gcn", FOUR, 0.925),
     ("small_wt_rev", FOUR, 0.92),
     ("small_rev_gat", FOUR, 0.905),
+    ("small_oscillator", FOUR, 0.9),
     ("small_deq", SOLVED, 0.905),
     ("small_deq", [*SOLVED, GCN], 0.935),
     ("small_rev_deq", SOLVED, 0.903),

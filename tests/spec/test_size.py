@@ -55,6 +55,7 @@ SPECS = [
     (rev({"type": "sage"}), NO_EDGES),
     (rev({"type": "gat", "num_heads": 2}), NO_EDGES),
     ({"type": "res", "num_layers": 4, "hidden_channels": 12, "conv": GEN, "norm_position": "post"}, SMALL),
+    ({"type": "oscillator", "num_layers": 4, "hidden_channels": 12, "conv": GEN}, SMALL),
     ({"type": "gcnii", "num_layers": 4, "hidden_channels": 12}, NO_EDGES),
     ({"type": "rev_gat", "num_layers": 4, "hidden_channels": 24, "num_heads": 3}, NO_EDGES),
     ({"type": "rev_gat", "num_layers": 4, "hidden_channels": 16, "num_heads": 2, "attend_target": True}, NO_EDGES),

@@ -22,7 +22,16 @@ from zoo.workflows.graphs import complete_recipe, recipe_graph
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.train import train
 
-FAMILIES = ("quickstart", "small_res", "small_wt_rev", "small_deq", "small_rev_deq", "small_rev_gat", "small_rev_gcn")
+FAMILIES = (
+    "quickstart",
+    "small_res",
+    "small_wt_rev",
+    "small_oscillator",
+    "small_deq",
+    "small_rev_deq",
+    "small_rev_gat",
+    "small_rev_gcn",
+)
 NODES = torch.arange(NUM_NODES)
 LABELS = {
     "binary": NODES % 2,

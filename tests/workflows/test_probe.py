@@ -70,7 +70,17 @@ def test_all_shipped_bundles_are_small_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["small_rev", "small_res", "small_deq", "small_rev_deq", "small_rev_gat", "small_rev_gcn", "small_wt_rev"]
+    "recipe",
+    [
+        "small_rev",
+        "small_res",
+        "small_deq",
+        "small_rev_deq",
+        "small_rev_gat",
+        "small_rev_gcn",
+        "small_wt_rev",
+        "small_oscillator",
+    ],
 )
 def test_a_probe_reads_what_the_model_reads(recipe: str, tmp_path: Path) -> None:
     shape = SHAPE.model_copy(update={"num_node_features": 9, "num_node_categories": 4})

@@ -4,6 +4,7 @@ from zoo.layers.block import Block, EquilibriumBlock, NodeEncoder
 from zoo.layers.conv import GATConv, GCNConv, GENConv, RevGATConv, SAGEConv
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
 from zoo.layers.inputs import BlockInputs
+from zoo.layers.oscillator import OscillatorStack
 from zoo.layers.residual import ResidualStack
 from zoo.layers.reversible import ReversibleStack
 
@@ -17,6 +18,7 @@ __all__ = [
     "GCNConv",
     "GENConv",
     "NodeEncoder",
+    "OscillatorStack",
     "Phantom",
     "ResidualStack",
     "RevGATConv",

@@ -312,7 +312,7 @@ def _reverse_iterations(
         for changed, read in ((1, 0), (0, 1)):
             state = states[read].read(grad.dtype).requires_grad_()
             value = f(state)
-            states[changed].backward(value.detach(), fraction)
+            states[changed].backward(value.detach().double() * beta, 1 - fraction)
             grad_state, *grads = torch.autograd.grad(
                 value, [state, *sources], beta * grad_states[changed], allow_unused=True
             )

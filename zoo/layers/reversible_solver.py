@@ -3,7 +3,7 @@
 y' = (1 - beta) y + beta f(z); z' = (1 - beta) z + beta f(y').
 
 Running back divides by 1 - beta each time, which would turn rounding into large errors: 0.2 ** -12 is 2e8. So the two
-states are integers, multiples of 2^-40, and the digits lost when they are multiplied by 1 - beta are kept in
+states are integers, multiples of 2^-44, and the digits lost when they are multiplied by 1 - beta are kept in
 a second integer. Addition and this multiplication then have exact inverses.
 
 Source: reversible deep equilibrium models, arXiv 2509.12917; the kept digits are algorithm 3 of arXiv 1502.03492.
@@ -20,16 +20,16 @@ from torch import Tensor
 
 from zoo.layers.solvers import Solution, StateFn, relative_residual
 
-_GRID = 2.0**40
+_GRID = 2.0**44
 # Below it a sum of two values stays far within 63 bits.
-_LARGEST_VALUE = 2.0**20
+LARGEST_VALUE = 2.0**17
 
 
 class DampedState(NamedTuple):
     """A state of the iteration; changed in place.
 
     Attributes:
-        value: [N, C] int64, multiples of 2^-40.
+        value: [N, C] int64, multiples of 2^-44.
         dropped: [N, C] int64, the digits lost so far.
     """
 
@@ -39,7 +39,7 @@ class DampedState(NamedTuple):
     @classmethod
     def of(cls, z: Tensor) -> DampedState:
         """The state at z."""
-        return cls(_on_grid(z), torch.zeros_like(z, dtype=torch.int64))
+        return cls(to_grid(z), torch.zeros_like(z, dtype=torch.int64))
 
     def clone(self) -> DampedState:
         """A copy."""
@@ -47,26 +47,34 @@ class DampedState(NamedTuple):
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """[N, C] as floating-point numbers."""
-        return (self.value.double() / _GRID).to(dtype)
+        return from_grid(self.value).to(dtype)
 
-    def forward(self, value: Tensor, beta: Fraction) -> None:
-        """(1 - beta) state + beta value."""
-        _scale(self.value, self.dropped, 1 - beta)
-        self.value.add_(_on_grid(value.double() * float(beta)))
+    def forward(self, value: Tensor, keep: Fraction) -> None:
+        """Set the state to keep * state + value."""
+        _scale(self.value, self.dropped, keep)
+        self.value.add_(to_grid(value))
 
-    def backward(self, value: Tensor, beta: Fraction) -> None:
+    def backward(self, value: Tensor, keep: Fraction) -> None:
         """The state before :meth:`forward`."""
-        self.value.sub_(_on_grid(value.double() * float(beta)))
-        _scale(self.value, self.dropped, 1 / (1 - beta))
+        self.value.sub_(to_grid(value))
+        _scale(self.value, self.dropped, 1 / keep)
 
 
-def _on_grid(z: Tensor) -> Tensor:
+def to_grid(z: Tensor) -> Tensor:
+    """Numbers to the nearest multiples of 2^-44, int64."""
     return z.double().mul(_GRID).round_().to(torch.int64)
+
+
+def from_grid(value: Tensor) -> Tensor:
+    """Multiples of 2^-44 to float64."""
+    return value.double() / _GRID
 
 
 def _scale(value: Tensor, dropped: Tensor, factor: Fraction) -> None:
     """Multiply by a fraction; scaling by its inverse restores both tensors."""
     above, below = factor.numerator, factor.denominator
+    if above == below:
+        return
     dropped.mul_(below).add_(value.remainder(below))
     value.floor_divide_(below)
     value.mul_(above).add_(dropped.remainder(above))
@@ -93,7 +101,7 @@ def solve_reversibly(
 
     Returns:
         The solution, whose z is the last one and whose num_iters counts iterations, and the last states y and z.
-        Where f is not finite, or beyond 10^6, the residual is inf.
+        Where f is not finite, or beyond 10^5, the residual is inf.
 
     Raises:
         ValueError: if a setting is out of range, or so many iterations would drop more digits than an integer holds.
@@ -109,12 +117,12 @@ def solve_reversibly(
     while num_iters < max_iters:
         num_iters += 1
         first = f(z.read(z0.dtype))
-        y.forward(first, fraction)
+        y.forward(first.double() * float(fraction), keep)
         state = y.read(z0.dtype)
         second = f(state)
-        z.forward(second, fraction)
+        z.forward(second.double() * float(fraction), keep)
         largest = torch.stack([first.abs().amax(), second.abs().amax()]).amax() if z0.numel() else 0.0
-        if not float(largest) < _LARGEST_VALUE:
+        if not float(largest) < LARGEST_VALUE:
             residual = math.inf
             break
         residual = relative_residual(second - state, second)

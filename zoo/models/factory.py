@@ -13,6 +13,7 @@ from zoo.errors import RecipeError
 from zoo.layers.block import Block, EquilibriumBlock, PostNormBlock
 from zoo.layers.conv import CONVS, GCNIILayer, RevGATConv
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible
+from zoo.layers.oscillator import OscillatorStack
 from zoo.layers.residual import LayerStack, ResidualStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.gnn import GNN
@@ -24,6 +25,7 @@ from zoo.spec.model import (
     DeqSpec,
     GCNIISpec,
     Model,
+    OscillatorSpec,
     PhantomSpec,
     ResSpec,
     ReversibleSolver,
@@ -34,6 +36,8 @@ from zoo.spec.model import (
 from zoo.spec.plugins import Table, find_plugin
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shape import GraphShape
+
+_Encoded = RevSpec | ResSpec | DeqSpec | OscillatorSpec | GCNIISpec
 
 
 def build_model(spec: Model | Recipe | str, shape: GraphShape) -> nn.Module:
@@ -75,6 +79,23 @@ def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
         num_steps=spec.num_layers,
         slice_edges=spec.conv.slices_edges,
         reversible=spec.reversible,
+    )
+    return _gnn(spec, shape, stack, norm=spec.norm)
+
+
+def _oscillator(spec: OscillatorSpec, shape: GraphShape) -> GNN:
+    half = spec.hidden_channels // 2
+
+    def block() -> Block:
+        return Block(half, _conv(spec.conv, half, spec.hidden_channels, spec.norm), norm=spec.norm)
+
+    stack = OscillatorStack(
+        [block() for _ in range(spec.num_built_layers)],
+        num_steps=spec.num_layers,
+        step_size=spec.step_size,
+        damping=spec.damping,
+        stiffness=spec.stiffness,
+        slice_edges=spec.conv.slices_edges,
     )
     return _gnn(spec, shape, stack, norm=spec.norm)
 
@@ -132,7 +153,7 @@ def _fixed_point(spec: Backward) -> FixedPoint | Phantom:
 
 
 def _gnn(
-    spec: RevSpec | ResSpec | DeqSpec | GCNIISpec,
+    spec: _Encoded,
     shape: GraphShape,
     stack: nn.Module,
     *,
@@ -192,7 +213,7 @@ def _copies(block: nn.Module, num_groups: int) -> list[nn.Module]:
     return [block, *(copy.deepcopy(block) for _ in range(num_groups - 1))]
 
 
-def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec | GCNIISpec, shape: GraphShape) -> int:
+def _num_edge_features(spec: _Encoded, shape: GraphShape) -> int:
     if isinstance(spec, GCNIISpec) or not spec.reads_edges:
         return 0
     if not shape.num_edge_features:
@@ -202,7 +223,7 @@ def _num_edge_features(spec: RevSpec | ResSpec | DeqSpec | GCNIISpec, shape: Gra
 
 
 BUILDERS: Mapping[str, Callable[..., nn.Module]] = Table(
-    {"rev": _rev, "res": _res, "deq": _deq, "gcnii": _gcnii, "rev_gat": _rev_gat},
+    {"rev": _rev, "res": _res, "deq": _deq, "oscillator": _oscillator, "gcnii": _gcnii, "rev_gat": _rev_gat},
     "families",
     lambda plugin, _: plugin.load(),
 )

@@ -8,6 +8,7 @@ What depends on the data (channels in and out) is not here: it is ``GraphShape``
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +21,8 @@ from zoo.spec.shape import GraphShape
 
 # A model of more parameters is refused before anything is built.
 MAX_PARAMETERS = 20_000_000_000
+# Of digits that damping drops and that an integer of 63 bits keeps for the way back.
+_MAX_DROPPED_BITS = 53
 Probability = Annotated[float, Field(ge=0, lt=1)]
 NumLayers = Annotated[int, Field(ge=1, le=100_000)]
 Channels = Annotated[int, Field(ge=1, le=65_536)]
@@ -182,6 +185,44 @@ class RevSpec(_LayeredSpec):
         return self.num_built_layers * self.num_groups * block + 2 * self.hidden_channels
 
 
+class OscillatorSpec(_LayeredSpec):
+    """Damped oscillators on a graph (GraphCON, arXiv 2202.02296): half of the channels are positions, half velocities.
+
+    v' = (1 - damping step_size) v + step_size (tanh(f(x)) - stiffness x), x' = x + step_size v'. Training memory does
+    not grow with ``num_layers``, the number of steps.
+    """
+
+    type: Literal["oscillator"]
+    step_size: float = Field(default=1.0, gt=0, le=10, description="the time of a step, dt in the paper")
+    damping: float = Field(default=0.01, ge=0, description="alpha in the paper; 0: velocities are kept")
+    stiffness: float = Field(default=1.0, ge=0, description="gamma in the paper: the pull of positions to 0")
+
+    @model_validator(mode="after")
+    def _invertible(self) -> Self:
+        if self.hidden_channels % 2:
+            raise ValueError(f"hidden_channels ({self.hidden_channels}) must be even: positions and velocities")
+        loss = Fraction(self.damping * self.step_size).limit_denominator(1000)
+        if self.damping and not 0.001 <= loss <= 0.99:
+            raise ValueError(
+                f"damping x step_size must be 0 or 0.001 to 0.99, not {self.damping:g} x {self.step_size:g}"
+            )
+        # Multiplying by 1 - loss drops digits, which are kept in an integer of 63 bits.
+        most = int(_MAX_DROPPED_BITS / -math.log2(1 - loss)) if loss else self.num_layers
+        if self.num_layers > most:
+            raise ValueError(
+                f"num_layers ({self.num_layers}) is more than can be undone exactly with a damping x step_size of "
+                f"{float(loss):g}: at most {most}, or less damping"
+            )
+        return self
+
+    def num_stack_parameters(self) -> int:
+        """A norm and a convolution of half the channels for every layer, and the last norm."""
+        half = self.hidden_channels // 2
+        # The convolution reads edge embeddings of the whole width.
+        block = 2 * half + self.conv.num_parameters(half, self.hidden_channels)
+        return self.num_built_layers * block + 2 * self.hidden_channels
+
+
 Tolerance = Annotated[float, Field(gt=0, lt=1, description="relative residual at which a solve has converged")]
 MaxIters = Annotated[int, Field(ge=1, le=10_000, description="evaluations of the equation a solve may use")]
 History = Annotated[int, Field(ge=1, le=1000, description="differences kept: 2 x history x [N, C] of memory")]
@@ -247,9 +288,6 @@ class ImplicitSolver(FixedPointSpec):
     def num_convs_per_iter(self) -> int:
         """The convolutions of an iteration: it evaluates the block of two once."""
         return 2
-
-
-_MAX_DROPPED_BITS = 53
 
 
 class ReversibleSolver(Spec):
@@ -386,5 +424,7 @@ class RevGATSpec(Spec):
 
 
 Model = Annotated[
-    RevSpec | ResSpec | DeqSpec | GCNIISpec | RevGATSpec, Field(discriminator="type"), Installed("families")
+    RevSpec | ResSpec | DeqSpec | OscillatorSpec | GCNIISpec | RevGATSpec,
+    Field(discriminator="type"),
+    Installed("families"),
 ]

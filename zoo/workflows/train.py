@@ -24,6 +24,7 @@ from zoo.data.partition import RandomParts
 from zoo.errors import RunError, ZooError
 from zoo.layers.capture import capture_layers
 from zoo.layers.equilibrium import start_epoch, take_solve_metrics
+from zoo.layers.oscillator import OscillatorStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
@@ -184,7 +185,7 @@ def _train(
         capture_layers(model)
     if options.check_inversion:
         stack = getattr(model, "stack", None)
-        if options.capture or not isinstance(stack, ReversibleStack) or not stack.reversible:
+        if options.capture or not isinstance(stack, ReversibleStack | OscillatorStack) or not stack.reversible:
             raise RunError("--check-inversion: needs a model with a reversible stack, and goes without --capture")
         stack.inversion_error = 0.0
     for line in task_lines(recipe, graph, split, model):
@@ -305,7 +306,7 @@ def _step(state: RunState, task: _Task, parts: RandomParts, indices: range) -> f
         state.skip_step(str(error), buffers)
         return None
     stack = getattr(state.model, "stack", None)
-    if loss is not None and isinstance(stack, ReversibleStack) and stack.inversion_error is not None:
+    if loss is not None and isinstance(stack, ReversibleStack | OscillatorStack) and stack.inversion_error is not None:
         state.add_inversion_error(stack.inversion_error)
     return loss
 
