@@ -39,10 +39,10 @@ TASKS = {
 Row = dict[str, str]
 
 
-def result_rows() -> list[Row]:
-    """The models of results.csv: no runs that only chose settings or vary the depth."""
+def result_rows(*purposes: str) -> list[Row]:
+    """The rows of results.csv that serve one of these purposes: "model", "depth" or "selection"."""
     with RESULTS.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["purpose"] == "model"]
+        return [row for row in csv.DictReader(file) if row["purpose"] in purposes]
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -63,7 +63,7 @@ def score(row: Row) -> str:
 def models() -> str:
     """For each data set the model with the best validation; loaded by its name if its weights come with the package."""
     best: dict[str, Row] = {}
-    for row in result_rows():
+    for row in result_rows("model"):
         if row["data"] not in best or is_better(row, best[row["data"]]):
             best[row["data"]] = row
     order = [*TASKS, *(name for name in best if name not in TASKS)]
@@ -114,9 +114,29 @@ def results() -> str:
             row["step_peak_mib"],
             f"`{row['commit']}`",
         )
-        for row in result_rows()
+        for row in result_rows("model")
     ]
     return table(head, rows)
+
+
+def depth(model: str) -> str:
+    """A recipe and its variants with fewer layers or iterations, from shallow to deep."""
+    rows = [row for row in result_rows("model", "depth") if row["model"] == model]
+    head = ("convolutions", "parameters", "validation", "test", "MiB of a step", "minutes of training")
+    return table(
+        head,
+        [
+            (
+                row["layers"],
+                f"{int(row['parameters']):,}",
+                row["valid_mean"],
+                score(row),
+                row["step_peak_mib"],
+                f"{int(row['train_s']) / 60:.1f}",
+            )
+            for row in sorted(rows, key=lambda row: int(row["layers"]))
+        ],
+    )
 
 
 def recipes() -> str:

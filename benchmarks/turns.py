@@ -1,7 +1,8 @@
 """A training step here and in PyTorch Geometric, step by step in turn: ``python -m benchmarks.turns --layers 14``.
 
 Each contender keeps a process of its own, and they take turns, one step each, so that all see the same machine. A ratio
-is the median, over the turns, of a contender's seconds over ours in the same turn. The model is RevGNN's, the graph as
+is the median, over the turns, of a contender's seconds over ours in the same turn. Seconds are those of the clock and
+those of the processor, which leave out the time in which it worked for others. The model is RevGNN's, the graph as
 large as one of ten parts of ogbn-proteins. Contenders:
 
     revgnn-zoo                      as installed, and with the allocator below, which should change nothing
@@ -25,7 +26,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,6 +53,13 @@ CONTENDERS: dict[str, tuple[str, dict[str, str], bool]] = {
 }
 
 
+class Seconds(NamedTuple):
+    """Of a step: by the clock, and of the processor."""
+
+    clock: float
+    processor: float
+
+
 def serve(case: Case, num_threads: int, compiled: bool) -> None:
     """Make a training step for every line on stdin, and print its seconds."""
     device = session.start("cpu", num_threads)
@@ -68,10 +76,10 @@ def serve(case: Case, num_threads: int, compiled: bool) -> None:
     part = next(iter(epoch_parts(graph, recipe.train, 1)))
     session.seed_global(recipe.train.seed, "dropout", 0)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        clock, processor = time.perf_counter(), time.process_time()
         training_step(model, optimizer, [part], objective, recipe.train)
         optimizer.zero_grad(set_to_none=True)
-        print(json.dumps(time.perf_counter() - start), flush=True)
+        print(json.dumps([time.perf_counter() - clock, time.process_time() - processor]), flush=True)
 
 
 def start(name: str, case: Case, num_threads: int) -> subprocess.Popen[str]:
@@ -85,7 +93,7 @@ def start(name: str, case: Case, num_threads: int) -> subprocess.Popen[str]:
     )
 
 
-def step(name: str, process: subprocess.Popen[str]) -> float:
+def step(name: str, process: subprocess.Popen[str]) -> Seconds:
     """Seconds of a contender's next step."""
     assert process.stdin
     assert process.stdout
@@ -94,12 +102,12 @@ def step(name: str, process: subprocess.Popen[str]) -> float:
     line = process.stdout.readline()
     if not line:
         raise SystemExit(f"{name}: a step failed, see above (exit code {process.wait()})")
-    return float(line)
+    return Seconds(*json.loads(line))
 
 
-def take_turns(case: Case, names: list[str], num_turns: int, num_threads: int) -> dict[str, list[float]]:
+def take_turns(case: Case, names: list[str], num_turns: int, num_threads: int) -> dict[str, list[Seconds]]:
     """Seconds of each contender in each turn."""
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[Seconds]] = {name: [] for name in names}
     # Closing a process's input ends it.
     with ExitStack() as open_processes:
         processes = {name: open_processes.enter_context(start(name, case, num_threads)) for name in names}
@@ -108,32 +116,41 @@ def take_turns(case: Case, names: list[str], num_turns: int, num_threads: int) -
         for turn in range(num_turns):
             for name in names if turn % 2 else names[::-1]:
                 times[name].append(step(name, processes[name]))
-                print(f"turn {turn + 1} of {num_turns}: {name}: {times[name][-1]:.3f} s", file=sys.stderr, flush=True)
+                clock, processor = times[name][-1]
+                words = f"turn {turn + 1} of {num_turns}: {name}: {clock:.3f} s, {processor:.3f} s of the processor"
+                print(words, file=sys.stderr, flush=True)
     return times
 
 
-def report(case: Case, times: dict[str, list[float]], num_threads: int) -> dict[str, Any]:
+def report(case: Case, times: dict[str, list[Seconds]], num_threads: int) -> dict[str, Any]:
     """The content of a results file."""
-    ours = times[OURS]
     rows = [
         {
             "contender": name,
-            "step_s": seconds,
-            "median_s": statistics.median(seconds),
-            "ratio": statistics.median(theirs / own for theirs, own in zip(seconds, ours, strict=True)),
+            **_figures([each.clock for each in seconds], [each.clock for each in times[OURS]]),
+            "processor": _figures([each.processor for each in seconds], [each.processor for each in times[OURS]]),
         }
         for name, seconds in times.items()
     ]
+    sizes = f" --layers {case.num_layers} --channels {case.channels}"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": _commit(),
-        "command": f"python -m benchmarks.turns --layers {case.num_layers} --channels {case.channels}",
+        "command": f"python -m benchmarks.turns{sizes} --threads {num_threads}",
         "environment": {**session.environment(torch.device("cpu")).model_dump(), "num_threads": num_threads},
         "num_layers": case.num_layers,
         "channels": case.channels,
         "num_nodes": case.num_nodes,
         "num_edges": case.num_edges,
         "rows": rows,
+    }
+
+
+def _figures(seconds: list[float], ours: list[float]) -> dict[str, Any]:
+    return {
+        "step_s": seconds,
+        "median_s": statistics.median(seconds),
+        "ratio": statistics.median(theirs / own for theirs, own in zip(seconds, ours, strict=True)),
     }
 
 
@@ -164,7 +181,8 @@ def main() -> None:
     names = [name for name in CONTENDERS if name not in args.without]
     result = report(case, take_turns(case, names, args.turns, args.threads), args.threads)
     for row in result["rows"]:
-        print(f"{row['contender']:32} {row['median_s']:8.3f} s {row['ratio']:8.2f} x")
+        for kind, found in (("clock", row), ("processor", row["processor"])):
+            print(f"{row['contender']:32} {kind:9} {found['median_s']:8.3f} s {found['ratio']:8.2f} x")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"turns_{case.num_layers}x{case.channels}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,5 +206,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "notebook": notebook,
     "results": tables.results,
     "models": tables.models,
+    "depth_reversible": partial(tables.depth, "minesweeper_rev_1001"),
+    "depth_equilibrium": partial(tables.depth, "minesweeper_rev_deq"),
     "recipes": tables.recipes,
 }
