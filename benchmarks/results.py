@@ -2,7 +2,7 @@
 
     python -m benchmarks.results renew                   train what plan.json asks for and runs.jsonl lacks
     python -m benchmarks.results collect RECIPE RUN...   take finished run directories into runs.jsonl
-    python -m benchmarks.results table                   write the table and the picture from runs.jsonl
+    python -m benchmarks.results table                   write the table, the picture and README's table from runs.jsonl
 
 A line of runs.jsonl is one training run: what was run, what it measured, and the commit whose code trained it.
 ``renew`` writes it when a run is done, continues an unfinished run and skips a finished one, so it may be stopped.
@@ -22,6 +22,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import tables
 from zoo.errors import ZooError
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import card_path, recipe_path
@@ -331,6 +332,7 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "renew":
         renew(arguments.limit)
     write_table()
+    tables.write()
 
 
 if __name__ == "__main__":
