@@ -85,6 +85,7 @@ FAULTY = {
     "newer_schema": (changed(GOOD, schema_version=3), "schema_version: 3 was written by a newer revgnn-zoo"),
     "missing_schema": (without("schema_version"), "schema_version: missing"),
     "schema_as_text": (changed(GOOD, schema_version="1"), "schema_version"),
+    "schema_as_true": (changed(GOOD, schema_version=True), "schema_version: expected one of 2, got true"),
     "newline_in_the_name": (changed(GOOD, name="a\nb"), "name:"),
     "escape_in_the_name": (changed(GOOD, name="a\x1b[31m"), "name:"),
     "surrogate_in_the_name": (changed(GOOD, name="\ud800"), "name"),

@@ -3,11 +3,13 @@ import os
 import platform
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from zoo.errors import RunError
+from zoo.errors import RunError, ZooWarning
+from zoo.files import locked
 from zoo.workflows import memory, session
 
 
@@ -154,3 +156,30 @@ def test_threads_by_the_thousand_are_refused() -> None:
     with pytest.raises(RunError, match=r"--threads 4000000: this machine has \d+ cores; expected at most \d+"):
         session.start("cpu", 4_000_000)
     assert torch.get_num_threads() == before
+
+
+def test_a_run_that_waits_for_the_cache_of_another_can_be_stopped(tmp_path: Path) -> None:
+    held, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with locked(tmp_path / ".lock", RunError):
+            held.set()
+            over.wait(timeout=60)
+
+    def wait() -> None:
+        with session.stop_requests() as stop:
+            stop.at_once = True
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            with locked(tmp_path / ".lock", RunError):
+                pass
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with (
+        pytest.warns(ZooWarning, match="waiting for process"),
+        pytest.raises(session.StoppedError, match="SIGTERM before the first step"),
+    ):
+        wait()
+    over.set()
+    thread.join()

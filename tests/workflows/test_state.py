@@ -189,6 +189,13 @@ def test_seconds_of_an_epoch_count_what_was_done_before_a_stop(whole: Path, tmp_
     assert results.train_s == sum(seconds)
 
 
+def test_peak_memory_is_that_of_all_processes(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as context:
+        context.setattr(state.memory, "peak", lambda device: 5 << 40)
+        out = stopped_run(improving(whole), tmp_path / "run", monkeypatch, 3)
+    assert run(improving(whole), out, resume=True).peak_memory_bytes == 5 << 40
+
+
 def fail(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[str], bool]) -> None:
     replace = os.replace
 
@@ -332,6 +339,18 @@ def test_a_run_whose_recipe_is_removed_under_it_is_finished(whole: Path, tmp_pat
     with pytest.warns(ZooWarning, match=r"recipe.json: no such file; the run is finished, without its picture"):
         run(improving(whole), out, on_epoch=lambda record: (out / "recipe.json").unlink(missing_ok=True))
     assert (out / "results.json").is_file()
+
+
+def test_a_run_whose_folder_is_removed_under_it_names_what_is_missing(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def remove(record: Any) -> None:
+        if record["epoch"] == 2:
+            shutil.rmtree(out)
+
+    missing = r"run/.*: cannot be written: No such file or directory"
+    with pytest.warns(ZooWarning, match=missing), pytest.raises(RunError, match=missing):
+        run(improving(whole), out, on_epoch=remove)
 
 
 def test_a_run_copied_elsewhere_is_continued(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
