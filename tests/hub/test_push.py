@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants, snapshot_download
+import yaml
+from huggingface_hub import constants, parse_eval_result_entries, snapshot_download
 from safetensors.torch import load_file, save_file
 
 import zoo
@@ -157,6 +158,47 @@ def test_license_is_the_one_that_was_asked_for_and_none_without(hub: TestHub, us
     hub.requests.clear()
     with pytest.raises(ZooError, match=r"license 'My own': expected its identifier"):
         zoo.push(copy, REPO, license="My own", quiet=True)
+    assert len(hub.requests) == 0
+
+
+def test_figure_is_entered_on_a_leaderboard_and_renewed_with_the_weights(
+    hub: TestHub, use_hub: UseHub, copy: Path
+) -> None:
+    use_hub(hub, ALICE)
+    name = ".eval_results/revgnn-zoo.yaml"
+    results = json.loads((copy / "config.json").read_bytes())["results"]
+    test = next(figure["value"] for figure in results if figure["split"] == "test")
+    assert main(["push", str(copy), REPO, "--benchmark", "graphs/bench:007", "-q"]) == 0
+
+    def entered() -> list[tuple[str, str, float, str | None]]:
+        entries = parse_eval_result_entries(yaml.safe_load(published(hub)[name]))
+        return [(entry.dataset_id, entry.task_id, entry.value, entry.notes) for entry in entries]
+
+    assert entered() == [("graphs/bench", "007", test, "accuracy, 3 views of 2 parts")]
+    assert push(copy).changed == ()
+    (copy / "config.json").write_bytes(with_figures(copy, 0.5))
+    assert name in push(copy).changed
+    assert entered()[0][2] == 0.5
+    # One that its owner wrote is left alone, and a model without a test figure is on no leaderboard.
+    by_hand = b"- dataset: {id: a/b, task_id: c}\n  value: 0.1\n"
+    hub.put_raw(REPO, {name: by_hand})
+    assert push(copy).changed == ()
+    push(copy, benchmark="graphs/bench:007")
+    (copy / "config.json").write_bytes(changed_config(copy, results=[]))
+    assert name in push(copy).changed
+    assert name not in published(hub)
+
+
+@pytest.mark.parametrize("benchmark", ["bench", "graphs/bench", "graphs/bench:", "a/b/c:d", "graphs/bench:a b", ":x"])
+def test_benchmark_that_is_none_is_refused_without_asking(
+    hub: TestHub, use_hub: UseHub, copy: Path, benchmark: str
+) -> None:
+    use_hub(hub, ALICE)
+    with pytest.raises(ReferenceFormatError, match="expected"):
+        push(copy, benchmark=benchmark)
+    (copy / "config.json").write_bytes(changed_config(copy, results=[]))
+    with pytest.raises(BundleError, match=r"graphs/bench:t: config\.json has no figure of the test split"):
+        push(copy, benchmark="graphs/bench:t")
     assert len(hub.requests) == 0
 
 

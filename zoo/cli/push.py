@@ -26,6 +26,7 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 @click.option("--message", default="", help="Title of the commit.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--replace-card", is_flag=True, help="Render README.md anew even if somebody wrote its words.")
+@click.option("--benchmark", default="", metavar="DATASET:TASK", help="Enter the test figure on this leaderboard.")
 @click.option("--sign", metavar="KEY", help="Sign it with this private key, a PEM file; needs revgnn-zoo[sign].")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be sent; send nothing.")
 @json_option

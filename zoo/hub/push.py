@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
+from zoo.hub.benchmark import BENCHMARK_FILE
 from zoo.hub.client import Hub, known_token, may_be_done, patiently, plain_errors, warn
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
@@ -57,6 +58,7 @@ class Target:
         tags: commits by tag.
         branches: their names.
         card: its README.md; empty: it has none.
+        benchmark: its file for a leaderboard; empty: it has none.
     """
 
     repo_id: str
@@ -65,6 +67,7 @@ class Target:
     tags: Mapping[str, str] = field(default_factory=dict)
     branches: tuple[str, ...] = ()
     card: str = ""
+    benchmark: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,13 @@ def _inspect(hub: Hub, repo_id: str, names: tuple[str, ...], options: Options) -
     branches = {ref.name: ref.target_commit for ref in refs.branches}
     head = branches.get(options.branch, _checked(hub, repo_id, info.sha))
     ids = _remote_ids(hub, repo_id, names, head)
-    card = ""
-    if CARD_FILE in ids:
-        path = hub.api.hf_hub_download(repo_id, CARD_FILE, revision=head, cache_dir=hub.cache)
+    texts = {CARD_FILE: "", BENCHMARK_FILE: ""}
+    for name in texts.keys() & ids.keys():
+        path = hub.api.hf_hub_download(repo_id, name, revision=head, cache_dir=hub.cache)
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            card = file.read(OPTIONAL_FILES[CARD_FILE])
-    return Target(repo_id, head, ids, {ref.name: ref.target_commit for ref in refs.tags}, tuple(branches), card)
+            texts[name] = file.read(OPTIONAL_FILES[CARD_FILE])
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    return Target(repo_id, head, ids, tags, tuple(branches), *texts.values())
 
 
 def _checked(hub: Hub, repo_id: str, commit: str | None) -> str:
@@ -272,7 +276,7 @@ def _find_commit(hub: Hub, repo_id: str, before: str, files: Mapping[str, Conten
     head = hub.api.model_info(repo_id, revision=branch).sha
     if head is None or head == before:
         return None
-    ids = _remote_ids(hub, repo_id, (*files, *OPTIONAL_FILES), head)
+    ids = _remote_ids(hub, repo_id, (*files, *OPTIONAL_FILES, BENCHMARK_FILE), head)
     return None if _changes(Target(repo_id, head, ids), files) else head
 
 

@@ -10,6 +10,7 @@ from zoo.errors import BundleError, ZooError
 from zoo.files import read_regular
 from zoo.hub import push as hub_push
 from zoo.hub import sign as hub_sign
+from zoo.hub.benchmark import BENCHMARK_FILE, render_benchmark, renew_benchmark
 from zoo.hub.card import is_generated, license_of, render_card
 from zoo.hub.client import connect, warn
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, FILES, SIGNATURE_FILE, BundleConfig, read_config
@@ -34,6 +35,7 @@ def push(
     message: str = "",
     create_pr: bool = False,
     replace_card: bool = False,
+    benchmark: str = "",
     sign: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     token: str | None = None,
@@ -54,6 +56,8 @@ def push(
         message: title of the commit.
         create_pr: open a pull request instead of committing.
         replace_card: render README.md anew even if somebody wrote its words.
+        benchmark: ``owner/dataset:task`` on the Hub, on whose leaderboard the test figure is entered, in the unit in
+            which ``config.json`` has it; empty: the one where it is entered already, if any.
         sign: a private key of an elliptic curve in PEM, to sign the bundle with; needs ``revgnn-zoo[sign]``.
         dry_run: check everything and send nothing.
         token: for the Hub; None: the one of ``hf auth login`` or HF_TOKEN.
@@ -84,16 +88,19 @@ def push(
     _refuse_links(folder)
     config = read_config(folder)
     check_bundle(folder)
+    entry = render_benchmark(config, benchmark) if benchmark else ""
     if sign is not None:
         hub_sign.sign(folder, Path(sign))
     hub = connect(quiet=quiet, token=token)
-    target = inspect(hub, repo_id, FILES, options)
+    target = inspect(hub, repo_id, (*FILES, BENCHMARK_FILE), options)
     card = _merged_card(folder, config, target, license=license or "", replace=replace_card)
     files: dict[str, Content] = {
         CONFIG_FILE: read_regular(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES),
         **{name: folder / name for name in config.files},
         CARD_FILE: card.encode(),
     }
+    if entry := entry or renew_benchmark(config, target.benchmark):
+        files[BENCHMARK_FILE] = entry.encode()
     files |= {name: folder / name for name in (CURVES_FILE, SIGNATURE_FILE) if (folder / name).is_file()}
     for name, content in files.items():
         if isinstance(content, bytes):
