@@ -59,7 +59,7 @@ def run_suite(
             label: CaseRequest(case=case, device=str(where), num_threads=num_threads) for label, case in cases.items()
         }
         tasks = [Task(label, request, module="benchmarks.worker") for label, request in requests.items()]
-        for task, figures in run_tasks(tasks, num_jobs=1, stop=stop, progress=progress):
+        for task, figures in run_tasks(tasks, devices=[str(where)], stop=stop, progress=progress):
             if isinstance(figures, RunError):
                 reason = OUT_OF_MEMORY if isinstance(figures, OutOfMemoryError) else str(figures)
                 figures = {"failed": reason.removeprefix(f"{task.label}: ")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from typing import Any
 
 import torch
@@ -101,4 +100,4 @@ def work(text: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(work))
+    serve(work)

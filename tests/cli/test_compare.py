@@ -7,6 +7,7 @@ import pytest
 
 from tests.cli.conftest import Result
 from zoo.workflows import compare as compare_module
+from zoo.workflows import many as many_module
 from zoo.workflows.worker import work
 
 Command = Callable[..., Result]
@@ -14,12 +15,15 @@ Command = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_this_process(tasks: list[Any], *, progress: Any, **options: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def in_this_process(
+        tasks: list[Any], *, devices: list[str], progress: Any, **options: Any
+    ) -> Iterator[tuple[Any, dict[str, Any]]]:
         for task in tasks:
             progress.warning(task.model, "look here")
-            yield task, work(task.request)
+            yield task, work(task.request.model_copy(update={"device": devices[0]}))
 
-    monkeypatch.setattr(compare_module, "run_tasks", in_this_process)
+    for module in (compare_module, many_module):
+        monkeypatch.setattr(module, "run_tasks", in_this_process)
 
 
 def test_a_recipe_and_a_run_stand_in_one_table(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
@@ -40,6 +44,20 @@ def test_a_recipe_and_a_run_stand_in_one_table(finished: Path, tmp_path: Path, z
     assert again.err == []
 
 
+def test_several_seeds_are_one_table(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
+    arguments = (finished / "small.json", "--seeds", "2", "--set", "train.num_epochs=1", "--devices", "cpu")
+    result = zoo_command("train", *arguments)
+    assert result.code == 0
+    head, valid, test, _, counts, place = result.out.splitlines()
+    assert (head.split()[:4], valid.split()[0], test.split()[3]) == (["split", "metric", "mean", "±"], "valid", "±")
+    assert counts.startswith("2 runs, ")
+    assert place == "runs: runs/small"
+    again = zoo_command("train", *arguments, "--json", "-q")
+    held = json.loads((tmp_path / "runs/small/runs.json").read_text())
+    assert json.loads(again.out) == {"out": "runs/small", **held}
+    assert [run["seed"] for run in held["runs"]] == [0, 1]
+
+
 def test_data_of_another_recipe(finished: Path, tmp_path: Path, zoo_command: Command) -> None:
     result = zoo_command("compare", "cora", "--data", finished / "small.json", "--set", "train.num_epochs=1", "-q")
     assert result.code == 0
@@ -56,6 +74,7 @@ def test_data_of_another_recipe(finished: Path, tmp_path: Path, zoo_command: Com
         (["rev_64", "--data", "minesweper"], 3, "did you mean 'minesweeper'?"),
         (["absent/folder"], 3, "absent/folder: no such recipe file"),
         (["rev_64", "--set", "data.split=1"], 2, "every run has a split of its own; --splits says how many"),
+        (["rev_64", "--splits", "none"], 2, "'none': expected a number from 1 on, or all"),
         (["rev_64", "--set", "model.num_layer=1"], 1, "model.num_layer: unknown key; did you mean 'num_layers'?"),
         (["rev_64", "minesweeper"], 1, "minesweeper: data.dataset is minesweeper, but ogbn-proteins for rev_64; only"),
         (["quickstart", "quickstart"], 1, "quickstart: two of the models have this name"),

@@ -27,6 +27,7 @@ from zoo.spec.base import parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import ReportedResult
 from zoo.workflows import compare as compare_module
+from zoo.workflows import many as many_module
 from zoo.workflows import train as train_module
 from zoo.workflows.compare import compare
 from zoo.workflows.compare_entries import read_entries
@@ -69,9 +70,9 @@ def tiny_res(**places: Any) -> Recipe:
     return tiny(name="tiny_res", model__type="res", **places)
 
 
-def in_this_process(tasks: list[Task], **_: Any) -> Iterator[tuple[Task, dict[str, Any]]]:
+def in_this_process(tasks: list[Task], *, devices: list[str], **_: Any) -> Iterator[tuple[Task, dict[str, Any]]]:
     for task in tasks:
-        yield task, work(task.request)  # type: ignore[arg-type]
+        yield task, work(task.request.model_copy(update={"device": devices[0]}))  # type: ignore[arg-type]
 
 
 def write_splits(folder: Path, num_splits: int) -> None:
@@ -87,7 +88,8 @@ def _no_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     write_splits(folder, NUM_SPLITS)
     with pytest.MonkeyPatch.context() as context:
         context.setenv("ZOO_DATA", str(folder))
-        context.setattr(compare_module, "run_tasks", in_this_process)
+        for module in (compare_module, many_module):
+            context.setattr(module, "run_tasks", in_this_process)
         context.setattr(train_module, "plot", lambda run: None)
         yield
 
@@ -153,7 +155,7 @@ def test_finished_runs_are_not_trained_again(
         started.extend(task.label for task in tasks)
         return in_this_process(tasks, **options)
 
-    monkeypatch.setattr(compare_module, "run_tasks", noted)
+    monkeypatch.setattr(many_module, "run_tasks", noted)
     again = compare([tiny(), tiny_res()], tmp_path / "out", num_splits=2, device="cpu", quiet=True)
     assert (again, started) == (result, [])
     more = compare([tiny(), tiny_res()], tmp_path / "out", num_splits=1, num_seeds=2, device="cpu", quiet=True)
@@ -170,7 +172,7 @@ def test_all_splits_are_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         labels.extend(task.label for task in tasks)
         raise RunError("enough")
 
-    monkeypatch.setattr(compare_module, "run_tasks", noted)
+    monkeypatch.setattr(many_module, "run_tasks", noted)
     with pytest.raises(RunError, match="enough"):
         compare([tiny(train__seed=7)], tmp_path / "out", device="cpu", quiet=True)
     assert labels == [f"tiny_rev, split {split}, seed 7" for split in range(NUM_SPLITS)]
@@ -217,7 +219,7 @@ def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, mo
     stop, progress = Stop(), Stages(2, unit="run", quiet=True)
     tasks = [Task("first", request), Task("second", request)]
     try:
-        ended = list(run_tasks(tasks, num_jobs=1, stop=stop, progress=progress))
+        ended = list(run_tasks(tasks, devices=["cpu"], stop=stop, progress=progress))
     finally:
         signal.signal(signal.SIGINT, before)
     assert (ended, started, stop.name) == ([], ["first"], "SIGINT")
@@ -232,7 +234,7 @@ def test_a_failing_process_is_named_with_its_last_line(tmp_path: Path) -> None:
     absent = tiny(data={"dataset": "file", "path": str(tmp_path / "absent.npz")})
     request = TrainRequest(recipe=absent, folder=str(tmp_path / "run"), device="cpu", num_threads=1)
     task, progress = Task("tiny, split 0", request), Progress(1, unit="run", quiet=True)
-    ((ended, error),) = run_tasks([task], num_jobs=2, stop=StopRequest(), progress=progress)
+    ((ended, error),) = run_tasks([task], devices=["cpu", "cpu"], stop=StopRequest(), progress=progress)
     assert ended is task
     assert isinstance(error, RunError)
     assert str(error).startswith("tiny, split 0: data.path: no such file or folder: ")
@@ -257,7 +259,7 @@ def test_leaving_the_loop_ends_the_tasks_that_still_run(tmp_path: Path, monkeypa
 
     def leave_at_the_first_end() -> None:
         progress = Progress(2, unit="run", quiet=True)
-        for task, _ in run_tasks(tasks, num_jobs=2, stop=StopRequest(), progress=progress):
+        for task, _ in run_tasks(tasks, devices=["cpu", "cpu"], stop=StopRequest(), progress=progress):
             raise KeyError(task.label)
 
     with pytest.raises(KeyError, match="fails") as caught:
@@ -412,7 +414,7 @@ def test_what_does_not_compare_is_said(compared: tuple[CompareResults, Path], tm
     models = [tiny(), tiny_res(data={**TINY["data"], "node_features": ["node", "degree"]})]
     found = compare([models[0]], tmp_path / "out", num_splits=1, device="cpu", quiet=True)
     assert not found.notes
-    found = compare(models, tmp_path / "two", num_splits=1, num_jobs=2, device="cpu", quiet=True)
+    found = compare(models, tmp_path / "two", num_splits=1, device="cpu,cpu", quiet=True)
     assert any("data.node_features differs" in note for note in found.notes)
     assert any("up to 2 runs were trained at the same time" in note for note in found.notes)
     assert caption(found)[-2:] == list(found.notes)

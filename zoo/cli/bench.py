@@ -8,6 +8,7 @@ import click
 
 from zoo.cli.common import (
     common_options,
+    device_options,
     echo,
     echo_json,
     echo_table,
@@ -32,6 +33,7 @@ EXAMPLE = example(
 @click.option("--edges", "num_edges", type=click.IntRange(1), help="Of the random graph, each direction counted.")
 @click.option("--steps", "num_steps", type=click.IntRange(1), default=5, show_default=True, help="Timed steps.")
 @training_options
+@device_options
 @json_option
 @common_options
 def command(

@@ -31,12 +31,29 @@ def common_options(function: CommandT) -> CommandT:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
 
 
-def device_options(function: CommandT) -> CommandT:
-    """``--device`` and ``--threads``, which every command has that computes."""
+def device_options(function: CommandT, *names: str, several: str = "") -> CommandT:
+    """``--device``, perhaps by other names and for several, and ``--threads``, of every command that computes."""
     threads = "CPU threads. [default: as PyTorch chooses]"
     function = click.option("--threads", "num_threads", type=click.IntRange(1, 4096), help=threads)(function)
-    device = "cpu, cuda or cuda:N. [default: cuda if there is a GPU, else cpu]"
-    return click.option("--device", metavar="DEVICE", help=device)(function)
+    device = f"cpu, cuda or cuda:N{several}. [default: cuda if there is a GPU, else cpu]"
+    return click.option(*names, "--device", "device", metavar="DEVICE", help=device)(function)
+
+
+def many_options(function: CommandT) -> CommandT:
+    """``--devices`` with ``--threads``, and ``--splits``, of the commands that train several runs."""
+    several = ", or several, such as cuda:0,cuda:1 or cpu,cpu: a run at a time on each"
+    splits = "The first N splits of the data, or all."
+    function = click.option("--splits", "num_splits", callback=_splits, metavar="N|all", help=splits)(function)
+    return device_options(function, "--devices", several=several)
+
+
+def _splits(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number of splits, or "all"."""
+    if value in (None, "all"):
+        return value
+    if not value.isdecimal() or not int(value):
+        raise click.BadParameter(f"{value!r}: expected a number from 1 on, or all")
+    return int(value)
 
 
 # Of every command that prints results.
@@ -59,9 +76,16 @@ set_option = click.option(
 
 
 def training_options(function: CommandT) -> CommandT:
-    """The options of every command that takes training steps."""
+    """The options of every command that takes training steps, but for its device."""
     capture = click.option("--capture", is_flag=True, help="Replay CUDA graphs of one reversible layer, on a GPU.")
-    return set_option(capture(edge_precision_option(device_options(function))))
+    return set_option(capture(edge_precision_option(function)))
+
+
+def check_free_split(assignments: Sequence[str], num_splits: int | str | None) -> None:
+    """Refuse an override of the split where ``--splits`` says which there are."""
+    for assignment in assignments:
+        if num_splits is not None and assignment.partition("=")[0] == "data.split":
+            raise click.UsageError(f"--set {assignment}: every run has a split of its own; --splits says how many")
 
 
 def example(*lines: str) -> str:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zoo.cli.common import (
+    check_free_split,
     common_options,
-    device_options,
     echo,
     echo_json,
     echo_table,
     example,
     json_option,
+    many_options,
     reference,
     set_option,
 )
@@ -35,14 +36,10 @@ EXAMPLE = example(
 @click.command("compare", epilog=EXAMPLE)
 @click.argument("models", metavar="RECIPE...", nargs=-1, required=True)
 @click.option("--data", "data", metavar="RECIPE", help="Put every recipe on the data of this one.")
-@click.option("--splits", "num_splits", type=click.IntRange(1), help="The first N splits of the data. [default: all]")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs on each split.")
-@click.option(
-    "--jobs", "num_jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at the same time."
-)
 @set_option
 @click.option("--out", type=click.Path(path_type=Path), help="The folder of all files. [default: runs/compare-DATA]")
-@device_options
+@many_options
 @json_option
 @common_options
 def command(
@@ -64,9 +61,7 @@ def command(
     Writes compare.md, compare.png and compare.json, and NAME/split-I-seed-J for each run. Runs that are finished are
     not trained again; after Ctrl-C the same command continues.
     """
-    for assignment in assignments:
-        if assignment.partition("=")[0] == "data.split":
-            raise click.UsageError(f"--set {assignment}: every run has a split of its own; --splits says how many")
+    check_free_split(assignments, "all")
     chosen = [_model(model, data, assignments) for model in models]
     if out is None:
         name = next((model.data.dataset for model in chosen if not isinstance(model, Path)), "runs")

@@ -10,12 +10,15 @@ import click
 from click.core import ParameterSource
 
 from zoo.cli.common import (
+    check_free_split,
     common_options,
     echo,
     echo_figures,
     echo_json,
+    echo_table,
     example,
     json_option,
+    many_options,
     printable,
     training_options,
 )
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 EXAMPLE = example(
     "revgnn-zoo train quickstart",
     "revgnn-zoo train my.json --set train.num_epochs=5 --device cuda --out runs/mine",
+    "revgnn-zoo train minesweeper --seeds 2 --splits all --devices cuda:0,cuda:1",
     "revgnn-zoo train --resume runs/mine --set train.num_epochs=50   # five epochs become fifty",
 )
 
@@ -39,7 +43,9 @@ EXAMPLE = example(
 @click.option("--check-inversion", is_flag=True, help="Record how exactly a reversible stack restores its input.")
 @click.option("--report-depth", is_flag=True, help="Write norms by layer, at start and end, with a picture.")
 @click.option("--max-time", type=click.FloatRange(0, 1e5), metavar="HOURS", help="Save and stop after so long.")
+@click.option("--seeds", "num_seeds", type=click.IntRange(1, 10_000), help="So many runs, from the recipe's seed on.")
 @training_options
+@many_options
 @json_option
 @common_options
 def command(
@@ -48,6 +54,9 @@ def command(
     assignments: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    num_seeds: int | None,
+    num_splits: int | str | None,
+    device: str | None,
     max_time: float | None,
     as_json: bool,
     **options: Any,
@@ -59,7 +68,20 @@ def command(
     time).
     With --resume, RECIPE may be the directory of a run, which holds its recipe with every --set that it was given. A
     larger train.num_epochs makes a run longer, also one that is finished, unless its learning rate follows a cosine.
+
+    With --seeds or --splits there are several runs, OUT/split-I-seed-J, in one process for each device, and their mean
+    and standard deviation, in OUT/runs.json too. The default of --out is then runs/NAME. Runs that are finished are not
+    trained again; the same command continues. `compare` takes the folder OUT.
     """
+    max_time_s = None if max_time is None else max_time * 3600
+    options |= {"device": device, "max_time_s": max_time_s}
+    if num_seeds is not None or num_splits is not None:
+        if resume:
+            raise click.UsageError("--resume: of one run; with --seeds or --splits, the same command continues")
+        _train_many(recipe, assignments, out, num_seeds or 1, num_splits, as_json=as_json, **options)
+        return
+    if device is not None and "," in device:
+        raise click.UsageError(f"--devices {device}: one run uses one device; several need --seeds or --splits")
     if out is None and (resume or (Path(recipe) / "recipe.json").is_file()):
         spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)
     else:
@@ -71,8 +93,7 @@ def command(
     from zoo.workflows.train import train
 
     try:
-        max_time_s = None if max_time is None else max_time * 3600
-        results = train(spec, out, resume=resume, max_time_s=max_time_s, **options)
+        results = train(spec, out, resume=resume, **options)
     except StoppedError as error:
         # A run that had not begun leaves nothing behind.
         advice = f"; continue with:\n{_continue_command(out)}" if out.exists() else ""
@@ -89,6 +110,33 @@ def command(
     echo()
     echo(f"best epoch {results.best_epoch} of {results.num_epochs}, {results.num_parameters:,} parameters")
     echo(f"run: {out}")
+
+
+def _train_many(
+    recipe: str,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    num_seeds: int,
+    num_splits: Any,
+    *,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Several runs of a recipe, and their mean."""
+    check_free_split(assignments, num_splits)
+    spec = read_recipe(recipe, assignments)
+    from zoo.workflows.many import train_many
+
+    out = out or Path("runs") / spec.name
+    results = train_many(spec, out, num_seeds=num_seeds, num_splits=num_splits, **options)
+    if as_json:
+        echo_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
+        return
+    means = [[split, results.metric, str(getattr(results, split)), results.protocol] for split in ("valid", "test")]
+    echo_table(["split", "metric", "mean ± std", "protocol"], means)
+    echo()
+    echo(f"{len(results.runs)} runs, {results.num_parameters:,} parameters, {results.environment.machine}")
+    echo(f"runs: {out}")
 
 
 def _recipe_of_run(folder: Path, assignments: tuple[str, ...], *, resume: bool) -> Recipe:

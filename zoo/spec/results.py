@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from math import inf
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, FailFast, Field, ValidationInfo, field_validator
+from typing_extensions import Self
 
 from zoo.spec.base import Spec
 from zoo.spec.train import METRIC_RANGES, REGRESSION_METRICS, Metric, lower_is_better
@@ -124,6 +127,34 @@ class RunResults(Spec):
     def to_json(self) -> dict[str, Any]:
         """The results as plain JSON data, without what there is not."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+class Mean(Spec):
+    """Mean and sample standard deviation over runs; one run has no deviation."""
+
+    mean: float
+    std: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Mean and deviation of at least one value."""
+        return cls(mean=statistics.fmean(values), std=statistics.stdev(values) if len(values) > 1 else None)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + ("" if self.std is None else f" ± {self.std:.4f}")
+
+
+class RunScores(Spec):
+    """Scores of one run; how a bundle was trained is not known here, and a baseline has neither seed nor epochs."""
+
+    split: int
+    # Files written before hold null where there is nothing, so None is also read.
+    seed: int | None = None
+    valid: float
+    test: float
+    num_epochs: int | None = None
+    best_epoch: int | None = None
+    train_s: float | None = None
 
 
 class EpochRecord(Spec):

@@ -84,7 +84,7 @@ def bench(
     rows: list[BenchRow] = []
     with Progress(len(tasks), unit="depth", quiet=quiet) as progress, stop_requests() as stop:
         # One at a time, so they end in the order of the recipes.
-        ended = run_tasks(tasks, num_jobs=1, stop=stop, progress=progress)
+        ended = run_tasks(tasks, devices=[str(where)], stop=stop, progress=progress)
         for recipe, (task, result) in zip(recipes, ended, strict=False):
             cost = None
             if not isinstance(result, RunError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,29 +19,26 @@ from zoo.files import atomic_write, make_folder, write_json
 from zoo.json_object import read_json_object
 from zoo.spec.base import parse_spec
 from zoo.spec.recipe import Recipe
-from zoo.spec.results import Measured, RunResults, baseline_in_words
+from zoo.spec.results import Mean, RunScores, baseline_in_words
 from zoo.workflows import compare_report as report
 from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.compare_entries import (
     Entry,
-    Run,
-    check_data,
     data_differences,
     read_entries,
     splits_to_run,
     with_runs,
 )
-from zoo.workflows.compare_report import BaselineEntry, ComparedData, CompareEntry, CompareResults, Mean, RunScores
+from zoo.workflows.compare_report import BaselineEntry, ComparedData, CompareEntry, CompareResults
 from zoo.workflows.evaluate import evaluate, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
+from zoo.workflows.many import Run, check_runs, run_scores, test_figures, train_runs
 from zoo.workflows.progress import Progress
 from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.step_cost import StepCost
-from zoo.workflows.worker import MeasureRequest, Task, TrainRequest, run_tasks
-
-_SPLITS = ("valid", "test")
+from zoo.workflows.worker import MeasureRequest, Task, run_tasks
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class _Job:
 
     device: torch.device
     num_threads: int | None
-    num_jobs: int
+    devices: tuple[str, ...]
     quiet: bool
     progress: Progress
     stop: StopRequest
@@ -68,9 +65,9 @@ class _Job:
         make_folder(self.cache.parent, RunError)
         write_json(self.cache, self.measured, RunError)
 
-    def stop_if_asked(self, progress: str = "all runs are finished") -> None:
+    def stop_if_asked(self) -> None:
         if self.stop:
-            message = f"{self.stop.name}: {progress}; the same command continues where it was"
+            message = f"{self.stop.name}: all runs are finished; the same command continues where it was"
             raise StoppedError(message, self.stop.signum)
 
 
@@ -78,25 +75,24 @@ def compare(
     models: Sequence[Recipe | Path],
     out: Path,
     *,
-    num_splits: int | None = None,
+    num_splits: int | Literal["all"] | None = None,
     num_seeds: int = 1,
-    num_jobs: int = 1,
     device: str | None = None,
     num_threads: int | None = None,
     quiet: bool = False,
 ) -> CompareResults:
     """Train or load several models, measure them alike, and write ``compare.json``, ``.md`` and ``.png``.
 
-    A recipe is trained on each split with each seed, every run in a process of its own and in
-    ``out / NAME / split-I-seed-J``. Runs that are finished are taken as they are, unfinished ones continued.
+    A recipe is trained on each split with each seed, in ``out / NAME / split-I-seed-J``, by one process for each
+    device. Runs that are finished are taken as they are, unfinished ones continued.
 
     Args:
         models: a recipe is trained; a path is that of a run directory, of a folder of runs, or of a bundle.
         out: the folder of all files.
-        num_splits: train on the first so many splits; None: on all, or on those of the finished runs given.
+        num_splits: train on the first so many splits, or on "all"; None: on all, or on those of finished runs given.
         num_seeds: train with so many seeds, from the recipe's on.
-        num_jobs: processes that train at the same time.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or several of them, such as ``cuda:0,cuda:1``: as many train at the same
+            time, and the first measures. None: the GPU if there is one.
         num_threads: of the CPU, for each process.
         quiet: show no progress.
 
@@ -107,23 +103,27 @@ def compare(
         StoppedError: after a signal; the same call continues.
         ZooError: if the figures could not stand in one table, a model does not fit the data, or a run fails.
     """
-    where = session.start(device, num_threads)
+    devices = session.resolve_devices(device)
+    where = session.start(devices[0], num_threads)
     entries = read_entries(models)
     graph, _ = recipe_graph(entries[0].recipe)
     splits = splits_to_run(entries, num_splits, graph)
     entries = [with_runs(entry, out, splits, num_seeds) for entry in entries]
-    check_data(entries[0], graph)
+    check_runs(entries[0].recipe, entries[0].runs, graph)
     for entry in entries[1:]:
         # Each recipe prepares the graph in its own way. They are checked in turn, as one graph may fill the memory.
-        check_data(entry, recipe_graph(entry.recipe)[0])
+        check_runs(entry.recipe, entry.runs, recipe_graph(entry.recipe)[0])
     cache = out / "measured.json"
     measured = _read_cache(cache)
     runs = [run for entry in entries if entry.is_trained_here for run in entry.runs]
     done = sum(run.results() is not None for run in runs)
     with stop_requests() as stop:
         with Progress(len(runs) + len(entries), unit="task", quiet=quiet, done=done) as progress:
-            job = _Job(where, num_threads, num_jobs, quiet, progress, stop, measured, cache)
-            _train(runs, job)
+            job = _Job(where, num_threads, devices, quiet, progress, stop, measured, cache)
+            if len(devices) > 1 and len(runs) - done > 1:
+                # Cached, because a later call that finds these runs finished still has to note it beside their times.
+                job.keep("num_jobs", len(devices))
+            train_runs(runs, devices=devices, num_threads=num_threads, stop=stop, progress=progress)
             # After all training, because parallel jobs would compete with the measured step for the machine.
             costs = _measure(entries, job)
         rows = tuple(_row(entry, cost, job) for entry, cost in zip(entries, costs, strict=True))
@@ -166,25 +166,6 @@ def _read_cache(path: Path) -> dict[str, Any]:
         raise RunError(f"{error}; remove the file") from error
 
 
-def _train(runs: Sequence[Run], job: _Job) -> None:
-    """Train the runs that are not finished."""
-    missing = {run.label: run for run in runs if run.results() is None}
-    num_finished = len(runs) - len(missing)
-    if job.num_jobs > 1 and len(missing) > 1:
-        # Cached, because a later call that finds these runs finished still has to note it beside their times.
-        job.keep("num_jobs", job.num_jobs)
-    if runs and not missing:
-        job.progress.line("all runs are there already")
-    for label, answer in _answers(TrainRequest, missing, job, job.num_jobs):
-        results = parse_spec(RunResults, answer, where=label, error=RunError)
-        test = _test_figures(results.results, missing[label].recipe)["test"]
-        shown = {"test": f"{test:.4f}", "train_s": f"{results.train_s:.1f}"}
-        job.progress.step(label, shown)
-        job.progress.figures(label, shown)
-        num_finished += 1
-    job.stop_if_asked(f"{num_finished} of {len(runs)} runs are finished")
-
-
 def _measure(entries: Sequence[Entry], job: _Job) -> list[StepCost]:
     """Measure a training step of each entry, one after the other whatever ran at the same time before.
 
@@ -195,26 +176,18 @@ def _measure(entries: Sequence[Entry], job: _Job) -> list[StepCost]:
     missing = {label: run for label, run in runs.items() if keys[label] not in job.measured}
     for label in runs.keys() - missing.keys():
         job.progress.step(label, {})
-    for label, answer in _answers(MeasureRequest, missing, job, 1):
-        job.keep(keys[label], answer)
-        job.progress.step(label, {})
+    tasks = []
+    for label, run in missing.items():
+        request = MeasureRequest(recipe=run.recipe, folder=str(run.folder), device="", num_threads=job.num_threads)
+        tasks.append(Task(label, request, model=run.recipe.name))
+    # A new process for each: what others leave in memory would be taken for free.
+    for task, answer in run_tasks(tasks, devices=job.devices[:1], stop=job.stop, progress=job.progress):
+        if isinstance(answer, RunError):
+            raise answer
+        job.keep(keys[task.label], answer)
+        job.progress.step(task.label, {})
     job.stop_if_asked()
     return [parse_spec(StepCost, job.measured[key], where=label, error=RunError) for label, key in keys.items()]
-
-
-def _answers(
-    request: type[TrainRequest | MeasureRequest], runs: Mapping[str, Run], job: _Job, num_jobs: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Train or measure runs in processes of their own; the labels and the answers of those that ended."""
-    tasks = []
-    for label, run in runs.items():
-        todo = request(recipe=run.recipe, folder=str(run.folder), device=str(job.device), num_threads=job.num_threads)
-        tasks.append(Task(label, todo, model=run.recipe.name))
-    for task, result in run_tasks(tasks, num_jobs=num_jobs, stop=job.stop, progress=job.progress):
-        if isinstance(result, RunError):
-            # Leaving the loop stops the other processes, which save their states.
-            raise result
-        yield task.label, result
 
 
 def _cost_key(entry: Entry, job: _Job) -> str:
@@ -227,30 +200,22 @@ def _cost_key(entry: Entry, job: _Job) -> str:
 
 def _scores(run: Run, job: _Job) -> RunScores:
     """The scores of a run; a bundle is evaluated here."""
-    results, training = run.results(), dict[str, Any]()
+    results = run.results()
     if results is None:
         compared = evaluate(
             run.folder,
-            split=_SPLITS,
+            split=("valid", "test"),
             data=run.recipe.data.path or None,
             device=str(job.device),
             num_threads=job.num_threads,
             quiet=job.quiet,
         )
-        figures = [item.figure for item in compared]
+        figures = test_figures([item.figure for item in compared], run.recipe)
+        scores = RunScores(split=run.split, seed=run.recipe.train.seed, **figures)
     else:
-        figures = list(results.results)
-        # A teacher is trained for the sake of its student.
-        train_s = results.train_s + (0.0 if results.teacher is None else results.teacher.train_s)
-        training = {"num_epochs": results.num_epochs, "best_epoch": results.best_epoch, "train_s": train_s}
+        scores = run_scores(run, results)
     job.stop_if_asked()
-    return RunScores(split=run.split, seed=run.recipe.train.seed, **training, **_test_figures(figures, run.recipe))
-
-
-def _test_figures(figures: Sequence[Measured], recipe: Recipe) -> dict[str, Any]:
-    """The figures on valid and test nodes that were measured as the recipe's test says, by split."""
-    protocol = str(test_protocol(recipe))
-    return {f.split: f.value for f in figures if f.protocol == protocol and f.split in _SPLITS}
+    return scores
 
 
 def _row(entry: Entry, cost: StepCost, job: _Job) -> CompareEntry:

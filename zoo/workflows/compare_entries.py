@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from zoo.data.graph import Graph
 from zoo.errors import RecipeError, RunError
 from zoo.hub.config import read_config
 from zoo.spec.recipe import DataSpec, Recipe
-from zoo.spec.results import RunResults
-from zoo.spec.shape import input_shape
 from zoo.workflows.evaluate import test_protocol
-from zoo.workflows.graphs import complete_recipe, graph_digest
-from zoo.workflows.load import empty_model, is_run
+from zoo.workflows.graphs import complete_recipe
+from zoo.workflows.load import is_run
+from zoo.workflows.many import RUN_NAME, Run, first_splits, run_recipe, runs_of
 from zoo.workflows.recipes import check_same_recipe
 from zoo.workflows.run_dir import RunDir
-
-_RUN_NAME = re.compile(r"^split-(\d+)-seed-(\d+)$")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model: a recipe with its split and its seed, and the folder of its weights."""
-
-    recipe: Recipe
-    folder: Path
-
-    @property
-    def split(self) -> int:
-        """The split of the data that it learns from."""
-        return self.recipe.data.split
-
-    @property
-    def label(self) -> str:
-        """A name among all runs of a comparison."""
-        return f"{self.recipe.name}, split {self.split}, seed {self.recipe.train.seed}"
-
-    def results(self) -> RunResults | None:
-        """The results of a finished run; None if it is not finished, or the folder is that of a bundle."""
-        return RunDir(self.folder).results() if (self.folder / "recipe.json").is_file() else None
 
 
 @dataclass(frozen=True)
@@ -97,14 +71,14 @@ def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
 
 
 def _folder_entry(folder: Path) -> Entry:
-    members = sorted(path for path in folder.iterdir() if _RUN_NAME.match(path.name)) if folder.is_dir() else []
+    members = sorted(path for path in folder.iterdir() if RUN_NAME.match(path.name)) if folder.is_dir() else []
     if not (is_run(folder) or members):
         recipe = read_config(folder).recipe
         return Entry(recipe, (Run(recipe, folder),))
     runs = tuple(Run(RunDir(path).recipe(), path) for path in members or [folder])
     for run in runs:
         # The runs of one row may differ in split and seed alone.
-        check_same_recipe(run.folder, run.recipe, _run_of(runs[0].recipe, run.split, run.recipe.train.seed))
+        check_same_recipe(run.folder, run.recipe, run_recipe(runs[0].recipe, run.split, run.recipe.train.seed))
         if run.results() is None:
             command = f"revgnn-zoo train --resume {run.folder}"
             raise RunError(f"{run.folder}: the run is not finished; continue it with: {command}")
@@ -141,22 +115,19 @@ def data_differences(entries: Sequence[Entry]) -> list[str]:
     return sorted(lines)
 
 
-def splits_to_run(entries: Sequence[Entry], num_splits: int | None, graph: Graph) -> tuple[int, ...]:
+def splits_to_run(entries: Sequence[Entry], num_splits: int | Literal["all"] | None, graph: Graph) -> tuple[int, ...]:
     """The splits that every entry is measured on.
 
     Args:
         entries: existing runs decide if nothing is asked for.
-        num_splits: the first so many; None: all, or those of the finished runs.
+        num_splits: the first so many, or "all"; None: all, or those of the finished runs.
         graph: for its splits.
 
     Raises:
         RunError: if there are not so many splits, or existing runs were measured on others.
     """
     existing = [entry for entry in entries if entry.runs]
-    count = len(graph.splits)
-    if num_splits is not None and num_splits > count:
-        raise RunError(f"--splits {num_splits}: {graph.name} has {count} split{'' if count == 1 else 's'}")
-    splits = existing[0].splits if existing and num_splits is None else tuple(range(num_splits or count))
+    splits = existing[0].splits if existing and num_splits is None else first_splits(graph, num_splits)
     for entry in existing:
         if entry.splits != splits:
             raise RunError(
@@ -174,41 +145,7 @@ def with_runs(entry: Entry, out: Path, splits: Sequence[int], num_seeds: int) ->
     """
     if not entry.is_trained_here:
         return entry
-    first_seed = entry.recipe.train.seed
-    runs = []
-    for seed, split in itertools.product(range(first_seed, first_seed + num_seeds), splits):
-        run = Run(_run_of(entry.recipe, split, seed), out / entry.name / f"split-{split}-seed-{seed}")
-        if (run.folder / "recipe.json").is_file():
-            check_same_recipe(run.folder, RunDir(run.folder).recipe(), run.recipe)
-        runs.append(run)
-    return replace(entry, runs=tuple(runs))
-
-
-def check_data(entry: Entry, graph: Graph) -> None:
-    """Make sure, before anything is trained, that the model fits its graph and that finished runs saw this very one.
-
-    Raises:
-        RecipeError: if the model does not fit.
-        RunError: if a run saw other data.
-    """
-    try:
-        empty_model(entry.recipe.model, input_shape(entry.recipe, graph.shape))
-    except (RecipeError, ValueError) as error:
-        raise RecipeError(f"{entry.name}: does not fit {graph.name}: {error}") from error
-    digests: dict[int, str] = {}
-    for run in entry.runs:
-        results = run.results()
-        if results is None:
-            continue
-        if run.split not in digests and run.split < len(graph.splits):
-            digests[run.split] = graph_digest(graph, graph.splits[run.split])
-        if digests.get(run.split) != results.data_sha256:
-            raise RunError(f"{run.folder}: was trained on other data than {graph.name} is now; move it away")
-
-
-def _run_of(recipe: Recipe, split: int, seed: int) -> Recipe:
-    train = recipe.train.model_copy(update={"seed": seed})
-    return _with_data(recipe, split=split).model_copy(update={"train": train})
+    return replace(entry, runs=runs_of(entry.recipe, out / entry.name, splits, num_seeds))
 
 
 def _with_data(recipe: Recipe, **keys: str | int) -> Recipe:

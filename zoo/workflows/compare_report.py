@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import io
-import statistics
-from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
-from typing_extensions import Self
 
 from zoo.spec.base import Spec
-from zoo.spec.results import Environment, ReportedResult, metric_in_words
+from zoo.spec.results import Environment, Mean, ReportedResult, RunScores, metric_in_words
 
-HEAD = ("model", "layers", "channels", "parameters", "runs", "valid", "test", "memory", "s/epoch", "training")
+HEAD = ("model", "layers", "channels", "parameters", "runs", "valid", "test", "p", "memory", "s/epoch", "training")
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 _COLORS = ["#2a6f97", "#e07a28", "#3a9d5d", "#b5476a", "#7a5ea8", "#8a6d3b", "#2aa5a0", "#c9a227", "#5c6b73", "#d1495b"]
 # A color that is used again gets another marker.
 _MARKERS = "os^Dv"
 _GREY = "#666666"
 _FAR, _NEAR = 2.0, 0.02
-
-
-class Mean(Spec):
-    """Mean and sample standard deviation over runs; one run has no deviation."""
-
-    mean: float
-    std: float | None = None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Mean and deviation of at least one value."""
-        return cls(mean=statistics.fmean(values), std=statistics.stdev(values) if len(values) > 1 else None)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f}" + ("" if self.std is None else f" ± {self.std:.4f}")
-
-
-class RunScores(Spec):
-    """Scores of one run; how a bundle was trained is not known here, and a baseline has neither seed nor epochs."""
-
-    split: int
-    # Files written before hold null where there is nothing, so None is also read.
-    seed: int | None = None
-    valid: float
-    test: float
-    num_epochs: int | None = None
-    best_epoch: int | None = None
-    train_s: float | None = None
 
 
 class CompareEntry(Spec):
@@ -120,15 +89,36 @@ class CompareResults(Spec):
 
 def rows(results: CompareResults) -> list[list[str]]:
     """The cells under ``HEAD``: a row for each model, then the baseline, then what others reported."""
-    cells = [_model(model) for model in results.models]
+    cells = [_model(model, results.models[0]) for model in results.models]
     unknown = ["-"] * 3
     if results.baseline is not None:
         row = results.baseline
-        cells.append([row.name, *unknown, str(len(row.runs)), str(row.valid), str(row.test), *unknown])
+        cells.append([row.name, *unknown, str(len(row.runs)), str(row.valid), str(row.test), "-", *unknown])
     for figure in results.reported:
         test = Mean(mean=figure.mean, std=figure.std)
-        cells.append([f"reported: {figure.model}", *unknown, "-", "-", str(test), *unknown])
+        cells.append([f"reported: {figure.model}", *unknown, "-", "-", str(test), "-", *unknown])
     return cells
+
+
+def p_value(model: CompareEntry, other: CompareEntry) -> float | None:
+    """The two-sided p-value of Wilcoxon's signed-rank test of the test scores of two models.
+
+    Runs with the same split and seed make a pair; pairs of equal scores are left out, as in the original test.
+
+    Returns:
+        A probability of at least 2^(1 - n) for n pairs; None for fewer than two pairs.
+
+    Source: F. Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
+    """
+    from scipy.stats import wilcoxon
+
+    theirs = {(run.split, run.seed): run.test for run in other.runs}
+    pairs = [(run.test, theirs[key]) for run in model.runs if (key := (run.split, run.seed)) in theirs]
+    differences = [mine - their for mine, their in pairs if mine != their]
+    if len(pairs) < 2:
+        return None
+    # All equal: nothing speaks for a difference.
+    return float(wilcoxon(differences).pvalue) if differences else 1.0
 
 
 def caption(results: CompareResults) -> list[str]:
@@ -147,6 +137,9 @@ def caption(results: CompareResults) -> list[str]:
         "training: all runs together",
         f"{environment.machine}, torch {environment.torch}, {results.date}",
     ]
+    if counts[-1] > 1 and len(results.models) > 1:
+        test = "two-sided Wilcoxon signed-rank test of the runs of the same split and seed"
+        lines.append(f"p: {test} against {results.models[0].name}")
     return [*lines, *results.notes]
 
 
@@ -158,8 +151,9 @@ def markdown(results: CompareResults) -> str:
     return f"{text}\n\n![{results.metric} against memory, parameters and time](compare.png)\n"
 
 
-def _model(model: CompareEntry) -> list[str]:
+def _model(model: CompareEntry, first: CompareEntry) -> list[str]:
     mib = model.peak_bytes / 2**20
+    p = None if model is first else p_value(model, first)
     return [
         model.name,
         str(model.num_layers),
@@ -168,6 +162,7 @@ def _model(model: CompareEntry) -> list[str]:
         str(len(model.runs)),
         str(model.valid),
         str(model.test),
+        "-" if p is None else f"{p:.2g}",
         f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB",
         f"{model.epoch_s:.3g}",
         "-" if model.train_s is None else _duration(model.train_s),

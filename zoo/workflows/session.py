@@ -56,6 +56,11 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     return torch.device(chosen)
 
 
+def resolve_devices(names: str | None) -> tuple[str, ...]:
+    """The devices of a list with commas, such as ``cuda:0,cuda:1``; as for :func:`resolve_device`."""
+    return tuple(str(resolve_device(name)) for name in ([None] if names is None else names.split(",")))
+
+
 def start(device: str | None, num_threads: int | None = None) -> torch.device:
     """Choose the device and the number of CPU threads, and make kernels repeat themselves where they can.
 

@@ -1,0 +1,284 @@
+"""Several runs of one recipe, over splits and seeds, on the devices that are named."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from zoo.data.graph import Graph
+from zoo.errors import RecipeError, RunError
+from zoo.files import write_json
+from zoo.spec.base import Spec, parse_spec
+from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.results import Environment, Mean, Measured, RunResults, RunScores
+from zoo.spec.shape import input_shape
+from zoo.workflows import session
+from zoo.workflows.evaluate import test_protocol
+from zoo.workflows.graphs import EdgePrecision, complete_recipe, graph_digest, recipe_graph
+from zoo.workflows.load import empty_model, is_run
+from zoo.workflows.progress import Progress
+from zoo.workflows.recipes import check_same_recipe
+from zoo.workflows.run_dir import RunDir
+from zoo.workflows.session import StoppedError, StopRequest, stop_requests
+from zoo.workflows.worker import Task, TrainRequest, run_tasks
+
+RUN_NAME = re.compile(r"^split-(\d+)-seed-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: a recipe with its split and its seed, and the folder of its weights."""
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def split(self) -> int:
+        """The split of the data that it learns from."""
+        return self.recipe.data.split
+
+    @property
+    def label(self) -> str:
+        """A name among several runs."""
+        return f"{self.recipe.name}, split {self.split}, seed {self.recipe.train.seed}"
+
+    def results(self) -> RunResults | None:
+        """The results of a finished run; None if it is not finished, or the folder is that of a bundle."""
+        return RunDir(self.folder).results() if (self.folder / "recipe.json").is_file() else None
+
+
+class ManyResults(Spec):
+    """The content of ``runs.json``: what leaderboards ask for.
+
+    Attributes:
+        name: of the recipe.
+        metric: of the figures.
+        protocol: how they were measured.
+        runs: one for each split and seed.
+        valid: mean and sample standard deviation over the runs.
+        test: the same on test nodes.
+        num_parameters: of the model.
+        environment: that of the first run.
+    """
+
+    name: str
+    metric: str
+    protocol: str
+    runs: tuple[RunScores, ...]
+    valid: Mean
+    test: Mean
+    num_parameters: int
+    environment: Environment
+
+
+def train_many(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    out: str | os.PathLike[str],
+    *,
+    num_seeds: int = 1,
+    num_splits: int | Literal["all"] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    device: str | None = None,
+    num_threads: int | None = None,
+    max_time_s: float | None = None,
+    baseline: bool = False,
+    capture: bool = False,
+    check_inversion: bool = False,
+    report_depth: bool = False,
+    edge_precision: EdgePrecision = "fp32",
+    quiet: bool = False,
+) -> ManyResults:
+    """Train a recipe with several seeds and on several splits, each run in ``out / split-I-seed-J``.
+
+    Runs that are finished are taken as they are, unfinished ones continued.
+
+    >>> import zoo
+    >>> found = zoo.train_many("quickstart", "runs/seeds", num_seeds=2, quiet=True, device="cpu",
+    ...     overrides={"model.num_layers": 2, "model.hidden_channels": 8, "train.num_epochs": 2})
+    >>> [run.seed for run in found.runs], found.test.std is not None
+    ([0, 1], True)
+
+    Args:
+        recipe: the name of a shipped recipe, a JSON file, or a recipe.
+        out: the folder of all runs.
+        num_seeds: so many seeds, from the recipe's on.
+        num_splits: the first so many splits of the data, or "all"; None: the recipe's own.
+        overrides: values of the recipe by dotted key.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or several of them, such as ``cuda:0,cuda:1``: as many runs train at the
+            same time, each device in one process. None: the GPU if there is one.
+        num_threads: of the CPU, for each process; None: those of this machine, shared by the processes.
+        max_time_s: seconds after which all is saved and stopped, as by a signal.
+        baseline: also fit a logistic or ridge regression to the node features, in each run.
+        capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
+        check_inversion: record how exactly the reversible stack restores its input.
+        report_depth: write norms by layer, at start and end, with a picture.
+        edge_precision: of the edge features on a GPU; "fp16" halves their memory.
+        quiet: show no progress.
+
+    Returns:
+        Mean and standard deviation, which ``out / "runs.json"`` holds too.
+
+    Raises:
+        StoppedError: after a signal or ``max_time_s``; the same call continues.
+        ZooError: if there are not so many splits, the model does not fit the data, or a run fails.
+    """
+    if num_seeds < 1:
+        raise RunError(f"num_seeds: expected an integer of at least 1, got {num_seeds!r}")
+    out, devices = Path(out), session.resolve_devices(device)
+    if is_run(out):
+        raise RunError(f"{out}: holds a single run; choose another --out for several")
+    recipe, loaded = complete_recipe(read_recipe(recipe, overrides))
+    graph, _ = recipe_graph(recipe, loaded)
+    splits = (recipe.data.split,) if num_splits is None else first_splits(graph, num_splits)
+    runs = runs_of(recipe, out, splits, num_seeds)
+    check_runs(recipe, runs, graph)
+    # The workers have their own.
+    del graph, loaded
+    options: dict[str, Any] = {
+        "baseline": baseline,
+        "capture": capture,
+        "check_inversion": check_inversion,
+        "report_depth": report_depth,
+        "edge_precision": edge_precision,
+    }
+    done = sum(run.results() is not None for run in runs)
+    with stop_requests(max_time_s) as stop, Progress(len(runs), unit="run", quiet=quiet, done=done) as progress:
+        train_runs(runs, devices=devices, num_threads=num_threads, stop=stop, progress=progress, **options)
+    found = [(run, results) for run in runs if (results := run.results()) is not None]
+    scores = tuple(run_scores(run, results) for run, results in found)
+    summary = ManyResults(
+        name=recipe.name,
+        metric=recipe.metric,
+        protocol=str(test_protocol(recipe)),
+        runs=scores,
+        valid=Mean.of([score.valid for score in scores]),
+        test=Mean.of([score.test for score in scores]),
+        num_parameters=found[0][1].num_parameters,
+        environment=found[0][1].environment,
+    )
+    write_json(out / "runs.json", summary.model_dump(mode="json", exclude_none=True), RunError)
+    return summary
+
+
+def first_splits(graph: Graph, num_splits: int | Literal["all"] | None) -> tuple[int, ...]:
+    """The first so many splits of a graph; "all" and None: all.
+
+    Raises:
+        RunError: if there are not so many.
+    """
+    count = len(graph.splits)
+    wanted = count if num_splits in (None, "all") else int(num_splits)
+    if not 1 <= wanted <= count:
+        raise RunError(f"--splits {num_splits}: {graph.name} has {count} split{'' if count == 1 else 's'}")
+    return tuple(range(wanted))
+
+
+def runs_of(recipe: Recipe, folder: Path, splits: Sequence[int], num_seeds: int) -> tuple[Run, ...]:
+    """The runs of a recipe, ``folder / split-I-seed-J``, seed by seed from the recipe's on.
+
+    Raises:
+        RunError: if one of the folders holds the run of another recipe.
+    """
+    seeds, runs = range(recipe.train.seed, recipe.train.seed + num_seeds), []
+    for seed, split in itertools.product(seeds, splits):
+        run = Run(run_recipe(recipe, split, seed), folder / f"split-{split}-seed-{seed}")
+        if (run.folder / "recipe.json").is_file():
+            check_same_recipe(run.folder, RunDir(run.folder).recipe(), run.recipe)
+        runs.append(run)
+    return tuple(runs)
+
+
+def run_recipe(recipe: Recipe, split: int, seed: int) -> Recipe:
+    """A recipe with a split and a seed."""
+    train, data = recipe.train.model_copy(update={"seed": seed}), recipe.data.model_copy(update={"split": split})
+    return recipe.model_copy(update={"train": train, "data": data})
+
+
+def check_runs(recipe: Recipe, runs: Sequence[Run], graph: Graph) -> None:
+    """Make sure, before anything is trained, that the model fits its graph and that finished runs saw this very one.
+
+    Raises:
+        RecipeError: if the model does not fit.
+        RunError: if a run saw other data.
+    """
+    try:
+        empty_model(recipe.model, input_shape(recipe, graph.shape))
+    except (RecipeError, ValueError) as error:
+        raise RecipeError(f"{recipe.name}: does not fit {graph.name}: {error}") from error
+    digests: dict[int, str] = {}
+    for run in runs:
+        results = run.results()
+        if results is None:
+            continue
+        if run.split not in digests and run.split < len(graph.splits):
+            digests[run.split] = graph_digest(graph, graph.splits[run.split])
+        if digests.get(run.split) != results.data_sha256:
+            raise RunError(f"{run.folder}: was trained on other data than {graph.name} is now; move it away")
+
+
+def train_runs(
+    runs: Sequence[Run],
+    *,
+    devices: Sequence[str],
+    num_threads: int | None,
+    stop: StopRequest,
+    progress: Progress,
+    **options: Any,
+) -> None:
+    """Train the runs that are not finished, with one warm process for each device.
+
+    Raises:
+        StoppedError: after a signal.
+        RunError: if a run fails; the others save their states.
+    """
+    missing = {run.label: run for run in runs if run.results() is None}
+    num_finished = len(runs) - len(missing)
+    if runs and not missing:
+        progress.line("all runs are there already")
+    if num_threads is None and len(devices) > 1:
+        # Each process would take all cores, and threads that wait for a core slow down those that have one.
+        num_threads = max(1, torch.get_num_threads() // len(devices))
+    tasks = []
+    for label, run in missing.items():
+        todo = TrainRequest(recipe=run.recipe, folder=str(run.folder), device="", num_threads=num_threads, **options)
+        tasks.append(Task(label, todo, model=run.recipe.name))
+    # No more processes than there are runs.
+    for task, answer in run_tasks(tasks, devices=devices[: len(tasks)], warm=True, stop=stop, progress=progress):
+        if isinstance(answer, RunError):
+            # Leaving the loop stops the other processes, which save their states.
+            raise answer
+        results = parse_spec(RunResults, answer, where=task.label, error=RunError)
+        test = test_figures(results.results, missing[task.label].recipe)["test"]
+        shown = {"test": f"{test:.4f}", "train_s": f"{results.train_s:.1f}"}
+        progress.step(task.label, shown)
+        progress.figures(task.label, shown)
+        num_finished += 1
+    if stop:
+        message = f"{num_finished} of {len(runs)} runs are finished; the same command continues where it was"
+        raise StoppedError(f"{stop.name}: {message}", stop.signum)
+
+
+def test_figures(figures: Sequence[Measured], recipe: Recipe) -> dict[str, Any]:
+    """The figures on valid and test nodes that were measured as the recipe's test says, by split."""
+    protocol = str(test_protocol(recipe))
+    return {f.split: f.value for f in figures if f.protocol == protocol and f.split in ("valid", "test")}
+
+
+def run_scores(run: Run, results: RunResults) -> RunScores:
+    """The scores of a finished run."""
+    return RunScores(
+        split=run.split,
+        seed=run.recipe.train.seed,
+        num_epochs=results.num_epochs,
+        best_epoch=results.best_epoch,
+        # A teacher is trained for the sake of its student.
+        train_s=results.train_s + (0.0 if results.teacher is None else results.teacher.train_s),
+        **test_figures(results.results, run.recipe),
+    )
