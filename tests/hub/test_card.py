@@ -232,6 +232,11 @@ def test_graph_of_ones_own_is_named_as_its_owner_named_it(bundle: Path) -> None:
     assert "Prediction of node labels on `multiclass`" in text
     assert "revgnn-zoo eval alice/my-model --data multiclass.npz" in text
     assert "\n# my-model\n" in text
+    data = config.recipe.data.model_copy(update={"name": "Trains of Spain"})
+    named = config.model_copy(update={"recipe": config.recipe.model_copy(update={"data": data})})
+    text = render_card(named, repo_id="alice/my-model")
+    assert {result.dataset_name for result in ModelCard(text).data.eval_results} == {"Trains of Spain"}
+    assert "Prediction of node labels on `Trains of Spain`" in text
     # The owner may say where the data are published.
     told = text.replace("library_name:", "datasets:\n- alice/graphs\nlibrary_name:", 1)
     assert ModelCard(render_card(config, old=told)).data.datasets == ["alice/graphs"]
@@ -252,7 +257,8 @@ def test_example_of_a_card_runs_as_it_stands(folder: Path | None, bundle: Path) 
 def test_foreign_text_is_no_markup_of_the_card(bundle: Path) -> None:
     config = read_config(bundle)
     evil = "# Title\n\n---\n<script>x</script> ![x](https://example.org/x.png) [here](x) | a | `b"
-    recipe = config.recipe.model_copy(update={"summary": evil})
+    data = config.recipe.data.model_copy(update={"path": "a`\n```\n# Title.npz"})
+    recipe = config.recipe.model_copy(update={"summary": evil, "data": data})
     provenance = config.provenance.model_copy(update={"device": evil, "torch_version": evil})
     text = render_card(config.model_copy(update={"recipe": recipe, "provenance": provenance}))
     inert = re.sub(r"\\.", "", text)

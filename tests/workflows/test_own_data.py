@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from zoo.spec.shipped import recipe_path
 from zoo.workflows.compare_entries import read_entries
 from zoo.workflows.evaluate import evaluate
 from zoo.workflows.export import export
-from zoo.workflows.graphs import complete_recipe, recipe_graph
+from zoo.workflows.graphs import adapt_recipe, complete_recipe, recipe_graph
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.train import train
 
@@ -166,6 +167,19 @@ def test_a_loaded_graph_may_be_given(tmp_path: Path) -> None:
     expected = train(recipe, tmp_path / "loaded", device="cpu", quiet=True)
     Path(recipe.data.path).unlink()
     assert train(recipe, tmp_path / "given", graph=graph, device="cpu", quiet=True).results == expected.results
+
+
+def test_a_graph_that_has_a_name_gives_it_to_the_recipe(tmp_path: Path) -> None:
+    graph = zoo.load_graph("file", path=small_recipe(tmp_path).data.path)
+    for name, expected in (("Trains of Spain", "Trains of Spain"), ("data", None), ("<b>", None)):
+        assert adapt_recipe(read_recipe("small_rev"), replace(graph, name=name), "graph.npz").data.name == expected
+    with pytest.raises(RecipeError, match=r"data: name goes with dataset 'file' only"):
+        read_recipe("small_rev", ["data.name=mine"])
+    mine = read_recipe("small_rev", {"data.dataset": "file", "data.path": "a.npz", "data.name": "mine"})
+    assert (mine.data.title, read_recipe(mine, {"data.dataset": "digits", "data.path": None}).data.name) == (
+        "mine",
+        None,
+    )
 
 
 def test_labels_of_known_data_need_no_loading() -> None:

@@ -117,7 +117,7 @@ def _describe(
         count += f" (published: {source.num_parameters:,})"
     facts = {
         "parameters": count,
-        "data set": f"{recipe.data.dataset} {recipe.data.path}".rstrip(),
+        "data set": " ".join(filter(None, (recipe.data.dataset, recipe.data.name, recipe.data.path))),
         "features": ", ".join(recipe.data.node_features),
         **{part: _in_one_line(data[part]) for part in ("model", "train", "eval", "test")},
     }

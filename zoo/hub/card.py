@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -154,7 +155,7 @@ def _words(config: BundleConfig, repo_id: str) -> str:
         dataset=_data_in_words(config),
         warning=f"\nThey say nothing about the real `{recipe.data.dataset}`." if is_synthetic else "",
         features=shape.num_node_features,
-        data=f" --data {recipe.data.path}" if recipe.data.path else "",
+        data=f" --data {shlex.quote(' '.join(recipe.data.path.split()))}" if recipe.data.path else "",
     )
     edge_attr = f"\nedge_attr = torch.rand(4, {shape.num_edge_features})  # [E, D] features of the edges"
     has_edges = shape.num_edge_features > 0
@@ -175,13 +176,8 @@ def _plain(text: str) -> str:
     return _MARKUP.sub(lambda match: f"\\{match[0]}", " ".join(text.split()))
 
 
-def _dataset_name(recipe: Recipe) -> str:
-    """The name of the data set; of a graph of the user's own, that of its file."""
-    return recipe.data.path.rpartition(".")[0] or recipe.data.path or recipe.data.dataset
-
-
 def _data_in_words(config: BundleConfig) -> str:
-    name = f"`{_dataset_name(config.recipe)}`"
+    name = f"`{config.recipe.data.title}`"
     return f"a synthetic stand-in for {name}" if config.provenance.data_is_synthetic else name
 
 
@@ -236,7 +232,7 @@ def _is_own_training(config: BundleConfig) -> bool:
 def _metadata(config: BundleConfig, repo_id: str, owned: Mapping[str, Any]) -> str:
     """The metadata of a card: about the weights as ``config`` has it, about all else as its owner does."""
     recipe = config.recipe
-    dataset, metric = _dataset_name(recipe), recipe.metric
+    dataset, metric = recipe.data.title, recipe.metric
     is_synthetic = config.provenance.data_is_synthetic
     results = [
         EvalResult(

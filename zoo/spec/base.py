@@ -15,7 +15,11 @@ from zoo.errors import RecipeError, nearest
 from zoo.json_object import abbreviate
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_]{0,63}$"
-_IN_WORDS = {NAME_PATTERN: "1 to 64 lower-case letters, digits and underscores, the first no underscore"}
+DATA_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._/-]{0,99}$"
+_IN_WORDS = {
+    NAME_PATTERN: "1 to 64 lower-case letters, digits and underscores, the first no underscore",
+    DATA_NAME_PATTERN: "1 to 100 letters, digits, spaces, points, slashes, hyphens and underscores",
+}
 
 
 # Of a file from anywhere, whose faults and keys could be without end.

@@ -17,7 +17,15 @@ SCHEMA_VERSION = 2
 _OPTIONS = {"capture": (False, "--capture"), "edge_precision": ("fp32", "--edge-precision fp16")}
 _PROTOCOL = re.compile(r"(?:(whole graph)|(single view)|(\d+) views? of (\d+) parts)(?:, (\d+) runs)?")
 # Keys that describe one data set and its labels; they are removed when another data set is chosen.
-_OF_THE_DATA = ("data.generated", "data.node_features", "data.split", "data.undirected", "train.loss", "eval.metric")
+_OF_THE_DATA = (
+    "data.generated",
+    "data.name",
+    "data.node_features",
+    "data.split",
+    "data.undirected",
+    "train.loss",
+    "eval.metric",
+)
 
 
 def upgrade_recipe(data: Mapping[str, Any], *, where: str, error: type[Exception] = RecipeError) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -13,7 +14,7 @@ from typing_extensions import Self
 
 from zoo.errors import RecipeError
 from zoo.json_object import read_json_object
-from zoo.spec.base import NAME_PATTERN, Spec, parse_spec
+from zoo.spec.base import DATA_NAME_PATTERN, NAME_PATTERN, Spec, parse_spec
 from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model
 from zoo.spec.overrides import changes_in_words, faults_of_overrides, override, upgrade_recipe
 from zoo.spec.plugins import Installed
@@ -33,6 +34,11 @@ class DataSpec(Spec):
         default=None, validate_default=True, description="data sets that are generated only"
     )
     path: str = Field(default="", description="dataset 'file' only: a .npz file or a folder of .npy files")
+    name: str | None = Field(
+        default=None,
+        pattern=DATA_NAME_PATTERN,
+        description="dataset 'file' only: what its owner calls it, in cards; left out: its file",
+    )
     split: int = Field(default=0, ge=0, description="which of the data set's splits")
     node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1, validate_default=True)
     undirected: bool = Field(default=False, description="add the reverse of every edge of a directed graph")
@@ -51,7 +57,18 @@ class DataSpec(Spec):
     def _path(self) -> Self:
         if (self.dataset == "file") != bool(self.path):
             raise ValueError("path goes with dataset 'file', and only with it")
+        if self.name is not None and self.dataset != "file":
+            raise ValueError("name goes with dataset 'file' only; others have one")
         return self
+
+    @property
+    def title(self) -> str:
+        """The name of the data set, in cards."""
+        if self.dataset != "file":
+            return self.dataset
+        # Of a path that somebody else wrote, no markup.
+        stem = self.path.rpartition(".")[0] or self.path
+        return self.name or re.sub(r"[^\w./ -]", "_", stem)
 
     @field_validator("node_features")
     @classmethod

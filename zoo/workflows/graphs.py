@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from zoo.data.metrics import METRIC_TASKS, check_metric, metrics_of
 from zoo.data.ogb import OGB
 from zoo.data.pyg import graph_from_pyg
 from zoo.errors import DataError, RecipeError, RunError, ZooWarning
-from zoo.spec.base import parse_spec
+from zoo.spec.base import DATA_NAME_PATTERN, parse_spec
 from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.workflows.objective import LOSSES, losses_of
@@ -163,6 +164,9 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
         path: of the graph's file.
     """
     changes: dict[str, Any] = {"data.dataset": "file", "data.path": path}
+    # "data" is the name of a graph to which nobody gave one.
+    if graph.name != "data" and re.fullmatch(DATA_NAME_PATTERN, graph.name):
+        changes["data.name"] = graph.name
     # A new data set removes the keys that describe the old one; those that fit the new one are set again.
     if recipe.data.split < len(graph.splits):
         changes["data.split"] = recipe.data.split
