@@ -56,7 +56,8 @@ def plot(result: dict[str, Any]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-    for fit in result.get("fits", []):
+    # End labels say it in the picture of memory.
+    for fit in [] if make is _memory else result.get("fits", []):
         _line(panels[0], fit, [row[fit["over"]] for row in rows if row["implementation"] == fit["implementation"]])
     if num_panels == 1 and panels[0].get_legend_handles_labels()[0]:
         panels[0].legend(frameon=False, fontsize=8)
@@ -93,11 +94,24 @@ def _line(axes: Axes, fit: dict[str, Any], over: Sequence[float]) -> None:
 
 def _memory(panels: Sequence[Axes], rows: Rows) -> None:
     (axes,) = panels
-    _points(axes, rows, "num_layers", "peak_bytes", _MIB)
-    axes.set(xlabel="layers", ylabel="MiB beyond parameters, gradients, optimizer", xscale="log", yscale="log")
-    layers = sorted({row["num_layers"] for row in rows})
-    axes.set_xticks(layers, [str(n) for n in layers], minor=False)
-    axes.minorticks_off()
+    ends: list[tuple[float, float, str]] = []
+    for name, label in _NAMES.items():
+        mine = [row for row in rows if row["implementation"] == name and "failed" not in row]
+        points = sorted((row["num_layers"], row["peak_bytes"] / _MIB) for row in mine)
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=_COLORS[name], linewidth=1.8, markersize=4)
+            ends.append((points[-1][1], points[-1][0], f"{label}: {points[-1][1]:,.0f} MiB"))
+    last, height = max(row["num_layers"] for row in rows), 0.0
+    for mib, num_layers, words in sorted(ends):
+        # Words of curves that end close to each other stand one above the other.
+        height = max(mib, height)
+        axes.annotate(
+            words, (num_layers, mib), (num_layers + 0.02 * last, height), va="center", fontsize=8, annotation_clip=False
+        )
+        height += 0.055 * max(ends)[0]
+    axes.set(xlim=(0, last), ylim=(0, None), xlabel="layers", ylabel="MiB")
+    axes.set_xticks([1, *(int(last * share) for share in (0.25, 0.5, 0.75)), last])
+    axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def _depth(panels: Sequence[Axes], rows: Rows) -> None:

@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,8 +106,8 @@ def step(name: str, process: subprocess.Popen[str]) -> Seconds:
     return Seconds(*json.loads(line))
 
 
-def take_turns(case: Case, names: list[str], num_turns: int, num_threads: int) -> dict[str, list[Seconds]]:
-    """Seconds of each contender in each turn."""
+def take_turns(case: Case, names: list[str], num_turns: int, num_threads: int) -> Iterator[dict[str, list[Seconds]]]:
+    """After each turn: the seconds of each contender in each turn so far."""
     times: dict[str, list[Seconds]] = {name: [] for name in names}
     # Closing a process's input ends it.
     with ExitStack() as open_processes:
@@ -119,7 +120,7 @@ def take_turns(case: Case, names: list[str], num_turns: int, num_threads: int) -
                 clock, processor = times[name][-1]
                 words = f"turn {turn + 1} of {num_turns}: {name}: {clock:.3f} s, {processor:.3f} s of the processor"
                 print(words, file=sys.stderr, flush=True)
-    return times
+            yield times
 
 
 def report(case: Case, times: dict[str, list[Seconds]], num_threads: int) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _commit() -> str:
 
 
 def main() -> None:
-    """Take turns, print and write what was measured."""
+    """Take turns; write what was measured after each, and print it at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--channels", type=int, default=80)
@@ -179,13 +180,15 @@ def main() -> None:
         return
     case = Case(num_layers=args.layers, channels=args.channels, num_nodes=args.nodes, num_edges=args.edges)
     names = [name for name in CONTENDERS if name not in args.without]
-    result = report(case, take_turns(case, names, args.turns, args.threads), args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"turns_{case.num_layers}x{case.channels}.json"
+    result: dict[str, Any] = {}
+    for times in take_turns(case, names, args.turns, args.threads):
+        result = report(case, times, args.threads)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for row in result["rows"]:
         for kind, found in (("clock", row), ("processor", row["processor"])):
             print(f"{row['contender']:32} {kind:9} {found['median_s']:8.3f} s {found['ratio']:8.2f} x")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"turns_{case.num_layers}x{case.channels}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
 
 EXAMPLE = example(
-    "revgnn-zoo compare rev_64 res_64 deq_64 --data minesweeper --out runs/minesweeper",
-    "revgnn-zoo compare mine.json other.json --splits 3 --seeds 2 --set train.num_epochs=50",
-    "revgnn-zoo compare runs/mine runs/minesweeper/rev_64 --out runs/both",
+    "revgnn-zoo compare rev_64 res_64 deq_64 --data minesweeper --out runs/mines",
+    "revgnn-zoo compare mine.json other.json --splits 3 --seeds 2",
+    "revgnn-zoo compare runs/mine runs/mines/rev_64 --out runs/both",
 )
 
 

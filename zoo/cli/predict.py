@@ -11,9 +11,7 @@ from zoo.cli.common import common_options, device_options, echo, example
 from zoo.errors import ZooError
 
 
-@click.command(
-    "predict", epilog=example("revgnn-zoo predict runs/mine --data graph.npz --out logits.npz --parts 4 --views 3")
-)
+@click.command("predict", epilog=example("revgnn-zoo predict runs/mine --data graph.npz --out logits.npz --parts 4"))
 @click.argument("model", metavar="MODEL")
 @click.option("--data", required=True, help="The graph: a .npz file, a folder of .npy files, or a data set's name.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz file of the logits, [N, T].")

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = example(
     "revgnn-zoo train quickstart",
-    "revgnn-zoo train my.json --set train.num_epochs=5 --device cuda --out runs/mine",
+    "revgnn-zoo train my.json --set train.num_epochs=5 --out runs/mine",
     "revgnn-zoo train minesweeper --seeds 2 --splits all --devices cuda:0,cuda:1",
-    "revgnn-zoo train --resume runs/mine --set train.num_epochs=50   # five epochs become fifty",
+    "revgnn-zoo train --resume runs/mine --set train.num_epochs=50  # longer",
 )
 
 
