@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.workflows.small import NUM_NODES, small_recipe, write_graph
 from tests.workflows.test_load import make_bundle
@@ -12,12 +13,15 @@ from zoo.data.graph import directed_edges
 from zoo.data.partition import random_parts
 from zoo.data.synthetic import write_synthetic_proteins
 from zoo.errors import RecipeError, RunError, ZooError, ZooWarning
+from zoo.layers.conv import SAGEConv
 from zoo.models.factory import build_model
 from zoo.spec.recipe import read_recipe
 from zoo.spec.results import Measured
+from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import evaluate as module
 from zoo.workflows import session
+from zoo.workflows.create import create_model
 from zoo.workflows.evaluate import (
     Protocol,
     eval_protocol,
@@ -192,6 +196,47 @@ def test_views_and_parts_can_be_chosen(finished_run: Path) -> None:
 def test_more_parts_than_nodes_are_refused(finished_run: Path) -> None:
     with pytest.raises(RunError, match="--parts 91: multiclass has only 90 nodes"):
         figures_of(finished_run, num_parts=91, device="cpu", quiet=True)
+
+
+DIGITS = GraphShape(num_node_features=64, num_tasks=10)
+
+
+@pytest.mark.parametrize("name", ["small_wt_rev", "small_wt_res", "small_oscillator"])
+def test_models_that_share_weights_take_other_numbers_of_steps(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, DIGITS, hidden_channels=8)
+    calls: list[nn.Module] = []
+    for layer in model.modules():
+        if isinstance(layer, SAGEConv):
+            layer.register_forward_hook(lambda conv, arguments, out: calls.append(conv))
+    counts, figures = [], []
+    for steps in (None, 8, 24):
+        figures.append(evaluate(model, num_steps=steps, split="test", device="cpu", quiet=True)[0])
+        counts.append(len(calls))
+        calls.clear()
+    assert counts[0] == counts[1] == counts[2] / 3
+    assert figures[0] == figures[1]
+    assert model.stack.num_steps == 8
+
+
+def test_other_steps_need_shared_weights_and_are_compared_with_no_figure() -> None:
+    own, changed = (
+        evaluate("small_wt_rev", num_steps=steps, split="test", device="cpu", quiet=True)[0] for steps in (None, 16)
+    )
+    assert own.published is not None
+    assert changed.published is None
+    assert changed.figure.value != own.figure.value
+    with pytest.raises(RunError, match="--steps: every layer of this model has weights of its own"):
+        evaluate("quickstart", num_steps=9, device="cpu", quiet=True)
+
+
+@pytest.mark.filterwarnings("ignore:a forward solve stopped")
+def test_an_equilibrium_may_iterate_longer_or_shorter() -> None:
+    model = create_model("small_deq", DIGITS, hidden_channels=8)
+    own = model.stack.solver
+    evaluate(model, num_steps=2, split="test", device="cpu", quiet=True)
+    assert model.stack.forward_log.num_iters == 2
+    assert model.stack.solver == own
 
 
 def test_a_path_for_a_named_data_set_is_refused(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ from zoo.errors import ZooError
 @click.option(
     "--parts", "num_parts", type=click.IntRange(1, 1_000_000), help="Parts of each partition. [default: recipe]"
 )
+@click.option(
+    "--steps",
+    "num_steps",
+    type=click.IntRange(1, 1_000_000),
+    help="Steps of a stack that shares weights. [default: recipe]",
+)
 @click.option("--data", help="Where the graph lies now, for a model of the data set 'file'.")
 @edge_precision_option
 @device_options

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from zoo.data.metrics import evaluate as score
 from zoo.data.partition import random_parts
 from zoo.errors import DataError, RecipeError, RunError, ZooWarning
 from zoo.hub.config import read_config
+from zoo.layers.equilibrium import EquilibriumLayer
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, protocol_in_words
 from zoo.spec.shape import input_shape
@@ -147,6 +150,36 @@ def predict(
     return partial.total / protocol.num_views
 
 
+@contextmanager
+def changed_steps(model: nn.Module, num_steps: int | None) -> Iterator[None]:
+    """Let a model whose steps share weights take another number of them for a while; None: its own.
+
+    Of an equilibrium these are the most iterations of a solve.
+
+    Raises:
+        RunError: if every layer has weights of its own, so that there are none for further ones.
+    """
+    if num_steps is None:
+        yield
+        return
+    stack: Any = getattr(model, "stack", None)
+    name, value = "num_steps", cast(Any, num_steps)
+    if isinstance(stack, EquilibriumLayer):
+        name, value = "solver", replace(stack.solver, max_iters=num_steps)
+    else:
+        distinct: Any = getattr(stack, "layers", None) or getattr(stack, "blocks", ())
+        if not len(distinct) < getattr(stack, "num_steps", 0):
+            raise RunError(
+                "--steps: every layer of this model has weights of its own; expected shared ones or family deq"
+            )
+    before = getattr(stack, name)
+    setattr(stack, name, value)
+    try:
+        yield
+    finally:
+        setattr(stack, name, before)
+
+
 def measure(
     graph: Graph, split: Split, metric: str, logits: Tensor, protocol: Protocol, splits: tuple[str, ...] = SPLITS
 ) -> list[Measured]:
@@ -182,6 +215,7 @@ def evaluate(
     split: str | Sequence[str] = SPLITS,
     num_views: int | None = None,
     num_parts: int | None = None,
+    num_steps: int | None = None,
     device: str | None = None,
     num_threads: int | None = None,
     edge_precision: EdgePrecision = "fp32",
@@ -201,6 +235,8 @@ def evaluate(
         split: which of train, valid and test.
         num_views: V; None: as the recipe's test says.
         num_parts: P; None: as the recipe's test says.
+        num_steps: steps that the stack takes, more or fewer than in training, for models whose steps share weights; of
+            an equilibrium the most iterations. The figures are then compared with none. None: as the recipe says.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         num_threads: of the CPU.
         edge_precision: of the edge features on a GPU; "fp16" halves their memory.
@@ -241,6 +277,7 @@ def evaluate(
     count = recipe.test.num_views if num_views is None else num_views
     protocol = make_protocol(count, parts, recipe.train.seed, "test")
     with (
+        changed_steps(model, num_steps),
         session.oom_as_run_error(label, "raise --parts"),
         Progress(protocol.num_steps, unit="part", quiet=quiet) as progress,
     ):
@@ -255,10 +292,10 @@ def evaluate(
         )
     figures = measure(graph, nodes, recipe.metric, logits, protocol, splits)
     sizes = {name: len(getattr(nodes, name)) for name in splits}
-    if is_synthetic(recipe, graph):
-        # The source reports figures on the real data, which cannot be compared with figures on synthetic ones.
+    if num_steps is not None or is_synthetic(recipe, graph):
+        # The source reports figures on the real data with its own steps, which cannot be compared with others.
         recipe = recipe.model_copy(update={"source": None})
-    compared = compare_with_published(figures, info.results, recipe, sizes)
+    compared = compare_with_published(figures, info.results if num_steps is None else (), recipe, sizes)
     return [replace(comparison, commit=info.commit) for comparison in compared]
 
 
