@@ -33,7 +33,7 @@ STAGES = [2]
 while STAGES[-1] < 1000:
     STAGES.append(min(STAGES[-1] + max(STAGES[-1] // 8, 1), 1000))
 LAYERS_MORE = 2
-GOAL, MAX_EPOCHS, WARM_UP_EPOCHS, MAX_GRAD_NORM = 0.03, 600, 10, 1.0
+MAX_EPOCHS, WARM_UP_EPOCHS, MAX_GRAD_NORM = 600, 10, 1.0
 # Adam's squares must forget fast: the gradients of the first epochs are a thousand times those that tell the classes.
 BETAS = (0.9, 0.95)
 
@@ -78,7 +78,7 @@ def test(model: nn.Module, graph: Graph) -> float:
     return round(float((guess[nodes] == graph.y[nodes]).float().mean()), 4)
 
 
-def train(model: nn.Module, data: tuple[Tensor, CSR, Tensor, Tensor], lr: float) -> dict[str, float]:
+def train(model: nn.Module, data: tuple[Tensor, CSR, Tensor, Tensor], lr: float, goal: float) -> dict[str, float]:
     """Train until the loss is small; the figures."""
     x, csr, targets, y = data
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=BETAS)
@@ -89,7 +89,7 @@ def train(model: nn.Module, data: tuple[Tensor, CSR, Tensor, Tensor], lr: float)
         optimizer.zero_grad()
         loss = F.cross_entropy(model.train()(x, csr)[targets], y)
         first = loss.item() if epoch == 1 else first
-        if loss < GOAL:
+        if loss < goal:
             break
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--topology", default="ring")
     parser.add_argument("--untrained", type=int, nargs="*", default=[], help="larger distances, without training")
     parser.add_argument("--lr", type=float, default=0.003)
+    parser.add_argument("--goal", type=float, default=0.03, help="a stage ends at this training loss")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -116,7 +117,7 @@ def main() -> None:
         run = json.loads(arguments.file.read_text())
         state = torch.load(weights, weights_only=True)
     for distance in [each for each in STAGES if each <= arguments.to][len(run["stages"]) :]:
-        if run["stages"] and run["stages"][-1]["loss"] > GOAL:
+        if run["stages"] and run["stages"][-1]["test"] < 1:
             break
         started = time.process_time()
         graph = rings(distance, arguments.topology)
@@ -124,11 +125,12 @@ def main() -> None:
         if state is not None:
             model.load_state_dict(state)
         at_first = test(model, graph)
-        figures = train(model, training_set(distance, arguments.topology), arguments.lr)
+        figures = train(model, training_set(distance, arguments.topology), arguments.lr, arguments.goal)
         stage = {
             "distance": distance,
             "num_layers": distance + LAYERS_MORE,
             "lr": arguments.lr,
+            "goal": arguments.goal,
             "test_before": at_first,
         }
         run["stages"].append(
