@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.layers.memory import peak_bytes
-from zoo.layers.reversible_solver import DampedState, as_fraction, solve_reversibly
-from zoo.layers.solvers import ACCELERATORS, relative_residual, solve
+from zoo.layers.solvers import ACCELERATORS, DampedState, as_fraction, relative_residual, solve, solve_reversibly
 
 METHODS = sorted(ACCELERATORS)
 

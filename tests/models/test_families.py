@@ -8,7 +8,7 @@ import torch
 
 from zoo.errors import RecipeError
 from zoo.layers.equilibrium import EquilibriumLayer, FixedPoint, Phantom, Reversible, take_solve_metrics
-from zoo.layers.reversible_solver import solve_reversibly
+from zoo.layers.solvers import solve_reversibly
 from zoo.models.factory import build_model
 from zoo.spec.base import parse_spec
 from zoo.spec.model import DeqSpec, Model

@@ -8,10 +8,9 @@ import torch
 from tests.ops.cases import assert_close, make_case, run
 from zoo.errors import BackendError
 from zoo.ops.csr import CSR, as_csr, csr_from_edge_index
-from zoo.ops.dispatch import use_backend
+from zoo.ops.dispatch import address, plain, use_backend
 from zoo.ops.gen_aggregate import gen_aggregate
 from zoo.ops.norm_relu import norm_relu
-from zoo.ops.tensors import address, plain
 from zoo.ops.weighted_sum import weighted_sum
 
 with warnings.catch_warnings():

@@ -16,8 +16,8 @@ from torch import Tensor
 from zoo.data.arrays import ALIASES, KNOWN, edges_in_both_directions, graph_from_arrays
 from zoo.data.graph import Graph, Split, Task, directed_edges, directed_weights
 from zoo.errors import DataError, ZooWarning
-from zoo.ops.sparse import is_sparse, sparse_edges
-from zoo.ops.tensors import plain
+from zoo.ops.dispatch import plain
+from zoo.ops.edges import is_sparse, sparse_edges
 
 _SPLIT_HINT = "bool [N] or [N, num_splits]; torch_geometric.transforms.RandomNodeSplit() makes a random split"
 

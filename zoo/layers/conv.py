@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.block import NORMS, NormName, is_plain, normed_relu
-from zoo.layers.dropout import dropout
+from zoo.layers.block import NORMS, NormName, dropout, is_plain, normed_relu
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.pyg_conv import PYG_CONVS, PygConv
 from zoo.ops.csr import CSR, edge_targets, out_degrees, segment_softmax, without_loops

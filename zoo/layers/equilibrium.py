@@ -26,8 +26,7 @@ from zoo.errors import ZooWarning
 from zoo.layers.block import frozen_parametrizations
 from zoo.layers.inputs import BlockInputs, full_precision
 from zoo.layers.replay import GradientSums, Guard, exclusive
-from zoo.layers.reversible_solver import DampedState, as_fraction, solve_reversibly
-from zoo.layers.solvers import Method, Solution, StateFn, solve
+from zoo.layers.solvers import DampedState, Method, Solution, StateFn, as_fraction, solve, solve_reversibly
 from zoo.ops.dispatch import uncompiled
 
 
@@ -54,7 +53,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Reversible:
-    """Arguments of :func:`zoo.layers.reversible_solver.solve_reversibly`, which is differentiated by running back."""
+    """Arguments of :func:`zoo.layers.solvers.solve_reversibly`, which is differentiated by running back."""
 
     beta: float = 0.8
     tol: float = 1e-3

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from zoo.layers.inputs import BlockInputs, full_precision
 from zoo.layers.replay import GradientSums, Guard, RngTape, exclusive
-from zoo.layers.reversible_solver import LARGEST_VALUE, DampedState, as_fraction, from_grid, to_grid
+from zoo.layers.solvers import LARGEST_VALUE, DampedState, as_fraction, from_grid, to_grid
 from zoo.ops.dispatch import uncompiled_training
 
 # Of an integer of 63 bits; the others hold a product with the denominator of 1 - alpha dt.

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.block import NORMS, NodeEncoder, NormName, normed_relu
-from zoo.layers.dropout import dropout, shared_mask
+from zoo.layers.block import NORMS, NodeEncoder, NormName, dropout, normed_relu, shared_mask
 from zoo.layers.inputs import BlockInputs
 from zoo.models.inputs import ModelInputs
 from zoo.ops.edges import EdgeInput

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.layers.conv import reads_edge_weight
 from zoo.ops.csr import CSR, as_csr
-from zoo.ops.sparse import is_sparse, sparse_edges
+from zoo.ops.edges import is_sparse, sparse_edges
 
 
 class ModelInputs(NamedTuple):

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.block import NORMS, NormName
+from zoo.layers.block import NORMS, NormName, shared_mask
 from zoo.layers.conv import RevGATConv
-from zoo.layers.dropout import shared_mask
 from zoo.layers.inputs import BlockInputs
 from zoo.models.inputs import ModelInputs
 from zoo.ops.csr import CSR

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.errors import DataError
-from zoo.ops.tensors import plain
+from zoo.ops.dispatch import plain
 
 Value = TypeVar("Value")
 

@@ -1,11 +1,13 @@
-"""Edge features with a folded projection."""
+"""Edges: features with a folded projection, and sparse adjacency matrices."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from zoo.ops.csr import CSR, edge_targets
 
 
 class EdgeInput(NamedTuple):
@@ -38,3 +40,50 @@ class EdgeInput(NamedTuple):
         if self.weight is None:
             return EdgeInput(self.attr[:, start:stop])
         return EdgeInput(self.attr, self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+
+class SparseEdges(NamedTuple):
+    """The edges of a sparse matrix.
+
+    Attributes:
+        csr: incoming edges of each node, in the order of the matrix' rows.
+        value: [E] or [E, D] the numbers that the matrix holds, in that order; None if all are 1 or there are none.
+    """
+
+    csr: CSR
+    value: Tensor | None
+
+    @property
+    def edge_index(self) -> Tensor:
+        """[2, E] sources and targets."""
+        return torch.stack([self.csr.col.long(), edge_targets(self.csr)])
+
+
+def is_sparse(edge_index: Any) -> TypeGuard[Any]:
+    """Tell a sparse matrix from an edge list, without importing torch_sparse."""
+    if isinstance(edge_index, Tensor):
+        return edge_index.layout != torch.strided
+    return all(hasattr(edge_index, name) for name in ("csr", "sparse_sizes", "coo"))
+
+
+def sparse_edges(adj_t: Any) -> SparseEdges:
+    """The edges of a transposed adjacency matrix: row i holds the sources of the edges to node i, as in PyG.
+
+    Args:
+        adj_t: [N, N] torch.sparse_csr, sparse_csc or sparse_coo tensor, or ``torch_sparse.SparseTensor``.
+
+    Raises:
+        ValueError: if the matrix is not square or has another layout.
+    """
+    if isinstance(adj_t, Tensor):
+        if adj_t.layout in (torch.sparse_coo, torch.sparse_csc):
+            adj_t = adj_t.to_sparse_csr()
+        if adj_t.layout != torch.sparse_csr:
+            raise ValueError(f"edge_index: a sparse matrix must be of layout csr, csc or coo, not {adj_t.layout}")
+        sizes, rowptr, col, value = adj_t.shape, adj_t.crow_indices(), adj_t.col_indices(), adj_t.values()
+    else:
+        sizes, (rowptr, col, value) = adj_t.sparse_sizes(), adj_t.csr()
+    if len(sizes) != 2 or sizes[0] != sizes[1]:
+        raise ValueError(f"edge_index: a sparse adjacency must be square [N, N], not {list(sizes)}")
+    is_plain = value is None or bool((value == 1).all())
+    return SparseEdges(CSR(rowptr.long().contiguous(), col.contiguous()), None if is_plain else value)

@@ -14,7 +14,7 @@ from numba import float32, float64, int64, njit, void
 from torch import Tensor
 
 from zoo.ops import vector_math, vectors
-from zoo.ops.tensors import address
+from zoo.ops.dispatch import address
 
 Kernel = Callable[..., None]
 

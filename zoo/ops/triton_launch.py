@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoo.ops.csr import CSR, cached
-from zoo.ops.tensors import address
+from zoo.ops.dispatch import address
 from zoo.ops.work_items import Segments, cut_rows
 
 # Longer rows are shared by several programs.

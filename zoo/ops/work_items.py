@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.errors import BackendError
 from zoo.ops.csr import CSR, cached
-from zoo.ops.tensors import address
+from zoo.ops.dispatch import address
 
 # A row has at most this many segments after its first, since each needs its own results; beyond it they get longer.
 MAX_FURTHER_SEGMENTS = 1 << 16

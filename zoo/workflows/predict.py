@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from zoo.data.graph import Graph, Split
 from zoo.errors import DataError, RunError
-from zoo.ops.sparse import is_sparse, sparse_edges
-from zoo.ops.tensors import plain
+from zoo.ops.dispatch import plain
+from zoo.ops.edges import is_sparse, sparse_edges
 from zoo.spec.model import DeqSpec
 from zoo.spec.shape import GraphShape
 from zoo.workflows import session

@@ -12,17 +12,18 @@ from zoo.errors import DataError
 from zoo.ops.csr import CSR, check_csr
 from zoo.ops.dispatch import (
     check_floats,
+    compute_dtype,
     exact_backward,
     kernel_function,
     needs_grad,
     operator_backend,
+    plain,
     refuse_transforms,
     uncompiled_training,
 )
 from zoo.ops.edges import EdgeInput
 from zoo.ops.gen_aggregate import reference
 from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN, Messages
-from zoo.ops.tensors import compute_dtype, plain
 
 Aggr = Literal["max", "mean", "sum", "softmax", "powermean"]
 AGGREGATIONS: tuple[Aggr, ...] = get_args(Aggr)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.ops.dispatch import compute_dtype
 from zoo.ops.gen_aggregate.reference import POWER_MAX, POWER_MIN, Messages
-from zoo.ops.tensors import compute_dtype
 from zoo.ops.work_items import Chunk, chunks
 
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]

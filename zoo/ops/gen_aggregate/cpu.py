@@ -22,10 +22,10 @@ from numba import int32, int64, njit
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.ops.dispatch import address, unit_stride
 from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
 from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, dtype_code, scalar_type
-from zoo.ops.tensors import address, unit_stride
 from zoo.ops.vector_math import exp, log
 from zoo.ops.vectors import (
     LANES,

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.ops.dispatch import unit_stride
 from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
-from zoo.ops.tensors import unit_stride
 from zoo.ops.triton_launch import BLOCK_EDGES, cut_row, launch, merge, segments_of, tile
 
 BLOCK_ROWS = 32

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.ops.csr import CSR, edge_targets
+from zoo.ops.dispatch import compute_dtype
 from zoo.ops.edges import EdgeInput
-from zoo.ops.tensors import compute_dtype
 
 # The authors' power mean clamps messages and their mean to this range.
 POWER_MIN, POWER_MAX = 1e-7, 10.0

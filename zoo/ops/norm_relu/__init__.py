@@ -9,9 +9,17 @@ from torch import Tensor
 from torch.autograd import Function
 
 from zoo.errors import DataError
-from zoo.ops.dispatch import backend_for, check_floats, kernel_function, needs_grad, transforming
+from zoo.ops.dispatch import (
+    backend_for,
+    check_floats,
+    compute_dtype,
+    kernel_function,
+    needs_grad,
+    plain,
+    transforming,
+    unit_stride,
+)
 from zoo.ops.norm_relu import reference
-from zoo.ops.tensors import compute_dtype, plain, unit_stride
 
 __all__ = ["norm_relu"]
 

@@ -19,8 +19,8 @@ import torch
 from numba import carray, njit
 from torch import Tensor
 
+from zoo.ops.dispatch import address
 from zoo.ops.numba_launch import Kernel, compiled, dtype_code, scalar_type
-from zoo.ops.tensors import address
 from zoo.ops.vectors import LANES, lane, load, pointer, splat, store, where
 from zoo.ops.work_items import run_tasks
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.ops.tensors import compute_dtype
+from zoo.ops.dispatch import compute_dtype
 
 
 def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> Tensor:

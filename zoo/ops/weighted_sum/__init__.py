@@ -12,14 +12,15 @@ from zoo.errors import DataError
 from zoo.ops.csr import CSR, cached, check_csr, csr_from_edge_index, edge_targets
 from zoo.ops.dispatch import (
     check_floats,
+    compute_dtype,
     exact_backward,
     kernel_function,
     needs_grad,
     operator_backend,
+    plain,
     refuse_transforms,
     uncompiled_training,
 )
-from zoo.ops.tensors import compute_dtype, plain
 from zoo.ops.weighted_sum import reference
 
 __all__ = ["weighted_sum"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops.csr import CSR
-from zoo.ops.tensors import compute_dtype
+from zoo.ops.dispatch import compute_dtype
 from zoo.ops.work_items import chunks
 
 

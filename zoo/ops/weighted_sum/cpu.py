@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.ops.csr import CSR
+from zoo.ops.dispatch import address, unit_stride
 from zoo.ops.numba_launch import BLOCK, Kernel, compiled, dtype_code, scalar_type
-from zoo.ops.tensors import address, unit_stride
 from zoo.ops.vectors import (
     LANES,
     add_scaled_rows,

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoo.ops.csr import CSR
-from zoo.ops.tensors import compute_dtype, unit_stride
+from zoo.ops.dispatch import compute_dtype, unit_stride
 from zoo.ops.triton_launch import BLOCK_EDGES, launch, merge, merge_sum, segments_of, tile
 
 

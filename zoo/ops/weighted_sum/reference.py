@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from zoo.ops.csr import CSR, edge_targets
-from zoo.ops.tensors import compute_dtype
+from zoo.ops.dispatch import compute_dtype
 
 
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
