@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.cases import AGGREGATIONS, Case, assert_close, forward, graph, make_case, run
 from zoo.errors import BackendError
-from zoo.ops import numba_launch, work_items
+from zoo.ops import vectors, work_items
 from zoo.ops.csr import CSR, csr_from_edge_index
 from zoo.ops.dispatch import use_backend
 from zoo.ops.edges import EdgeInput
@@ -298,14 +298,14 @@ def test_more_edge_features_than_registers_fit():
 
 
 def test_kernels_need_no_place_to_be_kept(monkeypatch):
-    real_njit = numba_launch.njit
+    real_njit = vectors.njit
 
     def njit(form, *, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return real_njit(form, **options)
 
-    monkeypatch.setattr(numba_launch, "njit", njit)
+    monkeypatch.setattr(vectors, "njit", njit)
     cpu.max_forward_kernel.cache_clear()
     case = make_case()
     assert_close(run(case, "numba", "max"), run(case.to(torch.float64), "reference", "max"), F32)

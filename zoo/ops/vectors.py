@@ -3,7 +3,8 @@
 Plain Numba loops leave it to LLVM whether they become vector code, and small edits cost factors of two. With an own
 vector type the kernels say what they mean, and their compiled form is the same for every number of channels.
 
-Memory is reached through raw addresses, so that strided tensors need no copy and calls no array objects.
+Memory is reached through raw addresses, so that strided tensors need no copy and calls no array objects. At the end:
+the compilation of the kernels of all operators.
 """
 
 # Numba and llvmlite carry no types.
@@ -12,16 +13,27 @@ Memory is reached through raw addresses, so that strided tensors need no copy an
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import int64, njit, types, void
 from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+from torch import Tensor
+
+from zoo.ops.dispatch import address
+
+Kernel = Callable[..., None]
 
 LANES = 8
+# Edges per block: their messages, 1 KB per eight channels, and rows of x stay in the first-level cache.
+BLOCK = 32
 
 _I32 = ir.IntType(32)
 _POINTEES = {"f32": types.float32, "f64": types.float64, "i32": types.int32, "i64": types.int64}
@@ -324,3 +336,48 @@ def lane(typing_context: Any, value: Any, index: Any) -> Any:
 def next_ids(typing_context: Any, ids: Any) -> Any:
     """Every lane of an int32 vector plus one."""
     return I32(I32), _generator(lambda builder, ids: builder.add(ids, constant(ids.type, 1)))
+
+
+def compiled(num_floats: int, dtype: str) -> Callable[[Callable[..., None]], Kernel]:
+    """Compile for integers followed by so many floats; kept on disk where some folder can be written.
+
+    Args:
+        num_floats: how many.
+        dtype: of the floats, as :func:`dtype_code` calls it.
+    """
+    scalar = scalar_type(dtype)
+
+    def compile_(function: Callable[..., None]) -> Kernel:
+        form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[scalar] * num_floats)
+        function.__qualname__ += f".{_stamp():08x}"
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+        try:
+            kernel: Kernel = njit(form, cache=True, **options)(function)
+        except (RuntimeError, OSError):
+            # Neither the package's folder nor the user's cache can be written.
+            kernel = njit(form, **options)(function)
+        return kernel
+
+    return compile_
+
+
+@cache
+def _stamp() -> int:
+    """A checksum of shared code, for the names of kernels: on disk, Numba renews a kernel when its own file changes."""
+    files = (Path(__file__), Path(__file__).with_name("vector_math.py"))
+    return zlib.crc32(b"".join(file.read_bytes() for file in files))
+
+
+def addresses(*tensors: Tensor) -> tuple[int, ...]:
+    """The address of each tensor; tensors must outlive their use."""
+    return tuple(address(tensor) for tensor in tensors)
+
+
+def dtype_code(tensor: Tensor) -> str:
+    """The precision of a tensor as the kernels call it: f32 or f64."""
+    return "f64" if tensor.dtype == torch.float64 else "f32"
+
+
+def scalar_type(dtype: str) -> Any:
+    """Numba's type of one number."""
+    return _POINTEES[dtype]

@@ -25,13 +25,17 @@ from torch.nn import functional as F
 from zoo.ops.dispatch import address, unit_stride
 from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
-from zoo.ops.numba_launch import BLOCK, Kernel, addresses, compiled, dtype_code, scalar_type
 from zoo.ops.vector_math import exp, log
 from zoo.ops.vectors import (
+    BLOCK,
     LANES,
+    Kernel,
     accumulate,
     add_item,
     add_scaled,
+    addresses,
+    compiled,
+    dtype_code,
     either,
     is_nan,
     item,
@@ -41,6 +45,7 @@ from zoo.ops.vectors import (
     pointer,
     prefetch,
     project,
+    scalar_type,
     scratch,
     splat,
     store,

@@ -20,8 +20,7 @@ from numba import carray, njit
 from torch import Tensor
 
 from zoo.ops.dispatch import address
-from zoo.ops.numba_launch import Kernel, compiled, dtype_code, scalar_type
-from zoo.ops.vectors import LANES, lane, load, pointer, splat, store, where
+from zoo.ops.vectors import LANES, Kernel, compiled, dtype_code, lane, load, pointer, scalar_type, splat, store, where
 from zoo.ops.work_items import run_tasks
 
 # Numbers in the rows of a block: enough work to be worth handing to a thread.

@@ -18,15 +18,19 @@ from torch.nn import functional as F
 
 from zoo.ops.csr import CSR
 from zoo.ops.dispatch import address, unit_stride
-from zoo.ops.numba_launch import BLOCK, Kernel, compiled, dtype_code, scalar_type
 from zoo.ops.vectors import (
+    BLOCK,
     LANES,
+    Kernel,
     add_scaled_rows,
+    compiled,
+    dtype_code,
     item,
     load,
     load_rows,
     pointer,
     put_item,
+    scalar_type,
     splat,
     store,
     store_rows,
