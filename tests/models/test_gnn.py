@@ -7,12 +7,12 @@ import torch
 from pydantic import TypeAdapter
 
 from zoo.errors import BundleError, RecipeError
-from zoo.models.convert import convert_state_dict
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
 from zoo.spec.conv import GATConvSpec, GCNConvSpec, GenConvSpec, SAGEConvSpec
 from zoo.spec.model import Model, RevGATSpec, RevSpec
 from zoo.spec.shape import GraphShape
+from zoo.workflows.convert import convert_state_dict
 
 SHAPE = GraphShape(num_node_features=7, num_node_categories=3, num_edge_features=4, num_tasks=5)
 PROTEINS = GraphShape(num_node_features=16, num_node_categories=8, num_edge_features=8, num_tasks=112)

@@ -12,7 +12,6 @@ from zoo.layers.block import Block
 from zoo.layers.conv import GATConv, GCNConv, GENConv, SAGEConv
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
-from zoo.models.convert import convert_block_name, convert_state_dict
 from zoo.models.factory import build_model
 from zoo.models.gnn import DropoutMasks
 from zoo.models.revgat import RevGATMasks
@@ -20,6 +19,7 @@ from zoo.ops.csr import csr_from_edge_index
 from zoo.ops.dispatch import use_backend
 from zoo.ops.edges import EdgeInput
 from zoo.spec.shape import GraphShape
+from zoo.workflows.convert import convert_block_name, convert_state_dict
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 # In float32 one backend is enough: what another does otherwise, float64 shows a hundred thousand times as sharply.

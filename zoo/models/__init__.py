@@ -1,1 +1,1 @@
-"""The models, the factory that builds them from a spec, and conversion of other checkpoints."""
+"""The models, and the factory that builds them from a spec."""
