@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import BundleError, RunError
-from zoo.tensor_file import digest_of, is_packed, read_tensors, unpacked, write_packed, write_tensors
+from zoo.tensor_file import digest_of, read_saved, read_tensors, write_saved, write_tensors
 
 TENSORS = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -194,24 +194,22 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
 
 def test_packed_tensors_read_back_and_the_public_library_opens_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    sha256 = write_packed(path, TENSORS, {"b": 0.1, "a": [1]}, RunError)
-    file = read_tensors(path, RunError)
-    tensors, tree = unpacked(file, str(path), RunError)
-    assert is_packed(file)
-    assert equal(tensors, TENSORS)
-    assert list(tree.items()) == [("b", 0.1), ("a", [1])]
-    assert sha256 == file.sha256_before_last == path.read_bytes()[-32:].hex()
+    sha256 = write_saved(path, TENSORS, {"b": 0.1, "a": [1]})
+    saved = read_saved(path)
+    assert equal(saved.tensors, TENSORS)
+    assert list(saved.tree.items()) == [("b", 0.1), ("a", [1])]
+    assert sha256 == saved.sha256 == path.read_bytes()[-32:].hex()
     assert safetensors.torch.load_file(path)["F32"].tolist() == list(range(12))
 
 
 def test_every_changed_bit_of_a_packed_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_packed(path, {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}, {"x": 1}, RunError)
+    write_saved(path, {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}, {"x": 1})
     whole = path.read_bytes()
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(RunError):
-            unpacked(read_tensors(path, RunError), str(path), RunError)
+            read_saved(path)
 
 
 def test_headers_above_what_the_public_library_reads_are_read_back(tmp_path: Path) -> None:
@@ -223,6 +221,5 @@ def test_headers_above_what_the_public_library_reads_are_read_back(tmp_path: Pat
     with pytest.raises(safetensors.SafetensorError):
         safetensors.torch.load_file(path)
     assert equal(read_tensors(path, RunError, max_header_bytes=1 << 28).tensors, tensors)
-    write_packed(path, tensors, {}, RunError)
-    again, _ = unpacked(read_tensors(path, RunError), str(path), RunError)
-    assert equal(again, tensors)
+    write_saved(path, tensors, {})
+    assert equal(read_saved(path).tensors, tensors)

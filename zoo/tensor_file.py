@@ -4,8 +4,8 @@ Names, shapes and types of a file are known before any value of it is read; a na
 digest belongs to exactly the bytes that were used. The package ``safetensors``, with which the tests compare, does none
 of this, and it refuses headers above 100 MB, which a model of 50,000 layers needs.
 
-A run saves tens of thousands of small tensors again and again. :func:`write_packed` stores them one after another as
-one tensor for each type, with their names in an index, which takes a third of the time.
+A run saves tens of thousands of small tensors again and again. :func:`write_saved` stores them one after another as
+one tensor for each type, with their names and a JSON tree in an index, which takes a third of the time.
 
 Source: the format, https://github.com/huggingface/safetensors#format.
 """
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import ZooError
+from zoo.errors import RunError, ZooError
 from zoo.files import atomic_write, open_regular, read_errors
 from zoo.json_object import parse_json_object
 
@@ -47,10 +47,14 @@ _DTYPES = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
+# Of what a run saves; format 1 had a header of all tensors and is still read.
+FORMAT = 2
 _INDEX, _DIGEST = "index", "sha256"
 _MAX_DIMS = 16
 # The index of a state of 100,000 layers has a quarter of this.
 _MAX_INDEX_BYTES = 1 << 31
+# Of files of format 1, which are small.
+_MAX_TREE_BYTES = 1 << 26
 _BATCH_BYTES = 16 << 20
 
 
@@ -69,6 +73,19 @@ class TensorFile:
     metadata: Mapping[str, str]
     sha256: str
     sha256_before_last: str
+
+
+class NewerError(RunError):
+    """A file of a format that only a later version knows."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Tensors, the JSON tree that was saved with them, and the SHA-256 over both."""
+
+    tensors: dict[str, Tensor]
+    tree: dict[str, Any]
+    sha256: str
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], error: type[ZooError]) -> str:
@@ -107,26 +124,25 @@ def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
     return next(name for name, tensor in floating.items() if not bool(torch.isfinite(tensor).all()))
 
 
-def write_packed(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, Any], error: type[ZooError]) -> str:
+def write_saved(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> str:
     """Write tensors and a JSON tree under one digest, whole or not at all, as one large tensor for each type.
 
     Args:
         path: the file; its folder exists.
         tensors: by name; dense, on any device.
         tree: JSON data.
-        error: class of the error to raise.
 
     Returns:
         The SHA-256 of all bytes but the last 32, which are that digest.
 
     Raises:
-        error: if it cannot be stored.
+        RunError: if it cannot be stored.
         ValueError: if a number of the tree is not finite.
     """
     names = _in_order(tensors)
     groups = {c: list(group) for c, group in itertools.groupby(names, lambda name: _CODES[tensors[name].dtype])}
     listed = {code: [[name, list(tensors[name].shape)] for name in group] for code, group in groups.items()}
-    index = json.dumps({"tree": tree, "tensors": listed}, allow_nan=False).encode()
+    index = json.dumps({"tree": {"format": FORMAT, **tree}, "tensors": listed}, allow_nan=False).encode()
     # Padded, so that the tensors behind it are aligned.
     index += b" " * (-len(index) % 8)
     digest = hashlib.sha256()
@@ -137,35 +153,51 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, A
     content: Iterator[bytes | memoryview] = itertools.chain(_header(entries, {}), [index], body)
     # The last chunk is made when all others have passed through the digest.
     last = (digest.digest() for _ in range(1))
-    atomic_write(path, itertools.chain(_digested(content, digest), last), error)
+    atomic_write(path, itertools.chain(_digested(content, digest), last), RunError)
     return digest.hexdigest()
 
 
-def unpacked(file: TensorFile, where: str, error: type[ZooError]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the tree of a file by :func:`write_packed`.
+def read_saved(path: Path) -> Saved:
+    """Tensors and a tree that were saved by :func:`write_saved`, also that of earlier versions.
 
     Raises:
-        error: if it is damaged.
+        RunError: if the file is missing or damaged.
+        NewerError: if a later version wrote it.
     """
-    groups = dict(file.tensors)
+    file = read_tensors(path, RunError)
+    saved = _unpack(path, file) if _INDEX in file.tensors else _of_format_1(path, file)
+    if saved.tree.pop("format") > FORMAT:
+        raise NewerError(f"{path}: written by a newer version of revgnn-zoo; continue the run with that one")
+    return saved
+
+
+def _unpack(path: Path, file: TensorFile) -> Saved:
+    groups, where = dict(file.tensors), f"{path}: damaged"
     try:
         if groups.pop(_DIGEST).numpy().tobytes().hex() != file.sha256_before_last:
-            raise error(f"{where}: damaged: its content does not match its SHA-256")
+            raise RunError(f"{where}: its content does not match its SHA-256")
         raw = groups.pop(_INDEX).numpy().tobytes()
-        index = parse_json_object(raw, where=f"{where}: damaged: index", error=error, max_bytes=_MAX_INDEX_BYTES)
+        index = parse_json_object(raw, where=f"{where}: index", error=RunError, max_bytes=_MAX_INDEX_BYTES)
         tensors: dict[str, Tensor] = {}
         for code, listed in index["tensors"].items():
             parts = torch.split(groups[code], [math.prod(shape) for _, shape in listed])
             # Copies, since parameters that are views of one tensor would keep all of it alive.
             tensors |= {name: part.clone().view(shape) for (name, shape), part in zip(listed, parts, strict=True)}
-        return tensors, dict(index["tree"])
+        return Saved(tensors, dict(index["tree"]), file.sha256_before_last)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as cause:
-        raise error(f"{where}: damaged: its index does not fit its tensors") from cause
+        raise RunError(f"{where}: its index does not fit its tensors") from cause
 
 
-def is_packed(file: TensorFile) -> bool:
-    """True if a file was written by :func:`write_packed`."""
-    return _INDEX in file.tensors
+def _of_format_1(path: Path, file: TensorFile) -> Saved:
+    """A file with a tensor for each name, and the tree and the digest in its metadata."""
+    where = f"{path}: damaged: metadata"
+    text = file.metadata.get("zoo", "")
+    envelope = parse_json_object(text.encode(), where=where, error=RunError, max_bytes=_MAX_TREE_BYTES)
+    text, digest = envelope.get("tree"), envelope.get("sha256")
+    if not isinstance(text, str) or digest_of(file.tensors, text) != digest:
+        raise RunError(f"{path}: damaged: its content does not match its SHA-256")
+    tree = parse_json_object(text.encode(), where=where, error=RunError, max_bytes=_MAX_TREE_BYTES)
+    return Saved(file.tensors, tree, str(digest))
 
 
 def read_tensors(

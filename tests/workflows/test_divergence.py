@@ -19,10 +19,10 @@ from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import recipe_path
+from zoo.tensor_file import read_saved
 from zoo.workflows import train as module
 from zoo.workflows.objective import Objective
 from zoo.workflows.run_dir import RunDir
-from zoo.workflows.saved import read_saved
 from zoo.workflows.session import StoppedError
 from zoo.workflows.state import RunState
 

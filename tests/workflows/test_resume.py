@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from tests.workflows.small import small_recipe, write_graph
+from zoo import tensor_file
 from zoo.errors import RunError, ZooWarning
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment, RunResults
-from zoo.workflows import saved as saved_module
 from zoo.workflows import state
 from zoo.workflows import train as module
 from zoo.workflows.run_dir import RunDir
@@ -377,7 +377,7 @@ def test_a_state_of_a_newer_format_is_refused(stopped: Path, monkeypatch: pytest
     saved = directory.latest_state()
     assert saved is not None
     with monkeypatch.context() as context:
-        context.setattr(saved_module, "FORMAT", 3)
+        context.setattr(tensor_file, "FORMAT", 3)
         directory.write_state(6, saved.tensors, saved.tree)
     # The state before it is not taken: the newer version has trained further.
     with pytest.raises(RunError, match=r"state-6.* written by a newer version of revgnn-zoo; continue .* with that"):

@@ -17,12 +17,11 @@ from tests.workflows.test_resume import CLOCK, outcome, run
 from zoo.errors import RunError, ZooWarning
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import recipe_path
-from zoo.tensor_file import digest_of, write_tensors
+from zoo.tensor_file import digest_of, read_saved, write_tensors
 from zoo.workflows import state
 from zoo.workflows import train as module
 from zoo.workflows.plot import plot
 from zoo.workflows.run_dir import RunDir
-from zoo.workflows.saved import read_saved
 from zoo.workflows.session import StoppedError
 from zoo.workflows.train import train
 

@@ -40,8 +40,8 @@ from zoo.spec.base import Spec, parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, RunResults
 from zoo.spec.shape import GraphShape
+from zoo.tensor_file import NewerError, Saved, read_saved, write_saved
 from zoo.workflows.recipes import check_same_recipe, is_longer
-from zoo.workflows.saved import NewerError, Saved, read_saved, write_saved
 
 _NUM_STATES = 2
 _STATE_NAME = re.compile(r"^state-(\d+)\.safetensors$")
