@@ -16,7 +16,6 @@ from zoo.cli.common import (
     json_option,
     training_options,
 )
-from zoo.spec.recipe import read_recipe
 
 HEAD = ("layers", "parameters", "s/step", "s/epoch", "step memory", "memory in all")
 EXAMPLE = example(
@@ -58,6 +57,8 @@ def command(
         layers = sorted({int(text) for text in depths.split(",")}) if depths is not None else []
     except ValueError as error:
         raise click.UsageError(f"--layers {depths}: expected whole numbers, such as 7,14,28") from error
+    from zoo.spec.recipe import read_recipe
+
     changes = [[*assignments, f"model.num_layers={number}"] for number in layers] or [list(assignments)]
     recipes = [read_recipe(recipe, change) for change in changes]
     from zoo.workflows.bench import bench

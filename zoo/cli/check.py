@@ -6,7 +6,6 @@ import click
 
 from zoo.cli.common import common_options, echo, echo_json, example, json_option, set_option
 from zoo.errors import NotFoundError, RecipeError
-from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
 
 EXAMPLE = example("revgnn-zoo check rev_deep my_recipe.json")
@@ -22,6 +21,8 @@ def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], as_json: 
 
     RECIPE is a shipped name or a file.
     """
+    from zoo.spec.recipe import read_recipe
+
     faults: dict[str, RecipeError | NotFoundError] = {}
     for name in recipes:
         try:

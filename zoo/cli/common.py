@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zoo.errors import NotFoundError
-from zoo.spec.results import Measured, baseline_in_words
 from zoo.spec.shipped import list_recipes
 
 if TYPE_CHECKING:
+    from zoo.spec.results import Measured
     from zoo.workflows.published import Comparison
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -153,6 +153,8 @@ def echo_figures(figures: Sequence[Measured], baseline: Mapping[str, float] | No
     head = ["split", "metric", "value", "protocol"]
     rows = [[figure.split, figure.metric, f"{figure.value:.4f}", figure.protocol] for figure in figures]
     if baseline is not None:
+        from zoo.spec.results import baseline_in_words
+
         head.insert(3, baseline_in_words(figures[0].metric))
         for row in rows:
             row.insert(3, f"{baseline[row[0]]:.4f}" if row[0] in baseline else "-")

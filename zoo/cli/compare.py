@@ -19,9 +19,7 @@ from zoo.cli.common import (
     reference,
     set_option,
 )
-from zoo.spec.recipe import read_recipe
 from zoo.spec.shipped import recipe_path
-from zoo.workflows.recipes import recipe_on_data
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
@@ -83,6 +81,9 @@ def command(
 
 
 def _model(text: str, data: str | None, assignments: tuple[str, ...]) -> Recipe | Path:
+    from zoo.spec.recipe import read_recipe
+    from zoo.workflows.recipes import recipe_on_data
+
     folder = reference(text)
     if isinstance(folder, Path) and folder.is_dir():
         return folder

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from zoo.cli.common import common_options, echo, echo_json, example, json_option, set_option
-from zoo.spec.recipe import read_recipe
 
 EXAMPLE = example(
     "revgnn-zoo convert official.pth --recipe rev_deep --out ./rev_deep",
@@ -29,6 +28,8 @@ def command(
 
     Only tensors are read from it; a file that holds anything else is refused.
     """
+    from zoo.spec.recipe import read_recipe
+
     spec = read_recipe(recipe, assignments)
     from zoo.workflows.convert import convert
 

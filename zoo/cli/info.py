@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,10 +20,12 @@ from zoo.cli.common import (
     printable,
     reference,
 )
-from zoo.spec.recipe import Recipe, read_recipe
-from zoo.spec.results import Measured
-from zoo.spec.shape import GraphShape, known_shape
 from zoo.spec.shipped import recipe_path
+
+if TYPE_CHECKING:
+    from zoo.spec.recipe import Recipe
+    from zoo.spec.results import Measured
+    from zoo.spec.shape import GraphShape
 
 
 @click.command(
@@ -53,6 +55,9 @@ def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) 
 
         recipe, shape, figures = describe_folder(place)
     else:
+        from zoo.spec.recipe import read_recipe
+        from zoo.spec.shape import known_shape
+
         recipe = read_recipe(recipe_path(name))
         shape = known_shape(recipe)
     _describe(recipe, shape, figures, as_json=as_json)

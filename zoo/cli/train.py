@@ -22,7 +22,6 @@ from zoo.cli.common import (
     printable,
     training_options,
 )
-from zoo.spec.recipe import read_recipe
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
@@ -85,6 +84,8 @@ def command(
     if out is None and (resume or (Path(recipe) / "recipe.json").is_file()):
         spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)
     else:
+        from zoo.spec.recipe import read_recipe
+
         spec = read_recipe(recipe, assignments)
         from zoo.workflows.run_dir import fresh_folder
 
