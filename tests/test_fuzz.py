@@ -32,7 +32,7 @@ from zoo.errors import BundleError, DataError, RecipeError, ZooError
 from zoo.ops.csr import CSR, as_csr, check_csr, edge_index_of
 from zoo.spec.recipe import parse_recipe, read_recipe_data
 from zoo.spec.shipped import list_recipes, recipe_path
-from zoo.workflows.save import add_probe
+from zoo.workflows.export import add_probe
 
 NUM_FILES = int(os.environ.get("ZOO_FUZZ", "400"))
 # The same examples every time, so that no change is blamed for what another one brought.

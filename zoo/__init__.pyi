@@ -13,12 +13,12 @@ from zoo.spec.shipped import list_recipes as list_recipes
 from zoo.workflows.create import ZooInfo as ZooInfo
 from zoo.workflows.create import create_model as create_model
 from zoo.workflows.evaluate import evaluate as evaluate
+from zoo.workflows.export import save as save
 from zoo.workflows.load import load as load
 from zoo.workflows.many import train_many as train_many
 from zoo.workflows.predict import predict as predict
 from zoo.workflows.publish import push as push
 from zoo.workflows.pull import pull as pull
 from zoo.workflows.run import train as train
-from zoo.workflows.save import save as save
 
 __version__: str

@@ -25,7 +25,7 @@ import _pickle, os, pickle, shutil, subprocess, sys
 from pathlib import Path
 import numpy, torch
 import zoo, zoo.cli, zoo.data.datasets, zoo.workflows.evaluate, zoo.workflows.predict
-import zoo.workflows.probe, zoo.workflows.pull, zoo.workflows.save
+import zoo.workflows.probe, zoo.workflows.pull, zoo.workflows.export
 
 allowed = [os.path.realpath(name) + os.sep for name in sys.argv[1].split(os.pathsep)]
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

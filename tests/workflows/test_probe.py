@@ -21,9 +21,8 @@ from zoo.files import sha256_of
 from zoo.hub.config import read_config
 from zoo.ops.dispatch import use_backend
 from zoo.spec.shipped import list_bundles, shipped_dir
-from zoo.workflows.export import export
+from zoo.workflows.export import add_probe, export
 from zoo.workflows.probe import check_model
-from zoo.workflows.save import add_probe
 
 PROBE = "probe.safetensors"
 SHAPE = zoo.GraphShape(num_node_features=6, num_edge_features=3, num_tasks=3)

@@ -29,8 +29,8 @@ def command(
     import zoo
     from zoo.hub.sign import check_signature
     from zoo.workflows.create import info_of
+    from zoo.workflows.export import add_probe
     from zoo.workflows.probe import check_model
-    from zoo.workflows.save import add_probe
     from zoo.workflows.session import start
 
     target = start(**options)

@@ -19,8 +19,8 @@ from zoo.hub.config import BundleConfig, Provenance
 from zoo.spec.model import Model, RevGATSpec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import GraphShape
+from zoo.workflows.export import add_probe
 from zoo.workflows.load import empty_model
-from zoo.workflows.save import add_probe
 
 # Weights, two moments of Adam and a gradient, eight bytes each, would still be less.
 _BYTES_PER_PARAMETER = 40

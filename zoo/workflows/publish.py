@@ -18,7 +18,7 @@ from zoo.hub.push import Content, Options, Published, Target, inspect
 from zoo.hub.reference import DEFAULT_REVISION, ReferenceFormatError, check_new_ref, check_repo_id
 from zoo.json_object import MAX_JSON_BYTES
 from zoo.workflows.card import prepare_bundle, read_card
-from zoo.workflows.save import check_bundle
+from zoo.workflows.export import check_bundle
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")

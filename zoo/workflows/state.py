@@ -15,9 +15,9 @@ from zoo.layers.equilibrium import solve_logs
 from zoo.spec.results import Environment
 from zoo.tensor_file import Saved, first_nonfinite
 from zoo.workflows import memory
-from zoo.workflows.divergence import DivergedError, diverged, report_norms
 from zoo.workflows.evaluate import Partial
 from zoo.workflows.run_dir import BestEpoch, RunDir
+from zoo.workflows.step import DivergedError, diverged, report_norms
 
 # A save may cost this share of the time since the last one, so that all of them take less than 1 % of a run.
 _MAX_SHARE = 0.005

@@ -1,9 +1,10 @@
-"""One optimizer step: the parts of an epoch, the optimizer, its learning rate, and the step itself."""
+"""One optimizer step: the parts of an epoch, the optimizer, its learning rate, the step itself, and how it may fail."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from zoo.data.graph import Graph, Part
 from zoo.data.partition import RandomParts
 from zoo.errors import RunError
+from zoo.files import write_json
 from zoo.layers.reversible import ReversibleStack
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.tensor_file import first_nonfinite
@@ -21,6 +23,7 @@ from zoo.workflows import distributed, session
 from zoo.workflows.distributed import tree_sum
 from zoo.workflows.evaluate import num_parts_of
 from zoo.workflows.objective import Objective
+from zoo.workflows.run_dir import REPORT_FILE, RunDir
 
 # One kernel for all parameters where there is one: a thousand layers have twenty thousand small tensors.
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -221,3 +224,57 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainSpec, epoch: 
         rate *= 0.5 * (1 + math.cos(math.pi * (epoch - 1 - warmup) / (spec.num_epochs - warmup)))
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+class DivergedError(RunError):
+    """Numbers of a run that are not finite."""
+
+
+def diverged(run: RunDir, place: str, fault: str, model: nn.Module) -> DivergedError:
+    """The error of a run whose numbers are no longer finite: where, what was kept, and what helps."""
+    # A folder that is gone, or a full disk, must not hide the fault itself.
+    try:
+        report_norms(run, place, fault, model)
+        kept, report = run.states(), f"norms of all layers: {REPORT_FILE}; "
+    except RunError:
+        kept, report = [], ""
+    last = f"the last good state is {kept[0].name}" if kept else "no state was saved yet"
+    advice = "lower train.optimizer.lr or set train.max_grad_norm in another --out"
+    return DivergedError(f"{run.path}: {place}: {fault}; {last}; {report}{advice}")
+
+
+def report_norms(run: RunDir, place: str, fault: str, model: nn.Module) -> None:
+    """Write the norms of the weights and gradients of each layer, in the model's order, into the run directory.
+
+    Raises:
+        RunError: if they cannot be stored.
+    """
+    layers = {}
+    for name, layer in model.named_modules():
+        own = list(layer.parameters(recurse=False))
+        groups = {"weights": own, "gradients": [parameter.grad for parameter in own if parameter.grad is not None]}
+        norms = {kind: torch.nn.utils.get_total_norm(group).item() for kind, group in groups.items() if group}
+        if norms:
+            # JSON has no number for infinity and NaN.
+            layers[name] = {kind: norm if math.isfinite(norm) else str(norm) for kind, norm in norms.items()}
+    write_json(run.path / REPORT_FILE, {"place": place, "fault": fault, "norms": layers}, RunError)
+
+
+@contextmanager
+def run_errors(run: RunDir, model: nn.Module, place: str, key: str) -> Iterator[None]:
+    """Turn numbers that are not finite and a lack of memory into errors that say where that was and what helps.
+
+    Args:
+        run: whose saved states are named.
+        model: whose norms are reported.
+        place: in the run, such as its epoch and part.
+        key: part of the recipe whose partition decides how much memory is needed.
+
+    Raises:
+        RunError: in place of FloatingPointError and of errors about memory.
+    """
+    try:
+        with session.oom_as_run_error(f"{run.path}: {place}", f"raise {key}.partition.num_parts"):
+            yield
+    except FloatingPointError as error:
+        raise diverged(run, place, str(error), model) from error

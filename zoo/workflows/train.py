@@ -35,7 +35,6 @@ from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.create import info_of
 from zoo.workflows.depth_report import report_depth
 from zoo.workflows.describe import machine_lines, task_lines
-from zoo.workflows.divergence import run_errors
 from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, num_parts_of, predict, test_protocol
 from zoo.workflows.graphs import (
     EdgePrecision,
@@ -53,7 +52,14 @@ from zoo.workflows.progress import Board, Progress
 from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
-from zoo.workflows.step import StepParts, build_optimizer, epoch_parts, set_learning_rate, training_step
+from zoo.workflows.step import (
+    StepParts,
+    build_optimizer,
+    epoch_parts,
+    run_errors,
+    set_learning_rate,
+    training_step,
+)
 
 
 def train(

@@ -19,8 +19,7 @@ from tests.layers.capture.recorders import CallRecorder
 from tests.layers.graphs import gen_stack, gradients, stack_inputs
 from zoo.errors import DataError, ZooWarning
 from zoo.layers.block import Block
-from zoo.layers.capture import capture_layers, capture_report, executor
-from zoo.layers.capture.executor import NUM_WARM_UPS, GraphRecorder
+from zoo.layers.capture import NUM_WARM_UPS, GraphRecorder, capture_layers, capture_report, executor
 from zoo.layers.capture.recording import round_up
 from zoo.layers.conv import GATConv, GENConv
 from zoo.layers.inputs import BlockInputs
