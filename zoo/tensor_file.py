@@ -191,8 +191,8 @@ def _unpack(path: Path, file: TensorFile) -> Saved:
 def _of_format_1(path: Path, file: TensorFile) -> Saved:
     """A file with a tensor for each name, and the tree and the digest in its metadata."""
     where = f"{path}: damaged: metadata"
-    text = file.metadata.get("zoo", "")
-    envelope = parse_json_object(text.encode(), where=where, error=RunError, max_bytes=_MAX_TREE_BYTES)
+    raw = file.metadata.get("zoo", "").encode()
+    envelope = parse_json_object(raw, where=where, error=RunError, max_bytes=_MAX_TREE_BYTES)
     text, digest = envelope.get("tree"), envelope.get("sha256")
     if not isinstance(text, str) or digest_of(file.tensors, text) != digest:
         raise RunError(f"{path}: damaged: its content does not match its SHA-256")

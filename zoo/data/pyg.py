@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.data.arrays import ALIASES, KNOWN, edges_in_both_directions, graph_from_arrays
 from zoo.data.graph import Graph, Split, Task, directed_edges, directed_weights
 from zoo.errors import DataError, ZooWarning
+from zoo.ops.csr import edge_index_of
 from zoo.ops.dispatch import plain
 from zoo.ops.edges import is_sparse, sparse_edges
 
@@ -53,8 +54,8 @@ def graph_from_pyg(data: Any, *, name: str = "data", task: Task | None = None, u
         raise DataError(f"{name} has several kinds of nodes or edges; expected one kind, see data.to_homogeneous()")
     arrays = {key: _array(value) for key in (*KNOWN, *ALIASES) if (value := getattr(data, key, None)) is not None}
     if "edge_index" not in arrays and (adj_t := getattr(data, "adj_t", None)) is not None:
-        arrays["edge_index"] = _array(adj_t)
-        value = sparse_edges(adj_t).value
+        csr, value = sparse_edges(adj_t)
+        arrays["edge_index"] = _array(edge_index_of(csr))
         if value is not None:
             arrays.setdefault("edge_weight" if value.dim() == 1 else "edge_attr", _array(value))
     _check(arrays, name)
@@ -114,7 +115,7 @@ def graph_to_pyg(graph: Graph) -> Any:
 def _array(value: Any) -> Any:
     """A tensor as a NumPy array that shares its memory where it can, a sparse matrix as its edges [2, E]."""
     if is_sparse(value):
-        value = sparse_edges(value).edge_index
+        value = edge_index_of(sparse_edges(value)[0])
     if isinstance(value, Tensor):
         value = plain(value).detach().cpu()
         value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

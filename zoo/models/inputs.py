@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.layers.conv import reads_edge_weight
 from zoo.ops.csr import CSR, as_csr
-from zoo.ops.edges import is_sparse, sparse_edges
+from zoo.ops.edges import unfold_sparse
 
 
 class ModelInputs(NamedTuple):
@@ -60,14 +60,7 @@ class ModelInputs(NamedTuple):
         if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != num_node_features or not x.is_floating_point():
             got = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x: expected floating point numbers of shape (N, {num_node_features}), got {got}")
-        if is_sparse(edge_index):
-            edge_index, value = sparse_edges(edge_index)
-            # Values of a sparse matrix are weights, or features if there are several on an edge. What is given beside
-            # it wins.
-            if value is not None and value.dim() == 1 and edge_weight is None:
-                edge_weight = value
-            elif value is not None and edge_attr is None:
-                edge_attr = value
+        edge_index, edge_attr, edge_weight = unfold_sparse(edge_index, edge_attr, edge_weight)
         num_edges = edge_index.num_edges if isinstance(edge_index, CSR) else edge_index.size(-1)
         _check_edges(edge_attr, edge_weight, num_edges, num_edge_features)
         csr, perm = as_csr(edge_index, x.size(0))

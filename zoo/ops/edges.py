@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from zoo.ops.csr import CSR, edge_targets
+from zoo.ops.csr import CSR
 
 
 class EdgeInput(NamedTuple):
@@ -42,23 +42,6 @@ class EdgeInput(NamedTuple):
         return EdgeInput(self.attr, self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
 
-class SparseEdges(NamedTuple):
-    """The edges of a sparse matrix.
-
-    Attributes:
-        csr: incoming edges of each node, in the order of the matrix' rows.
-        value: [E] or [E, D] the numbers that the matrix holds, in that order; None if all are 1 or there are none.
-    """
-
-    csr: CSR
-    value: Tensor | None
-
-    @property
-    def edge_index(self) -> Tensor:
-        """[2, E] sources and targets."""
-        return torch.stack([self.csr.col.long(), edge_targets(self.csr)])
-
-
 def is_sparse(edge_index: Any) -> TypeGuard[Any]:
     """Tell a sparse matrix from an edge list, without importing torch_sparse."""
     if isinstance(edge_index, Tensor):
@@ -66,11 +49,15 @@ def is_sparse(edge_index: Any) -> TypeGuard[Any]:
     return all(hasattr(edge_index, name) for name in ("csr", "sparse_sizes", "coo"))
 
 
-def sparse_edges(adj_t: Any) -> SparseEdges:
+def sparse_edges(adj_t: Any) -> tuple[CSR, Tensor | None]:
     """The edges of a transposed adjacency matrix: row i holds the sources of the edges to node i, as in PyG.
 
     Args:
         adj_t: [N, N] torch.sparse_csr, sparse_csc or sparse_coo tensor, or ``torch_sparse.SparseTensor``.
+
+    Returns:
+        The incoming edges of each node, in the order of the matrix' rows, and the [E] or [E, D] numbers that the matrix
+        holds, in that order; None if all are 1 or there are none.
 
     Raises:
         ValueError: if the matrix is not square or has another layout.
@@ -86,4 +73,20 @@ def sparse_edges(adj_t: Any) -> SparseEdges:
     if len(sizes) != 2 or sizes[0] != sizes[1]:
         raise ValueError(f"edge_index: a sparse adjacency must be square [N, N], not {list(sizes)}")
     is_plain = value is None or bool((value == 1).all())
-    return SparseEdges(CSR(rowptr.long().contiguous(), col.contiguous()), None if is_plain else value)
+    return CSR(rowptr.long().contiguous(), col.contiguous()), None if is_plain else value
+
+
+def unfold_sparse(edges: Any, edge_attr: Any, edge_weight: Any) -> tuple[Any, Any, Any]:
+    """A CSR in place of a sparse matrix, and its numbers in place of features or weights that are not given.
+
+    Args:
+        edges: [2, E], a CSR, or a matrix as for :func:`sparse_edges`, whose numbers are weights or, if there are
+            several on an edge, features.
+        edge_attr: of the edges, or None.
+        edge_weight: of the edges, or None.
+    """
+    if not is_sparse(edges):
+        return edges, edge_attr, edge_weight
+    csr, value = sparse_edges(edges)
+    weights, features = (value, None) if value is not None and value.dim() == 1 else (None, value)
+    return csr, features if edge_attr is None else edge_attr, weights if edge_weight is None else edge_weight

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from zoo.data.graph import Graph, Split
 from zoo.errors import DataError, RunError
+from zoo.ops.csr import CSR, edge_index_of
 from zoo.ops.dispatch import plain
-from zoo.ops.edges import is_sparse, sparse_edges
+from zoo.ops.edges import unfold_sparse
 from zoo.spec.model import DeqSpec
 from zoo.spec.shape import GraphShape
 from zoo.workflows import session
@@ -134,17 +135,9 @@ def _unlabeled(data: Any, shape: GraphShape) -> Graph:
     edges = getattr(data, "adj_t", None) if edges is None else edges
     if edges is None:
         raise DataError(f"data: expected a zoo.Graph or a torch_geometric.data.Data, got {type(data).__name__}")
-    edge_attr, edge_weight = getattr(data, "edge_attr", None), getattr(data, "edge_weight", None)
-    if is_sparse(edges):
-        sparse = sparse_edges(edges)
-        edge_index = sparse.edge_index
-        # The numbers in a sparse matrix are weights, or features where there are several on an edge.
-        if sparse.value is not None and sparse.value.dim() == 1:
-            edge_weight = sparse.value
-        elif sparse.value is not None:
-            edge_attr = sparse.value
-    else:
-        edge_index = plain(edges)
+    values = getattr(data, "edge_attr", None), getattr(data, "edge_weight", None)
+    edges, edge_attr, edge_weight = unfold_sparse(edges, *values)
+    edge_index = edge_index_of(edges) if isinstance(edges, CSR) else plain(edges)
     num_nodes = int(data.num_nodes if x is None else len(x))
     none = torch.empty(0, dtype=torch.int64)
     return Graph(
