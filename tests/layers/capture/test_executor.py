@@ -19,7 +19,7 @@ from tests.layers.capture.recorders import CallRecorder
 from tests.layers.graphs import gen_stack, gradients, stack_inputs
 from zoo.errors import DataError, ZooWarning
 from zoo.layers.block import Block
-from zoo.layers.capture import NUM_WARM_UPS, GraphRecorder, capture_layers, capture_report, executor
+from zoo.layers.capture import MAX_RECORDINGS, NUM_WARM_UPS, GraphRecorder, capture_layers, capture_report
 from zoo.layers.capture.recording import round_up
 from zoo.layers.conv import GATConv, GENConv
 from zoo.layers.inputs import BlockInputs
@@ -270,7 +270,7 @@ def test_only_parts_that_do_not_fit_are_recorded_anew():
     for num_nodes in (2000, 4000, 8000):
         with torch.no_grad():
             stack(*stack_inputs(num_nodes))
-    assert len(stack.executor._recordings) == executor.MAX_RECORDINGS
+    assert len(stack.executor._recordings) == MAX_RECORDINGS
 
 
 def test_the_example_of_the_page_runs():
