@@ -1,4 +1,4 @@
-"""Exponential and logarithm of vectors: in float32 the classic polynomials of the Cephes library.
+"""The exponential of vectors: in float32 the classic polynomial of the Cephes library.
 
 In float64, which serves tests, the C library is called lane by lane.
 """
@@ -8,7 +8,6 @@ In float64, which serves tests, the C library is called lane by lane.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -17,17 +16,6 @@ from numba.extending import intrinsic
 from zoo.ops.vectors import F32, LANES, constant, llvm
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_LOG = (
-    7.0376836292e-2,
-    -1.1514610310e-1,
-    1.1676998740e-1,
-    -1.2420140846e-1,
-    1.4249322787e-1,
-    -1.6668057665e-1,
-    2.0000714765e-1,
-    -2.4999993993e-1,
-    3.3333331174e-1,
-)
 # ln 2 in two parts: the first has so few digits that its product with an exponent is exact.
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _INTS = ir.VectorType(ir.IntType(32), LANES)
@@ -58,39 +46,11 @@ def _exp32(builder: Any, x: Any) -> Any:
     return builder.fmul(value, builder.bitcast(exponent, vector_type))
 
 
-def _log32(builder: Any, x: Any) -> Any:
-    """For positive normal numbers and NaN, which is all the kernels ask for."""
-    vector_type = x.type
-    bits = builder.bitcast(x, _INTS)
-    # x = 2^n m with m between sqrt(1/2) and sqrt(2): subtracting the bits of sqrt(1/2) makes the exponent round.
-    shifted = builder.sub(bits, constant(_INTS, 0x3F3504F3))
-    n = builder.ashr(shifted, constant(_INTS, 23))
-    m = builder.bitcast(builder.sub(bits, builder.shl(n, constant(_INTS, 23))), vector_type)
-    r = builder.fsub(m, constant(vector_type, 1.0))
-    square = builder.fmul(r, r)
-    tail = builder.fmul(builder.fmul(_polynomial(builder, r, _LOG), r), square)
-    count = builder.sitofp(n, vector_type)
-    tail = llvm(builder, "fmuladd", count, constant(vector_type, _LN2_LOW), tail)
-    tail = llvm(builder, "fmuladd", square, constant(vector_type, -0.5), tail)
-    value = llvm(builder, "fmuladd", count, constant(vector_type, _LN2_HIGH), builder.fadd(tail, r))
-    # x - x is zero, or NaN for a NaN.
-    return builder.fadd(value, builder.fsub(x, x))
-
-
-def _function(emit32: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return emit32(builder, *args) if sig.args[0] == F32 else llvm(builder, name, *args)
-
-    return generate
-
-
 @intrinsic
 def exp(typing_context: Any, x: Any) -> Any:
     """The number e to the power x; relative error below 2e-7 in float32; below -87 it stays at 1.6e-38."""
-    return x(x), _function(_exp32, "exp")
 
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _exp32(builder, *args) if sig.args[0] == F32 else llvm(builder, "exp", *args)
 
-@intrinsic
-def log(typing_context: Any, x: Any) -> Any:
-    """Natural logarithm of positive normal numbers."""
-    return x(x), _function(_log32, "log")
+    return x(x), generate

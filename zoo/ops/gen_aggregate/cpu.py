@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from zoo.ops.dispatch import address, unit_stride
 from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
-from zoo.ops.vector_math import exp, log
+from zoo.ops.vector_math import exp
 from zoo.ops.vectors import (
     BLOCK,
     LANES,
@@ -149,12 +149,10 @@ def _total(parts: Tensor) -> Tensor:
 def softmax_forward(messages: Messages, temperature: Tensor, *, needs_grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See ``chunked``."""
     layout = _Layout(messages)
-    work, out, logsum = layout.work, layout.empty(), layout.empty()
-    # Each work item has a buffer for the peaks of the row at hand.
-    peaks = torch.empty(len(work.items), layout.C, dtype=out.dtype)
+    work, out, total, peak = layout.work, layout.empty(), layout.empty(), layout.empty()
     kernel = softmax_forward_kernel(layout.D, layout.dtype)
-    rest, scalars = (*layout.inputs(), *addresses(out, logsum)), (layout.eps, float(temperature))
-    run_tasks([partial(kernel, *work.bounds(n), *rest, address(peak), *scalars) for n, peak in enumerate(peaks)])
+    work.run(kernel, *layout.inputs(), *addresses(out, total, peak), layout.eps, float(temperature))
+    logsum = total.log_().add_(peak)
     for rows, segments in work.merge_steps:
         both = torch.logaddexp(logsum[rows], logsum[segments])
         out[rows] = out[rows] * (logsum[rows] - both).exp() + out[segments] * (logsum[segments] - both).exp()
@@ -290,32 +288,35 @@ def max_backward_kernel(D: int, dtype: str) -> Kernel:
 
 @cache
 def softmax_forward_kernel(D: int, dtype: str) -> Kernel:
-    """Softmax-weighted means of the messages of each segment, and the logs of the sums of exponentials."""
+    """Softmax-weighted means of the messages of each segment, largest scores, and sums of exponentials below these.
+
+    Of a segment without edges: zero, zero and one.
+    """
     scalar = scalar_type(dtype)
 
     @compiled(2, dtype)
     def kernel(  # type: ignore[no-untyped-def]
-        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, lse, peak, eps, temperature
+        start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, total, peak, eps, temperature
     ):
         starts, ends, cols = pointer(start, "i64"), pointer(end, "i64"), pointer(col, "i32")
         xs, attrs, weights, biases = pointer(x, dtype), pointer(a, dtype), pointer(w, dtype), pointer(b, dtype)
-        outs, totals, peaks = pointer(out, dtype), pointer(lse, dtype), pointer(peak, dtype)
+        outs, totals, peaks = pointer(out, dtype), pointer(total, dtype), pointer(peak, dtype)
         tile = scratch(TILE, dtype)
-        zero, lowest = splat(scalar(0)), splat(scalar(-math.inf))
+        zero, one, lowest = splat(scalar(0)), splat(scalar(1)), splat(scalar(-math.inf))
         epsilon, factor = splat(scalar(eps)), splat(scalar(temperature))
         for k in range(first, stop):
             row, edge, edge_end = k * C, item(starts, k), item(ends, k)
             for c in range(0, C, 8):
                 store(outs, row + c, zero)
-                store(totals, row + c, zero)
-                store(peaks, c, lowest)
+                store(totals, row + c, zero if edge < edge_end else one)
+                store(peaks, row + c, lowest if edge < edge_end else zero)
             if edge == edge_end:
                 continue
             while edge < edge_end:
                 block_end = min(edge_end, edge + BLOCK)
                 _fetch(cols, edge, block_end, last, ahead, xs, x_stride, C)
                 for c in range(0, C, 8):
-                    rows, bias, old = load_rows(weights, c, C, D), load(biases, c), load(peaks, c)
+                    rows, bias, old = load_rows(weights, c, C, D), load(biases, c), load(peaks, row + c)
                     _preactivations(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, rows, bias, c)
                     top = old
                     for t in range(0, (block_end - edge) * 8, 8):
@@ -331,14 +332,12 @@ def softmax_forward_kernel(D: int, dtype: str) -> Kernel:
                         share = exp(value * factor - top)
                         denominator = denominator + share
                         numerator = numerator + share * value
-                    store(peaks, c, top)
+                    store(peaks, row + c, top)
                     store(totals, row + c, load(totals, row + c) * shrink + denominator)
                     store(outs, row + c, load(outs, row + c) * shrink + numerator)
                 edge = block_end
             for c in range(0, C, 8):
-                total = load(totals, row + c)
-                store(outs, row + c, load(outs, row + c) / total)
-                store(totals, row + c, load(peaks, c) + log(total))
+                store(outs, row + c, load(outs, row + c) / load(totals, row + c))
 
     return kernel
 
