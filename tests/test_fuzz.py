@@ -30,9 +30,10 @@ from tests.workflows.test_load import make_bundle
 from zoo.data.arrays import graph_from_arrays
 from zoo.errors import BundleError, DataError, RecipeError, ZooError
 from zoo.ops.csr import CSR, as_csr, check_csr, edge_index_of
-from zoo.spec.recipe import parse_recipe, read_recipe_data
+from zoo.spec.recipe import parse_recipe
 from zoo.spec.shipped import list_recipes, recipe_path
 from zoo.workflows.export import add_probe
+from zoo.workflows.recipes import read_recipe_data
 
 NUM_FILES = int(os.environ.get("ZOO_FUZZ", "400"))
 # The same examples every time, so that no change is blamed for what another one brought.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.layers.block import NORMS, NodeEncoder, NormName, dropout, normed_relu, shared_mask
 from zoo.layers.inputs import BlockInputs
-from zoo.models.inputs import ModelInputs
+from zoo.models.inputs import ModelInputs, refuse_half
 from zoo.ops.edges import EdgeInput
 
 
@@ -122,7 +122,7 @@ class GNN(nn.Module):
             num_node_features=self.node_encoder.linear.in_features,
             num_edge_features=0 if encoder is None else encoder.in_features,
         )
-        self._refuse_half()
+        refuse_half(self.head.weight)
         h = self.node_encoder(dropout(inputs.x, self.input_dropout, training=self.training))
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
@@ -136,12 +136,3 @@ class GNN(nn.Module):
             edges = EdgeInput(inputs.edge_attr, encoder.weight, encoder.bias)
         h = self.stack(h, BlockInputs(inputs.csr, edges, masks.stack, edge_weight=inputs.edge_weight))
         return normed_relu(self.norm, h, masks.head)
-
-    def _refuse_half(self) -> None:
-        # States of a deep stack drown in the rounding of half precision; autocast keeps them in float32.
-        weight = self.head.weight
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"weights in {weight.dtype}: deep models need float32 states and weights; for half precision call "
-                f"model.float() and run it under torch.autocast({weight.device.type!r}, {weight.dtype})"
-            )

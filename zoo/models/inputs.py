@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from zoo.layers.conv import reads_edge_weight
@@ -100,3 +101,17 @@ def _check_edges(edge_attr: Tensor | None, edge_weight: Tensor | None, num_edges
     ):
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+
+
+def refuse_half(weight: Tensor) -> None:
+    """Refuse a model whose weights are of half precision.
+
+    Raises:
+        ValueError: if this weight is.
+    """
+    # States of a deep stack drown in the rounding of half precision; autocast keeps them in float32.
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"weights in {weight.dtype}: deep models need float32 states and weights; for half precision call "
+            f"model.float() and run it under torch.autocast({weight.device.type!r}, {weight.dtype})"
+        )

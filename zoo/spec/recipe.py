@@ -2,80 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from zoo.errors import RecipeError
 from zoo.json_object import read_json_object
-from zoo.spec.base import DATA_NAME_PATTERN, NAME_PATTERN, Spec, parse_spec
+from zoo.spec.base import NAME_PATTERN, Spec, parse_spec
 from zoo.spec.model import MAX_PARAMETERS, DeqSpec, Model
 from zoo.spec.overrides import changes_in_words, faults_of_overrides, override, upgrade_recipe
-from zoo.spec.plugins import Installed
 from zoo.spec.results import SourceSpec
-from zoo.spec.shape import DatasetName, GeneratedName, GeneratedSpec, GraphShape, NodeFeature, check_features
+from zoo.spec.shape import DataSpec, GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.spec.train import EvalSpec, MetricName, TestSpec, TrainSpec
 
 _MAX_SUMMARY = 300
-
-
-class DataSpec(Spec):
-    """The graph and the node features the model sees."""
-
-    dataset: Annotated[DatasetName, Installed("datasets")]
-    generated: GeneratedSpec | None = Field(
-        default=None, validate_default=True, description="data sets that are generated only"
-    )
-    path: str = Field(default="", description="dataset 'file' only: a .npz file or a folder of .npy files")
-    name: str | None = Field(
-        default=None,
-        pattern=DATA_NAME_PATTERN,
-        description="dataset 'file' only: what its owner calls it, in cards; left out: its file",
-    )
-    split: int = Field(default=0, ge=0, description="which of the data set's splits")
-    node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1, validate_default=True)
-    undirected: bool = Field(default=False, description="add the reverse of every edge of a directed graph")
-    self_loops: bool = Field(default=False, description="every node gets exactly one edge from itself to itself")
-
-    @field_validator("generated")
-    @classmethod
-    def _of_generated(cls, generated: GeneratedSpec | None, info: ValidationInfo) -> GeneratedSpec | None:
-        names, dataset = get_args(GeneratedName), info.data.get("dataset")
-        if generated is not None and dataset not in (*names, None):
-            raise ValueError(f"it goes with {', '.join(names)}, not with {dataset!r}")
-        # Filled in, because a bundle spells out every default.
-        return GeneratedSpec() if generated is None and dataset in names else generated
-
-    @model_validator(mode="after")
-    def _path(self) -> Self:
-        if (self.dataset == "file") != bool(self.path):
-            raise ValueError("path goes with dataset 'file', and only with it")
-        if self.name is not None and self.dataset != "file":
-            raise ValueError("name goes with dataset 'file' only; others have one")
-        return self
-
-    @property
-    def title(self) -> str:
-        """The name of the data set, in cards."""
-        if self.dataset != "file":
-            return self.dataset
-        # Of a path that somebody else wrote, no markup.
-        stem = self.path.rpartition(".")[0] or self.path
-        return self.name or re.sub(r"[^\w./ -]", "_", stem)
-
-    @field_validator("node_features")
-    @classmethod
-    def _columns(cls, names: tuple[NodeFeature, ...], info: ValidationInfo) -> tuple[NodeFeature, ...]:
-        if "dataset" in info.data:  # else it is at fault itself
-            check_features(info.data["dataset"], names)
-        return names
 
 
 class Recipe(Spec):
@@ -166,15 +111,6 @@ def read_recipe(
     return recipe
 
 
-def read_recipe_data(path: Path) -> dict[str, Any]:
-    """The content of a recipe file in the present version, not yet checked.
-
-    Raises:
-        RecipeError: if it is no JSON object, or of a newer version.
-    """
-    return upgrade_recipe(read_json_object(path, error=RecipeError), where=str(path))
-
-
 def parse_recipe(data: Mapping[str, Any], *, where: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
     """Check recipe data; ``where`` names its origin in errors and ``overrides`` mean the same as in ``read_recipe``.
 
@@ -212,7 +148,3 @@ def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of recipes, for editors."""
     schema = Recipe.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "revgnn-zoo recipe", **schema}
-
-
-if __name__ == "__main__":
-    print(json.dumps(recipe_schema(), indent=2))

@@ -1,15 +1,16 @@
-"""The shapes of graphs; those of named data sets are known before any data are there."""
+"""The data of a recipe, and the shapes of graphs; those of named data sets are known before any data are there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
-from zoo.spec.base import Spec
-from zoo.spec.plugins import Plugin, Table
+from zoo.spec.base import DATA_NAME_PATTERN, Spec
+from zoo.spec.plugins import Installed, Plugin, Table
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
@@ -199,3 +200,55 @@ def feature_columns(widths: Widths) -> Mapping[str, int]:
         "laplacian": _LAPLACIAN_WIDTH,
         "constant": 1,
     }
+
+
+class DataSpec(Spec):
+    """The graph and the node features the model sees."""
+
+    dataset: Annotated[DatasetName, Installed("datasets")]
+    generated: GeneratedSpec | None = Field(
+        default=None, validate_default=True, description="data sets that are generated only"
+    )
+    path: str = Field(default="", description="dataset 'file' only: a .npz file or a folder of .npy files")
+    name: str | None = Field(
+        default=None,
+        pattern=DATA_NAME_PATTERN,
+        description="dataset 'file' only: what its owner calls it, in cards; left out: its file",
+    )
+    split: int = Field(default=0, ge=0, description="which of the data set's splits")
+    node_features: tuple[NodeFeature, ...] = Field(default=("node",), min_length=1, validate_default=True)
+    undirected: bool = Field(default=False, description="add the reverse of every edge of a directed graph")
+    self_loops: bool = Field(default=False, description="every node gets exactly one edge from itself to itself")
+
+    @field_validator("generated")
+    @classmethod
+    def _of_generated(cls, generated: GeneratedSpec | None, info: ValidationInfo) -> GeneratedSpec | None:
+        names, dataset = get_args(GeneratedName), info.data.get("dataset")
+        if generated is not None and dataset not in (*names, None):
+            raise ValueError(f"it goes with {', '.join(names)}, not with {dataset!r}")
+        # Filled in, because a bundle spells out every default.
+        return GeneratedSpec() if generated is None and dataset in names else generated
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if (self.dataset == "file") != bool(self.path):
+            raise ValueError("path goes with dataset 'file', and only with it")
+        if self.name is not None and self.dataset != "file":
+            raise ValueError("name goes with dataset 'file' only; others have one")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name of the data set, in cards."""
+        if self.dataset != "file":
+            return self.dataset
+        # Of a path that somebody else wrote, no markup.
+        stem = self.path.rpartition(".")[0] or self.path
+        return self.name or re.sub(r"[^\w./ -]", "_", stem)
+
+    @field_validator("node_features")
+    @classmethod
+    def _columns(cls, names: tuple[NodeFeature, ...], info: ValidationInfo) -> tuple[NodeFeature, ...]:
+        if "dataset" in info.data:  # else it is at fault itself
+            check_features(info.data["dataset"], names)
+        return names

@@ -10,7 +10,8 @@ from typing import Literal
 from zoo.data.graph import Graph
 from zoo.errors import RecipeError, RunError
 from zoo.hub.config import read_config
-from zoo.spec.recipe import DataSpec, Recipe
+from zoo.spec.recipe import Recipe
+from zoo.spec.shape import DataSpec
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import complete_recipe
 from zoo.workflows.load import is_run

@@ -19,8 +19,8 @@ from zoo.hub.bundle import read_weights
 from zoo.hub.config import CONFIG_FILE, read_config
 from zoo.models.factory import build_model
 from zoo.spec.model import Model
-from zoo.spec.recipe import DataSpec, Recipe
-from zoo.spec.shape import GraphShape
+from zoo.spec.recipe import Recipe
+from zoo.spec.shape import DataSpec, GraphShape
 from zoo.spec.shipped import list_bundles, name_hint, shipped_dir
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of, set_info

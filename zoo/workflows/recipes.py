@@ -10,8 +10,9 @@ from typing import Any
 
 from zoo.errors import RecipeError, RunError
 from zoo.files import make_folder, write_json
-from zoo.spec.overrides import leaves, override
-from zoo.spec.recipe import Recipe, parse_recipe, read_recipe, read_recipe_data
+from zoo.json_object import read_json_object
+from zoo.spec.overrides import leaves, override, upgrade_recipe
+from zoo.spec.recipe import Recipe, parse_recipe, read_recipe
 
 # The keys of a recipe that decide the numbers of a run; name, summary and source do not.
 _DECIDING = ("data", "model", "train", "eval", "test")
@@ -45,6 +46,15 @@ def new_recipe(source: Path, out: Path, assignments: Sequence[str] = ()) -> Reci
     make_folder(out.parent, RecipeError)
     write_json(out, data, RecipeError)
     return recipe
+
+
+def read_recipe_data(path: Path) -> dict[str, Any]:
+    """The content of a recipe file in the present version, not yet checked.
+
+    Raises:
+        RecipeError: if it is no JSON object, or of a newer version.
+    """
+    return upgrade_recipe(read_json_object(path, error=RecipeError), where=str(path))
 
 
 def recipe_on_data(path: Path, data_path: Path, assignments: Sequence[str]) -> Recipe:
