@@ -78,25 +78,21 @@ def _read_npz(path: Path, names: Collection[str] | None) -> dict[str, Array]:
         size = sum(member.file_size for member in members)
         if size > MAX_NPZ_BYTES or size > max(_MAX_NPZ_RATIO * path.stat().st_size, _MIN_CHECKED_BYTES):
             raise DataError(f"{path}: unpacks to {size:,} bytes; give arrays that large as a folder of .npy files")
-        for member in members:
-            if names is None or member.filename.removesuffix(".npy") in names:
-                _check_declared_size(archive, member)
-    with np.load(path, allow_pickle=False) as arrays:
-        found = {name: arrays[name] for name in arrays.files if names is None or name in names}
-    # NumPy hands out the bytes of what is no array.
-    if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
-        raise DataError(f"{path}: {strange[0]!r} is not a NumPy array")
-    return found
+        found = {member.filename.removesuffix(".npy"): member for member in members}
+        return {name: _read_member(archive, m) for name, m in found.items() if names is None or name in names}
 
 
-def _check_declared_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Refuse an array that declares a larger size than it has: memory for all of it would be taken first."""
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """One array; refused if it declares a larger size than it has: memory for all of it would be taken first."""
     with archive.open(member) as file:
         major, _ = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    if math.prod(shape) * dtype.itemsize > member.file_size:
-        raise ValueError(f"{member.filename} declares the shape {list(shape)}, but has {member.file_size:,} bytes")
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} declares the shape {list(shape)}, but has {member.file_size:,} bytes")
+        file.seek(0)
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return array
 
 
 def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, undirected: bool = True) -> Graph:
