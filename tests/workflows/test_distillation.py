@@ -18,11 +18,10 @@ from zoo.data.graph import directed_edges
 from zoo.errors import RecipeError, RunError
 from zoo.hub.card import render_card
 from zoo.workflows import train as module
-from zoo.workflows.describe import describe_folder
 from zoo.workflows.evaluate import Protocol, eval_protocol, evaluate, predict
 from zoo.workflows.export import export
 from zoo.workflows.graphs import recipe_graph
-from zoo.workflows.load import load
+from zoo.workflows.load import describe_folder, load
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.session import StoppedError

@@ -12,9 +12,8 @@ import torch
 from tests.workflows.small import small_recipe
 from zoo.errors import RunError, ZooError
 from zoo.files import write_json
-from zoo.workflows.describe import describe_folder
 from zoo.workflows.export import export
-from zoo.workflows.load import load
+from zoo.workflows.load import describe_folder, load
 from zoo.workflows.plot import plot
 from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.run_dir import RunDir, open_run

@@ -327,8 +327,8 @@ def test_progress_goes_to_stderr_as_lines(tmp_path: Path, capsys: pytest.Capture
 def test_a_run_says_at_once_with_what_and_on_what_it_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.workflows.describe.named_backend", lambda: None)
-    monkeypatch.setattr("zoo.workflows.describe.backend_for", lambda device: ("chunked", "numba is not installed"))
+    monkeypatch.setattr("zoo.workflows.progress.named_backend", lambda: None)
+    monkeypatch.setattr("zoo.workflows.progress.backend_for", lambda device: ("chunked", "numba is not installed"))
     train(small_recipe(tmp_path), tmp_path / "a", device="cpu")
     shown = capsys.readouterr().err.splitlines()
     lines = {line.split()[0]: line for line in shown if not line.startswith("epoch ")}

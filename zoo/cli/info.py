@@ -51,7 +51,7 @@ def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) 
         return
     figures: Sequence[Measured] = ()
     if isinstance(place, Path) and place.is_dir():
-        from zoo.workflows.describe import describe_folder
+        from zoo.workflows.load import describe_folder
 
         recipe, shape, figures = describe_folder(place)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -51,6 +51,7 @@ def lower_is_better(metric: str) -> bool:
 class FullPartition(Spec):
     """The whole graph as one part."""
 
+    num_parts: ClassVar[int] = 1
     type: Literal["full"]
 
 
@@ -163,9 +164,8 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _has_parts(self) -> Self:
-        num_parts = self.partition.num_parts if self.partition.type == "random" else 1
-        if self.parts_per_step > num_parts:
-            raise ValueError(f"parts_per_step: {self.parts_per_step} is more than the {num_parts} of the partition")
+        if self.parts_per_step > (most := self.partition.num_parts):
+            raise ValueError(f"parts_per_step: {self.parts_per_step} is more than the {most} of the partition")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,6 @@ from zoo.layers.equilibrium import EquilibriumLayer
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, protocol_in_words
 from zoo.spec.shape import input_shape
-from zoo.spec.train import Partition
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of
 from zoo.workflows.graphs import EdgePrecision, as_graph, graph_digest, is_synthetic, place_graph, recipe_graph
@@ -63,23 +62,18 @@ class Protocol:
 
 def eval_protocol(recipe: Recipe) -> Protocol:
     """The protocol of validation during training."""
-    return make_protocol(recipe.eval.num_views, num_parts_of(recipe.eval.partition), recipe.train.seed, "eval")
+    return make_protocol(recipe.eval.num_views, recipe.eval.partition.num_parts, recipe.train.seed, "eval")
 
 
 def test_protocol(recipe: Recipe) -> Protocol:
     """The protocol of the final evaluation, on the best weights."""
-    return make_protocol(recipe.test.num_views, num_parts_of(recipe.test.partition), recipe.train.seed, "test")
+    return make_protocol(recipe.test.num_views, recipe.test.partition.num_parts, recipe.train.seed, "test")
 
 
 def make_protocol(num_views: int, num_parts: int, seed: int, purpose: str) -> Protocol:
     """A protocol of so many views, or of one if the graph is not divided."""
     # Every view of an undivided graph is the same.
     return Protocol(1 if num_parts == 1 else num_views, num_parts, seed, purpose)
-
-
-def num_parts_of(partition: Partition) -> int:
-    """P of a partition."""
-    return partition.num_parts if partition.type == "random" else 1
 
 
 def views(graph: Graph, protocol: Protocol) -> Iterator[Part]:

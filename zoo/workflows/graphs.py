@@ -109,7 +109,7 @@ def recipe_graph(recipe: Recipe, graph: Graph | None = None) -> tuple[Graph, Spl
         raise RecipeError(f"data.split: {recipe.data.split} is too large; {graph.name} has {count}")
     for key, spec in (("train", recipe.train), ("eval", recipe.eval), ("test", recipe.test)):
         partition = spec.partition
-        if partition.type == "random" and partition.num_parts > graph.num_nodes:
+        if partition.num_parts > graph.num_nodes:
             raise RecipeError(
                 f"{key}.partition.num_parts: {partition.num_parts:,} parts of {graph.num_nodes:,} nodes; "
                 "there must be at least a node for each part"

@@ -20,6 +20,7 @@ from zoo.hub.config import CONFIG_FILE, read_config
 from zoo.models.factory import build_model
 from zoo.spec.model import Model
 from zoo.spec.recipe import Recipe
+from zoo.spec.results import Measured
 from zoo.spec.shape import DataSpec, GraphShape
 from zoo.spec.shipped import list_bundles, name_hint, shipped_dir
 from zoo.workflows import session
@@ -105,6 +106,21 @@ def load(
 def is_run(folder: Path) -> bool:
     """True if a folder is a run directory rather than a bundle."""
     return not (folder / CONFIG_FILE).exists() and (folder / "recipe.json").exists()
+
+
+def describe_folder(folder: Path) -> tuple[Recipe, GraphShape | None, tuple[Measured, ...]]:
+    """The recipe, the shape if it is known yet, and the measured figures.
+
+    Raises:
+        ZooError: if the folder is neither a run directory nor a bundle, or is damaged.
+    """
+    if not is_run(folder):
+        config = read_config(folder)
+        return config.recipe, config.shape, config.results
+    run = RunDir(folder)
+    best, results = run.best(), run.results()
+    shape = None if best is None else best.epoch.shape
+    return run.recipe(), shape, () if results is None else results.results
 
 
 def empty_model(spec: Model, shape: GraphShape) -> nn.Module:

@@ -1,7 +1,8 @@
-"""Progress of a run as a user sees it: a bar in a terminal, lines elsewhere; and TensorBoard if installed."""
+"""A run as a user sees it: its sizes, a bar in a terminal or lines elsewhere, and TensorBoard if installed."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -11,8 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import nn
 from tqdm import tqdm
 from typing_extensions import Self
+
+from zoo.data.graph import Graph, Split
+from zoo.ops.dispatch import backend_for, named_backend
+from zoo.spec.recipe import Recipe
+from zoo.workflows.session import device_name
 
 _writer_class: Any = None
 try:
@@ -30,6 +38,8 @@ _SETTLED_S = 5.0
 _WIDE_COLUMNS = 100
 _NARROW_BAR = "{desc} [{elapsed}<{remaining}{postfix}]"
 _ON_WIDE_ONLY = ("epoch_s", "memory")
+# Float32 tensors of the size of all weights that a step holds: weights, gradients, and the optimizer's state.
+_NUM_COPIES = {"adam": 4, "adamw": 4, "rmsprop": 3, "sgd": 2}
 
 
 class Progress:
@@ -174,3 +184,33 @@ class Board:
         """Write what is still in memory."""
         if self._writer is not None:
             self._writer.close()
+
+
+def machine_lines(device: torch.device) -> list[str]:
+    """Lines on what a run computes with; known before any data are loaded."""
+    backend = backend_for(device)[0]
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    lines = [f"device  {device_name(device)}{threads}, kernels: {backend}"]
+    if device.type == "cpu" and backend == "chunked" and named_backend() is None:
+        lines.append('hint    these kernels are slow; pip install "revgnn-zoo[fast]" installs fast ones')
+    return lines
+
+
+def task_lines(recipe: Recipe, graph: Graph, split: Split, model: nn.Module) -> list[str]:
+    """Lines on the sizes of a graph and a model that is trained on it, and on how long that goes on."""
+    spec, train = recipe.model, recipe.train
+    shape, num_edges = graph.shape, graph.edge_index.shape[1]
+    features = f"{shape.num_node_features:,} node and {shape.num_edge_features:,} edge features"
+    nodes = f"{len(split.train):,} train, {len(split.valid):,} valid, {len(split.test):,} test"
+    num_parameters = sum(p.numel() for p in model.parameters())
+    mib = num_parameters * 4 * _NUM_COPIES[train.optimizer.type] / 2**20
+    num_steps = math.ceil(train.partition.num_parts / train.parts_per_step)
+    steps = "1 step" if num_steps == 1 else f"{num_steps:,} steps"
+    return [
+        f"data    {graph.name}: {graph.num_nodes:,} nodes, {num_edges:,} edges, {features}",
+        f"task    {graph.task}, {shape.num_tasks:,} outputs; {nodes}",
+        f"model   {spec.type}, {spec.num_layers:,} layers x {spec.hidden_channels:,} channels, "
+        f"{num_parameters:,} parameters",
+        f"memory  {mib:,.1f} MiB for weights, gradients and {train.optimizer.type}, besides data and activations",
+        f"length  at most {train.num_epochs:,} epochs of {steps}",
+    ]

@@ -21,7 +21,6 @@ from zoo.spec.train import Optimizer, TrainSpec
 from zoo.tensor_file import first_nonfinite
 from zoo.workflows import distributed, session
 from zoo.workflows.distributed import tree_sum
-from zoo.workflows.evaluate import num_parts_of
 from zoo.workflows.objective import Objective
 from zoo.workflows.run_dir import REPORT_FILE, RunDir
 
@@ -45,7 +44,7 @@ def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> RandomParts:
     def is_own(index: int) -> bool:
         return index % spec.parts_per_step % num_ranks == rank
 
-    return RandomParts(graph, num_parts_of(spec.partition), generator, is_own if num_ranks > 1 else None)
+    return RandomParts(graph, spec.partition.num_parts, generator, is_own if num_ranks > 1 else None)
 
 
 @dataclass(frozen=True)

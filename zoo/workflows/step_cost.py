@@ -23,7 +23,6 @@ from zoo.spec.base import Spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import known_shape
 from zoo.workflows import session
-from zoo.workflows.evaluate import num_parts_of
 from zoo.workflows.graphs import EdgePrecision, place_graph
 from zoo.workflows.memory import finish, measure_steps, release_eagerly
 from zoo.workflows.objective import Objective
@@ -112,7 +111,7 @@ def measure_training(
     if part is None:
         raise RunError("no part has a train node; lower train.partition.num_parts")
     part = part.to(device)
-    num_parts = num_parts_of(spec.partition)
+    num_parts = spec.partition.num_parts
     parts = [part] * min(spec.parts_per_step, num_parts)
 
     # Adam's state is created by the first step and gradients are freed after each, so that neither is in the peak.

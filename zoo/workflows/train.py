@@ -34,8 +34,7 @@ from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.create import info_of
 from zoo.workflows.depth_report import report_depth
-from zoo.workflows.describe import machine_lines, task_lines
-from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, num_parts_of, predict, test_protocol
+from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, predict, test_protocol
 from zoo.workflows.graphs import (
     EdgePrecision,
     complete_recipe,
@@ -48,7 +47,7 @@ from zoo.workflows.graphs import (
 from zoo.workflows.load import Located, load_located
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
-from zoo.workflows.progress import Board, Progress
+from zoo.workflows.progress import Board, Progress, machine_lines, task_lines
 from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
@@ -203,7 +202,7 @@ def _train(
         report_depth(run, "start", model, task.objective, epoch_parts(graph, spec, 1))
     # From here on there is a state to save, so a signal is answered between two steps.
     stop.at_once = False
-    cursor, num_parts = state.cursor, num_parts_of(spec.partition)
+    cursor, num_parts = state.cursor, spec.partition.num_parts
 
     def pause_if_asked() -> None:
         # An epoch may take hours, so it is saved within too: a crash then costs minutes.
