@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -367,6 +367,9 @@ class DeqSpec(_GnnSpec):
 class RevGATSpec(Spec):
     """RevGAT (arXiv 2106.07476, section 4.3): attention layers, all but the first and last reversible."""
 
+    # Its attention looks at nodes alone.
+    reads_edges: ClassVar[bool] = False
+    reads_edge_weight: ClassVar[bool] = False
     type: Literal["rev_gat"]
     num_layers: int = Field(ge=3, le=100_000)
     hidden_channels: Channels = Field(description="width of the model: num_heads times the channels of a head")
@@ -394,16 +397,6 @@ class RevGATSpec(Spec):
     def min_tensors(self) -> int:
         """The two of each norm, of which every group of a reversible layer has one."""
         return 2 * self.num_groups * (self.num_layers - 2)
-
-    @property
-    def reads_edges(self) -> bool:
-        """False: its attention looks at nodes alone."""
-        return False
-
-    @property
-    def reads_edge_weight(self) -> bool:
-        """False: its attention looks at nodes alone."""
-        return False
 
     @property
     def head_channels(self) -> int:
