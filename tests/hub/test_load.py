@@ -24,8 +24,7 @@ from zoo.hub.client import connect
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 from zoo.spec.results import Measured
 from zoo.spec.shipped import recipe_path, shipped_dir
-from zoo.workflows.evaluate import evaluate
-from zoo.workflows.published import compare_with_published
+from zoo.workflows.evaluate import compare_with_published, evaluate
 
 UseHub = Callable[..., None]
 

@@ -6,7 +6,7 @@ from zoo.cli.common import echo_compared
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import Measured
 from zoo.spec.shipped import list_recipes, recipe_path
-from zoo.workflows.published import Comparison, compare_with_published
+from zoo.workflows.evaluate import Comparison, compare_with_published
 
 
 def compare(recipe: Recipe, num_views: int, num_parts: int) -> Comparison:

@@ -16,12 +16,11 @@ from tests.workflows.small import NUM_NODES, small_recipe, write_graph
 from zoo.errors import RecipeError
 from zoo.spec.results import Measured
 from zoo.workflows.baseline import linear_baseline
-from zoo.workflows.evaluate import evaluate
+from zoo.workflows.evaluate import compare_with_published, evaluate
 from zoo.workflows.export import export
 from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.objective import LOSSES
 from zoo.workflows.plot import plot
-from zoo.workflows.published import compare_with_published
 from zoo.workflows.run_dir import RunDir
 from zoo.workflows.session import StoppedError
 from zoo.workflows.train import train

@@ -19,7 +19,7 @@ from zoo.spec.shipped import list_recipes
 
 if TYPE_CHECKING:
     from zoo.spec.results import Measured
-    from zoo.workflows.published import Comparison
+    from zoo.workflows.evaluate import Comparison
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 

@@ -24,7 +24,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import atomic_write, make_folder, read_regular, sha256_of
-from zoo.hub.client import Hub, patiently, plain_errors, warn
+from zoo.hub.client import Hub, cached_id, drop, has_id, patiently, plain_errors, warn
 from zoo.hub.config import (
     CARD_FILE,
     CONFIG_FILE,
@@ -37,7 +37,6 @@ from zoo.hub.config import (
     parse_config,
 )
 from zoo.hub.reference import Reference, is_commit
-from zoo.hub.verify import cached_id, drop, has_id
 from zoo.json_object import MAX_JSON_BYTES
 
 # What a bundle may hold beside what it must hold, and how large that may be.

@@ -16,11 +16,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
 from zoo.hub.benchmark import BENCHMARK_FILE
-from zoo.hub.client import Hub, known_token, may_be_done, patiently, plain_errors, warn
+from zoo.hub.client import Hub, has_id, known_token, may_be_done, patiently, plain_errors, warn
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
 from zoo.hub.reference import DEFAULT_REVISION, is_commit
-from zoo.hub.verify import has_id
 
 # The content to send: the bytes of a small file, or the path of a large one.
 Content = bytes | Path
