@@ -125,6 +125,8 @@ def _train_many(
 ) -> None:
     """Several runs of a recipe, and their mean."""
     check_free_split(assignments, num_splits)
+    from zoo.spec.recipe import read_recipe
+
     spec = read_recipe(recipe, assignments)
     from zoo.workflows.many import train_many
 
