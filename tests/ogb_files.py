@@ -1,4 +1,4 @@
-"""Small random data sets in the raw formats of ogbn-arxiv and ogbn-products."""
+"""Small random data sets in the raw formats of ogbn-arxiv, ogbn-products and ogbn-papers100M."""
 
 import gzip
 from pathlib import Path
@@ -19,6 +19,28 @@ def write_random_arxiv(root: Path, num_nodes: int = 500, *, num_edges: int = 3_0
 def write_random_products(root: Path, num_nodes: int = 500, *, num_edges: int = 3_000, seed: int = 0) -> Path:
     """Write an undirected graph with 100 node features and 47 classes."""
     folder, _ = _write_graph(root, "ogbn_products", "sales_ranking", (num_nodes, num_edges), (100, 47), seed)
+    return _finish(folder)
+
+
+def write_random_papers(root: Path, num_nodes: int = 500, *, num_edges: int = 3_000, seed: int = 0) -> Path:
+    """Write a directed graph with 128 node features and years, and 172 classes of which few nodes have one."""
+    folder, rng = root / "ogbn_papers100M", np.random.default_rng(seed)
+    for part in ("raw", "split/time", "mapping", "processed"):
+        (folder / part).mkdir(parents=True)
+    labels = np.full((num_nodes, 1), np.nan, np.float32)
+    labeled = rng.permutation(num_nodes)[: num_nodes // 2]
+    labels[labeled, 0] = rng.integers(0, 172, len(labeled))
+    np.savez_compressed(
+        folder / "raw" / "data.npz",
+        edge_index=rng.integers(0, num_nodes, (2, num_edges)),
+        node_feat=rng.normal(0, 1, (num_nodes, 128)).astype(np.float32),
+        node_year=rng.integers(1900, 2021, (num_nodes, 1)),
+        num_nodes_list=np.array([num_nodes]),
+        num_edges_list=np.array([num_edges]),
+    )
+    np.savez_compressed(folder / "raw" / "node-label.npz", node_label=labels)
+    for key, nodes in zip(SPLITS, np.array_split(labeled, 3), strict=True):
+        _write(folder / "split" / "time" / f"{key}.csv.gz", np.sort(nodes))
     return _finish(folder)
 
 

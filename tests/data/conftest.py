@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.ogb_files import write_random_arxiv, write_random_products
+from tests.ogb_files import write_random_arxiv, write_random_papers, write_random_products
 from zoo.data.graph import Graph, Split
 from zoo.data.synthetic import write_synthetic_proteins
 
@@ -24,6 +24,7 @@ def written_ogb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_synthetic_proteins(root, 300, mean_degree=20)
     write_random_arxiv(root, 200, num_edges=900)
     write_random_products(root, 200, num_edges=900)
+    write_random_papers(root, 200, num_edges=900)
     return root
 
 

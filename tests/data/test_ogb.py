@@ -20,7 +20,7 @@ from zoo.data.graph import Graph, directed_edges
 from zoo.data.ogb import OGB, VERSION, load_ogb, species_to_categories
 from zoo.errors import DataError
 
-NAMES = ("ogbn-proteins", "ogbn-arxiv", "ogbn-products")
+NAMES = ("ogbn-proteins", "ogbn-arxiv", "ogbn-products", "ogbn-papers100M")
 
 
 def rows(edge_index: np.ndarray, features: np.ndarray | None) -> np.ndarray:
@@ -48,7 +48,9 @@ def test_it_yields_what_the_loader_of_ogb_yields(name: str, ogb_root: Path, node
     else:
         assert graph.x is not None
         assert np.array_equal(graph.x.numpy(), theirs["node_feat"])
-    assert np.array_equal(graph.y.numpy().reshape(labels.shape), labels)
+    # Labels of papers are floats with NaN for unlabeled.
+    expected_y = np.nan_to_num(labels, nan=-1) if graph.task == "multiclass" else labels
+    assert np.array_equal(graph.y.numpy().reshape(labels.shape), expected_y)
     if name == "ogbn-proteins":
         assert graph.categories is not None
         species = theirs["node_species"][:, 0]
@@ -63,9 +65,13 @@ def test_it_yields_what_the_loader_of_ogb_yields(name: str, ogb_root: Path, node
 @pytest.mark.parametrize("name", NAMES)
 def test_every_undirected_edge_is_stored_once(name: str, ogb_root: Path) -> None:
     graph = load_ogb(name, root=ogb_root)
-    with gzip.open(ogb_root / name.replace("-", "_") / "raw" / "num-edge-list.csv.gz") as file:
-        assert graph.num_edges == int(file.read())
-    assert graph.undirected == (name != "ogbn-arxiv")
+    raw = ogb_root / name.replace("-", "_") / "raw"
+    if name == "ogbn-papers100M":
+        num_edges = int(np.load(raw / "data.npz")["num_edges_list"][0])
+    else:
+        num_edges = int(gzip.decompress((raw / "num-edge-list.csv.gz").read_bytes()))
+    assert graph.num_edges == num_edges
+    assert graph.undirected == (name in ("ogbn-proteins", "ogbn-products"))
 
 
 def test_species_are_numbered_like_in_the_published_models() -> None:
@@ -227,6 +233,36 @@ def test_bad_raw_files_are_named(ogb_root: Path) -> None:
     replace_rows(ogb_root, "edge", edges)
     (raw / "node-label.csv.gz").unlink()
     fails("node-label.csv.gz: missing")
+
+
+def test_bad_npz_files_are_named(ogb_root: Path) -> None:
+    raw = ogb_root / "ogbn_papers100M" / "raw"
+    data = dict(np.load(raw / "data.npz"))
+    edges, features = data["edge_index"], data["node_feat"]
+    too_high, infinite = edges.copy(), features.copy()
+    too_high[1, 3], infinite[2, 1] = 200, np.inf
+
+    def refused(expected: str, **changes: np.ndarray) -> None:
+        np.savez(raw / "data.npz", **{key: value for key, value in (data | changes).items() if value.size})
+        with pytest.raises(DataError, match=expected):
+            load_ogb("ogbn-papers100M", root=ogb_root)
+
+    refused(r"data.npz: edge_index holds 1 values outside 0 .. 199; get", edge_index=too_high)
+    refused(r"data.npz: node_feat holds 1 values that are NaN or infinite; get", node_feat=infinite)
+    refused(r"data.npz: node_feat is \[199, 128\], expected \[200, F\]; get", node_feat=features[:-1])
+    refused(r"data.npz: edge_index is \[2, 899\], expected \[2, 900\]; get", edge_index=edges[:, 1:])
+    refused(r"data.npz: edge_index must hold numbers, row by row", edge_index=edges.astype(str))
+    refused(r"data.npz: the array 'node_feat' is missing; get", node_feat=np.empty(0))
+    refused(r"expected one positive number of nodes and one of edges", num_nodes_list=np.array([100, 100]))
+    # As a transposed list of pairs is stored: column by column.
+    np.savez(raw / "data.npz", **{**data, "edge_index": np.asfortranarray(edges)})
+    assert np.array_equal(load_ogb("ogbn-papers100M", root=ogb_root).edge_index.numpy(), edges)
+    np.savez(raw / "node-label.npz", node_label=np.zeros((199, 1), np.float32))
+    with pytest.raises(DataError, match=r"node-label.npz: the labels are \[199, 1\], expected \[200, 1\]"):
+        load_ogb("ogbn-papers100M", root=ogb_root)
+    (raw / "data.npz").write_bytes((raw / "data.npz").read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"data.npz: missing or cut short; remove"):
+        load_ogb("ogbn-papers100M", root=ogb_root)
 
 
 def test_another_version_of_the_data_is_refused(ogb_root: Path) -> None:

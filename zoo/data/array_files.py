@@ -1,12 +1,15 @@
-"""Folders of .npy files: made from gzipped CSV in chunks, whole or absent, and mapped, so that they open at once."""
+"""Folders of .npy files: made from gzipped CSV or .npz in chunks, whole or absent, and mapped to open at once."""
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
+from zoo.data.download import check_free_space
 from zoo.errors import DataError
 from zoo.files import locked, sha256_of, write_errors, write_json
 
@@ -240,3 +244,96 @@ def convert_features(source: Path, target: Path, num_rows: int, what: str) -> No
                 raise DataError(f"{source}: holds {bad:,} {what} that are missing, NaN or infinite; get the data again")
             write(done * num_columns, rows)
             done += len(rows)
+
+
+def npz_chunks(path: Path, name: str, what: str) -> Iterator[tuple[tuple[int, ...], int, np.ndarray[Any, Any]]]:
+    """Read an array of a .npz file chunk by chunk, with a progress bar on stderr.
+
+    Args:
+        path: the .npz file, compressed or not.
+        name: of the array.
+        what: the values' name in the progress bar and in messages.
+
+    Yields:
+        The shape of the whole array, a position in it as if it were flattened, and the values from there on. An array
+        [2, n] that is stored column by column comes as two rows in turn.
+
+    Raises:
+        DataError: if the file is missing, damaged, has no such array, or one that cannot be read in this way.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            major, _ = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(file)
+            if dtype.kind not in "iuf" or (by_columns and len(shape) > 1 and shape[0] != 2 and shape[1] != 1):
+                raise DataError(f"{path}: {name} must hold numbers, row by row; get the data set again")
+            size, done = math.prod(shape), 0
+            if not size:
+                raise DataError(f"{path}: {name} is empty; get the data set again")
+            bar = tqdm(total=size, desc=f"reading {what}", unit=" values", unit_scale=True, disable=None, leave=False)
+            with bar:
+                while done < size:
+                    count = min(CHUNK_ROWS * 16, size - done)
+                    buffer = file.read(count * dtype.itemsize)
+                    values = np.frombuffer(buffer, dtype)
+                    if len(values) != count:
+                        raise EOFError(f"{name} ends early")
+                    if by_columns and len(shape) > 1 and shape[0] == 2:
+                        yield shape, done // 2, values[0::2]
+                        yield shape, size // 2 + done // 2, values[1::2]
+                    else:
+                        yield shape, done, values
+                    done += count
+                    bar.update(count)
+    except KeyError as error:
+        raise DataError(f"{path}: the array {name!r} is missing; get the data set again") from error
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError) as error:
+        raise DataError(f"{path}: not a whole .npz file of {what} ({error}); get the data set again") from error
+
+
+def read_npz(path: Path, name: str) -> np.ndarray[Any, Any]:
+    """Read an array of a .npz file into memory, whatever else the file holds.
+
+    Raises:
+        DataError: as for ``npz_chunks``.
+    """
+    chunks = list(npz_chunks(path, name, name))
+    return np.concatenate([values for _, _, values in chunks]).reshape(chunks[0][0])
+
+
+def convert_npz(
+    source: Path,
+    name: str,
+    target: Path,
+    shape: tuple[int, int | None],
+    dtype: DTypeLike,
+    limit: int | None = None,
+) -> None:
+    """Copy a 2-D array of a .npz file into a .npy file.
+
+    Args:
+        source: the .npz file.
+        name: of the array.
+        target: the .npy file.
+        shape: that the array must have; None: any number of columns.
+        dtype: of the copy.
+        limit: values must lie in 0 .. limit - 1; None: they must be finite.
+
+    Raises:
+        DataError: if the array has another shape or other values.
+    """
+    chunks = npz_chunks(source, name, name)
+    first = next(chunks)
+    found = first[0]
+    if len(found) != 2 or found[0] != shape[0] or shape[1] not in (None, found[1]):
+        expected = ", ".join("F" if size is None else f"{size:,}" for size in shape)
+        raise DataError(f"{source}: {name} is {list(found)}, expected [{expected}]; get the data set again")
+    check_free_space(target.parent, math.prod(found) * np.dtype(dtype).itemsize, f"the converted {name}")
+    with array_writer(target, found, dtype) as write:
+        for _, position, values in itertools.chain([first], chunks):
+            wrong = ~np.isfinite(values) if limit is None else (values < 0) | (values >= limit)
+            if bad := int(wrong.sum()):
+                expected = "that are NaN or infinite" if limit is None else f"outside 0 .. {limit - 1:,}"
+                raise DataError(f"{source}: {name} holds {bad:,} values {expected}; get the data set again")
+            write(position, values)

@@ -217,6 +217,9 @@ DATASETS: Mapping[str, Dataset] = Table(
         ),
         "ogbn-arxiv": _ogb_entry("ogbn-arxiv", "ODC-BY", "Papers of computer science and whom they cite, 40 areas."),
         "ogbn-products": _ogb_entry("ogbn-products", "Amazon license", "Products bought together, 47 categories."),
+        "ogbn-papers100M": _ogb_entry(
+            "ogbn-papers100M", "ODC-BY", "111 million papers and whom they cite, 172 areas for 1.5 million of them."
+        ),
         "digits": Dataset(
             # It comes with scikit-learn, so there is nothing to look for under the root.
             lambda name, root: digits_graph(),
