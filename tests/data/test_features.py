@@ -100,3 +100,7 @@ def test_impossible_choices_are_refused(small: Graph) -> None:
         build_features(small, ["node", "node"])
     with pytest.raises(DataError, match="another node feature beside"):
         build_features(small, ["species_one_hot"])
+
+
+def test_a_single_feature_stays_where_it_is(small: Graph) -> None:
+    assert build_features(small, ["node"]).x is small.x

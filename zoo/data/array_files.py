@@ -303,12 +303,7 @@ def read_npz(path: Path, name: str) -> np.ndarray[Any, Any]:
 
 
 def convert_npz(
-    source: Path,
-    name: str,
-    target: Path,
-    shape: tuple[int, int | None],
-    dtype: DTypeLike,
-    limit: int | None = None,
+    source: Path, name: str, target: Path, shape: tuple[int, int | None], dtype: DTypeLike, limit: int | None = None
 ) -> None:
     """Copy a 2-D array of a .npz file into a .npy file.
 

@@ -167,4 +167,6 @@ def build_features(graph: Graph, names: Sequence[str]) -> Graph:
             f"{graph.name}: the node features {', '.join(names)} have {width:,} columns, over {MAX_WIDTH:,}"
         )
     num_categories = columns[-1].shape[1] if ordered[-1] == ONE_HOT else 0
-    return replace(graph, x=torch.cat(columns, dim=1), num_categories=num_categories)
+    # A single column stays where it is, which may be a file.
+    x = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+    return replace(graph, x=x, num_categories=num_categories)

@@ -211,7 +211,8 @@ def validate(graph: Graph) -> None:
 
 def _count(tensor: Tensor, fault: Callable[[Tensor], Tensor], dim: int = 0) -> int:
     """Number of entries with a fault, counted in slices along a dimension."""
-    slices: tuple[Tensor, ...] = torch.split(tensor, EDGE_CHUNK, dim)
+    width = tensor.numel() // max(tensor.shape[dim], 1)
+    slices: tuple[Tensor, ...] = torch.split(tensor, max(EDGE_CHUNK // max(width, 1), 1), dim)
     return sum([int(fault(part).sum()) for part in slices])
 
 

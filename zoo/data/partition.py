@@ -150,12 +150,15 @@ def _sorted_edges(
 def _kept_edges(
     graph: Graph, part_of: Tensor, target_part: Tensor, number: Tensor, loops: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The edges inside parts, a slice at a time: new numbers of sources and targets, and the stored edges.
+    """The edges inside parts, some at a time: new numbers of sources and targets, and the stored edges.
 
     Each undirected edge is followed by its inverse; self-loops that the graph is given come last.
     """
     # Sorting takes many times the memory of what is sorted.
     size = max(EDGE_CHUNK // 4, 1)
+    # The caller passes over all nodes each time. Of many parts, few edges of a slice are kept, so several slices wait.
+    num_wanted = max(size, graph.num_nodes // 4)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, graph.num_edges, size):
         source, target = graph.edge_index[:, start : start + size]
         inside = (part_of.index_select(0, source) == target_part.index_select(0, target)).nonzero().squeeze(1)
@@ -165,6 +168,10 @@ def _kept_edges(
         if graph.undirected:
             source, target = torch.stack([source, target], 1).view(-1), torch.stack([target, source], 1).view(-1)
             edge = edge.repeat_interleave(2)
-        yield source, target, edge
+        kept.append((source, target, edge))
+        if sum(len(edges) for _, _, edges in kept) >= num_wanted or start + size >= graph.num_edges:
+            source, target, edge = kept[0] if len(kept) == 1 else map(torch.cat, zip(*kept, strict=True))
+            kept.clear()
+            yield source, target, edge
     if graph.self_loops:
         yield loops, loops, loops
