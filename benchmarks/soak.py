@@ -1,10 +1,11 @@
 """Train each family for thousands of epochs on a tiny graph: memory, files, threads and disk must stay flat.
 
     nice python -m benchmarks.soak --epochs 2000
+    nice python -m benchmarks.soak --epochs 2000 small_deq     one family again
 
-Each family runs in a process of its own. Its figures are taken in ten windows of equal length; a run grows if the
-median of the last window is above that of the third, when caches are full and kernels compiled, by more than the
-tolerance.
+Each family runs in a process of its own, and its row is written when it is done. Its figures are taken in ten
+windows of equal length; a run grows if the median of the last window is above that of the third, when caches are
+full and kernels compiled, by more than the tolerance.
 Exit code 1 if one grows.
 """
 
@@ -31,17 +32,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2000, help="of each family (default: 2000)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/soak.json"), help="(default: %(default)s)")
-    parser.add_argument("--recipe", choices=RECIPES, help=argparse.SUPPRESS)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"(default: {' '.join(RECIPES)})")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.recipe:
-        print(json.dumps(soak(arguments.recipe, arguments.epochs)))
+    if arguments.here:
+        print(json.dumps(soak(arguments.recipes[0], arguments.epochs)))
         return 0
-    rows, failed = {}, []
+    rows = json.loads(arguments.out.read_text(encoding="utf-8"))["runs"] if arguments.out.exists() else {}
+    failed = []
     print(
         f"{'recipe':14} {'epochs':>7} {'seconds':>8} {'memory, MiB':>15} {'files':>7} {'threads':>8} {'disk, kB':>13}"
     )
-    for recipe in RECIPES:
-        command = [sys.executable, "-m", "benchmarks.soak", "--recipe", recipe, "--epochs", str(arguments.epochs)]
+    for recipe in arguments.recipes or RECIPES:
+        command = [sys.executable, "-m", "benchmarks.soak", recipe, "--here", "--epochs", str(arguments.epochs)]
         result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         rows[recipe] = row = json.loads(result.stdout.splitlines()[-1])
         before, after = row["before"], row["after"]
@@ -54,7 +57,7 @@ def main() -> int:
         print(
             f"{recipe:14} {row['num_epochs']:7,} {row['seconds']:8.0f}", *(f"{c:>{w}}" for c, w in widths), flush=True
         )
-    arguments.out.write_text(json.dumps({"tolerance": TOLERANCE, "runs": rows}, indent=2) + "\n", encoding="utf-8")
+        arguments.out.write_text(json.dumps({"tolerance": TOLERANCE, "runs": rows}, indent=2) + "\n", encoding="utf-8")
     print(*failed, sep="\n", file=sys.stderr)
     return int(bool(failed))
 
@@ -120,11 +123,14 @@ def figures(out: Path) -> dict[str, int]:
     """What this process and its run directory take now; the log grows with every epoch and is not counted."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     files = [path for path in out.rglob("*") if path.is_file() and path.name != "metrics.jsonl"]
+    # Two states are kept, and at first there is one.
+    states = [path.stat().st_size for path in files if path.name.startswith("state-")]
     return {
         "memory_bytes": int(status["RssAnon"].split()[0]) * 1024,
         "num_files": len(list(Path("/proc/self/fd").iterdir())),
         "num_threads": int(status["Threads"]),
-        "disk_bytes": sum(path.stat().st_size for path in files if "tensorboard" not in path.parts),
+        "disk_bytes": sum(path.stat().st_size for path in files if "tensorboard" not in path.parts)
+        + max(0, 2 - len(states)) * max(states, default=0),
     }
 
 

@@ -15,6 +15,7 @@ from zoo.errors import RunError
 from zoo.models.factory import build_model
 from zoo.spec.model import ResSpec, RevSpec
 from zoo.spec.shape import GraphShape
+from zoo.workflows import onnx as module
 from zoo.workflows.onnx import export_onnx, export_program
 
 NUM_FEATURES, NUM_EDGE_FEATURES, NUM_TASKS = 6, 3, 4
@@ -61,9 +62,12 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("family", "conv"), KINDS)
-def test_program_and_onnx_file_give_the_same_logits_on_graphs_of_any_size(family, conv, tmp_path):
+def test_program_and_onnx_file_give_the_same_logits_on_graphs_of_any_size(family, conv, tmp_path, monkeypatch):
     model = make_model(family, conv)
-    program = export_program(model).module()
+    traced = export_program(model)
+    program = traced.module()
+    # Traced once for both.
+    monkeypatch.setattr(module, "export_program", lambda model: traced)
     export_onnx(model, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for sizes in ((30, 170), (9, 4), (2, 3)):
