@@ -139,6 +139,8 @@ def report(case: Case, times: dict[str, list[Seconds]], num_threads: int) -> dic
         "commit": _commit(),
         "command": f"python -m benchmarks.turns{sizes} --threads {num_threads}",
         "environment": {**session.environment(torch.device("cpu")).model_dump(), "num_threads": num_threads},
+        # Above the number of cores: other work slows all of them, though not all alike.
+        "load_average": os.getloadavg()[2],
         "num_layers": case.num_layers,
         "channels": case.channels,
         "num_nodes": case.num_nodes,
