@@ -202,7 +202,7 @@ def speed() -> str:
 
 def _seconds(row: dict[str, Any] | None) -> str:
     if row is None:
-        return ""
+        return "not measured"
     ratio = "" if row["ratio"] == 1 else f" ({row['ratio']:.1f} x)"
     return f"{row['median_s']:.2f}{ratio}"
 

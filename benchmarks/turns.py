@@ -133,11 +133,13 @@ def report(case: Case, times: dict[str, list[Seconds]], num_threads: int) -> dic
         }
         for name, seconds in times.items()
     ]
-    sizes = f" --layers {case.num_layers} --channels {case.channels}"
+    turns = f"--turns {len(times[OURS])}"
+    command = f"python -m benchmarks.turns --layers {case.num_layers} --channels {case.channels} {turns}"
+    left_out = "".join(f" --without '{name}'" for name in CONTENDERS if name not in times)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": _commit(),
-        "command": f"python -m benchmarks.turns{sizes} --threads {num_threads}",
+        "command": f"{command} --threads {num_threads}{left_out}",
         "environment": {**session.environment(torch.device("cpu")).model_dump(), "num_threads": num_threads},
         # Above the number of cores: other work slows all of them, though not all alike.
         "load_average": os.getloadavg()[2],
