@@ -98,8 +98,10 @@ def printable(text: str) -> str:
     return "".join(c if unicodedata.category(c) not in ("Cc", "Cf", "Cs") else ascii(c)[1:-1] for c in text)
 
 
-def echo(text: str = "") -> None:
-    """A line on stdout."""
+def echo(text: str = "", *, wrap: bool = False) -> None:
+    """A line on stdout; a sentence to be wrapped breaks between words, on a terminal."""
+    if wrap and on_terminal():
+        text = textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)
     click.echo("\n".join(printable(line) for line in text.split("\n")))
 
 

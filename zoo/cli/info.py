@@ -115,7 +115,7 @@ def _describe(
         known = {"recipe": data, "shape": shape_json, "num_parameters": num_parameters, "results": results}
         echo_json({**known, **more})
         return
-    echo(f"{recipe.name}: {printable(recipe.summary)}")
+    echo(f"{recipe.name}: {printable(recipe.summary)}", wrap=True)
     echo()
     count = "depends on the graph" if num_parameters is None else f"{num_parameters:,}"
     if source is not None and source.num_parameters:

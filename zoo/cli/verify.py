@@ -46,4 +46,4 @@ def command(
     if as_json:
         echo_json({"model": model, **dataclasses.asdict(verified)})
     elif not quiet:
-        echo(f"{model}: verified: {verified}")
+        echo(f"{model}: verified: {verified}", wrap=True)
