@@ -101,14 +101,12 @@ def _memory(panels: Sequence[Axes], rows: Rows) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=_COLORS[name], linewidth=1.8, markersize=4)
             ends.append((points[-1][1], points[-1][0], f"{label}: {points[-1][1]:,.0f} MiB"))
-    last, height = max(row["num_layers"] for row in rows), 0.0
+    last, gap, lowest = max(row["num_layers"] for row in rows), 0.055 * max(ends)[0], 0.0
     for mib, num_layers, words in sorted(ends):
-        # Words of curves that end close to each other stand one above the other.
-        height = max(mib, height)
-        axes.annotate(
-            words, (num_layers, mib), (num_layers + 0.02 * last, height), va="center", fontsize=8, annotation_clip=False
-        )
-        height += 0.055 * max(ends)[0]
+        # Words stand beside the curves, one above the other; above a curve that ends before the others.
+        place = (num_layers + 0.02 * last, max(mib, lowest)) if num_layers == last else (num_layers, mib + gap)
+        axes.annotate(words, (num_layers, mib), place, va="center", fontsize=8, annotation_clip=False)
+        lowest = place[1] + gap if num_layers == last else lowest
     axes.set(xlim=(0, last), ylim=(0, None), xlabel="layers", ylabel="MiB")
     axes.set_xticks([1, *(int(last * share) for share in (0.25, 0.5, 0.75)), last])
     axes.yaxis.set_major_formatter("{x:,.0f}")
