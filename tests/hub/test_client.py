@@ -63,6 +63,7 @@ def test_answers_of_another_shape_are_an_error_of_the_zoo(full_hub: TestHub, bun
     with pytest.raises(ZooError):
         zoo.push(bundle, "alice/new", private=True, license="mit")
     assert main(["list", "--remote"]) in (0, 6)
+    assert main(["pull", REPO, "--dry-run"]) == 6
 
 
 @pytest.mark.parametrize("path", ["/repos/create", "/refs", "/paths-info/", "/preupload/", "/batch", "/commit/"])
@@ -73,6 +74,17 @@ def test_one_odd_answer_within_a_push_is_an_error_of_the_zoo_or_none(
     full_hub.faults.append(Fault("", path, status=200, body=body))
     with contextlib.suppress(ZooError):
         zoo.push(bundle, REPO if path in ("/refs", "/paths-info/") else "alice/new", tag="v1", license="mit")
+
+
+@pytest.mark.parametrize("location", ["\x1b]0;..://x/y", "http://[", "ftp://127.0.0.1/x", "//", "x", "/"])
+@pytest.mark.parametrize("status", [302, 307])
+def test_redirect_to_nowhere_is_an_error_of_the_zoo(
+    full_hub: TestHub, location: str, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    full_hub.faults.append(Fault("", REPO, status=status, headers={"Location": location}, times=None))
+    for arguments in (["info", REPO], ["pull", REPO], ["pull", REPO, "--dry-run"]):
+        assert main(arguments) in (1, 3, 6)
+        assert told(capfd).isprintable()
 
 
 HEADERS: list[Any] = [

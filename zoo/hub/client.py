@@ -37,6 +37,7 @@ from huggingface_hub.utils.tqdm import progress_bar_states
 import zoo
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError, ZooWarning
 from zoo.files import sha256_of
+from zoo.hub.reference import is_commit
 
 LIBRARY = "revgnn-zoo"
 # The base of all errors of the HTTP library, whose name depends on the version of the client.
@@ -107,6 +108,17 @@ def connect(
     api = HfApi(endpoint=constants.ENDPOINT, token=token, library_name=LIBRARY, library_version=zoo.__version__)
     cache = Path(cache_dir or constants.HF_HUB_CACHE)
     return Hub(api, shown, cache, offline or bool(constants.HF_HUB_OFFLINE), quiet)
+
+
+def checked_commit(hub: Hub, what: str, commit: object) -> str:
+    """The commit that a host names; it is written into every later request.
+
+    Raises:
+        NetworkError: if it is none.
+    """
+    if not isinstance(commit, str) or not is_commit(commit):
+        raise NetworkError(f"{what}: {hub.endpoint} does not answer like a Hub: it names no commit")
+    return commit
 
 
 def warn(text: str) -> None:

@@ -76,16 +76,16 @@ def list_remote(
     with plain_errors(hub, "list --remote"):
         tags = [LIBRARY, *([f"dataset:{dataset}"] if dataset else [])]
         found = list(hub.api.list_models(filter=tags, author=author, search=search, sort="downloads", limit=MAX_LISTED))
-    return [
-        RemoteModel(
-            info.id,
-            tuple(tag.partition(":")[2] for tag in info.tags or () if tag.startswith("dataset:")),
-            info.downloads or 0,
-            info.last_modified.date().isoformat() if info.last_modified else "",
-            bool(info.private),
-        )
-        for info in found
-    ]
+        return [
+            RemoteModel(
+                info.id,
+                tuple(tag.partition(":")[2] for tag in info.tags or () if tag.startswith("dataset:")),
+                info.downloads or 0,
+                info.last_modified.date().isoformat() if info.last_modified else "",
+                bool(info.private),
+            )
+            for info in found
+        ]
 
 
 def list_cached(hub: Hub) -> list[CachedModel]:

@@ -24,7 +24,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from zoo.errors import BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import atomic_write, make_folder, read_regular, sha256_of
-from zoo.hub.client import Hub, cached_id, drop, has_id, patiently, plain_errors, warn
+from zoo.hub.client import Hub, cached_id, checked_commit, drop, has_id, patiently, plain_errors, warn
 from zoo.hub.config import (
     CARD_FILE,
     CONFIG_FILE,
@@ -116,10 +116,8 @@ def pull_sizes(hub: Hub, reference: Reference) -> tuple[str, dict[str, int]]:
         info = patiently(
             lambda: hub.api.model_info(reference.repo_id, revision=reference.revision, files_metadata=True)
         )
-    commit = info.sha or ""
-    if not is_commit(commit):
-        raise NetworkError(f"{reference}: {hub.endpoint} does not answer like a Hub: it names no commit")
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename in FILES}
+        commit = checked_commit(hub, str(reference), info.sha)
+        sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or () if file.rfilename in FILES}
     if missing := {CONFIG_FILE, WEIGHTS_FILE} - set(sizes):
         raise _no_bundle(hub, reference, commit, min(missing))
     source = _Source(hub, reference, commit)
@@ -189,9 +187,7 @@ def _resolve(hub: Hub, reference: Reference, *, is_patient: bool) -> str:
         except RemoteEntryNotFoundError as error:
             commit = error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
             raise _no_bundle(hub, reference, commit or reference.revision, CONFIG_FILE) from error
-    if commit is None or not is_commit(commit):
-        raise NetworkError(f"{reference}: {hub.endpoint} does not answer like a Hub: it names no commit")
-    return commit
+    return checked_commit(hub, str(reference), commit)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
 from zoo.hub.benchmark import BENCHMARK_FILE
-from zoo.hub.client import Hub, has_id, known_token, may_be_done, patiently, plain_errors, warn
+from zoo.hub.client import Hub, checked_commit, has_id, known_token, may_be_done, patiently, plain_errors, warn
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
-from zoo.hub.reference import DEFAULT_REVISION, is_commit
+from zoo.hub.reference import DEFAULT_REVISION
 
 # The content to send: the bytes of a small file, or the path of a large one.
 Content = bytes | Path
@@ -129,7 +129,7 @@ def _inspect(hub: Hub, repo_id: str, names: tuple[str, ...], options: Options) -
         hub.api.auth_check(repo_id, write=True)
     refs = hub.api.list_repo_refs(repo_id)
     branches = {ref.name: ref.target_commit for ref in refs.branches}
-    head = branches.get(options.branch, _checked(hub, repo_id, info.sha))
+    head = branches.get(options.branch, checked_commit(hub, repo_id, info.sha))
     ids = _remote_ids(hub, repo_id, names, head)
     texts = {CARD_FILE: "", BENCHMARK_FILE: ""}
     for name in texts.keys() & ids.keys():
@@ -138,13 +138,6 @@ def _inspect(hub: Hub, repo_id: str, names: tuple[str, ...], options: Options) -
             texts[name] = file.read(OPTIONAL_FILES[CARD_FILE])
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     return Target(repo_id, head, ids, tags, tuple(branches), *texts.values())
-
-
-def _checked(hub: Hub, repo_id: str, commit: str | None) -> str:
-    """The commit that the Hub named; it is written into every later request."""
-    if commit is None or not is_commit(commit):
-        raise NetworkError(f"{repo_id}: {hub.endpoint} does not answer like a Hub: it names no commit")
-    return commit
 
 
 def push(hub: Hub, target: Target, files: Mapping[str, Content], options: Options) -> Published:
@@ -225,7 +218,7 @@ def _check_refs(target: Target, options: Options, *, is_changed: bool) -> None:
 def _create(hub: Hub, repo_id: str, *, private: bool) -> str:
     with plain_errors(hub, repo_id):
         patiently(lambda: hub.api.create_repo(repo_id, private=private))
-        return _checked(hub, repo_id, patiently(lambda: hub.api.model_info(repo_id)).sha)
+        return checked_commit(hub, repo_id, patiently(lambda: hub.api.model_info(repo_id)).sha)
 
 
 def _commit(
