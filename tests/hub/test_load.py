@@ -204,6 +204,16 @@ def test_eval_of_a_hub_model_stands_beside_the_published_figures(
     assert "further from the figure in config.json than the tolerance" in told_apart.err
 
 
+def test_eval_of_somebody_elses_graph_says_how_to_name_it(
+    full_hub: TestHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", REPO]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "multiclass.npz" in line
+    assert "say where it is by --data (eval)" in line
+
+
 def test_quiet_eval_downloads_quietly(full_hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr("zoo.workflows.pull.connect", lambda **options: asked.append(options["quiet"]) or connect())

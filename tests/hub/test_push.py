@@ -189,6 +189,22 @@ def test_figure_is_entered_on_a_leaderboard_and_renewed_with_the_weights(
     assert name not in published(hub)
 
 
+def test_weights_that_are_not_finite_are_refused_in_lines_without_source(
+    hub: TestHub, use_hub: UseHub, copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use_hub(hub, ALICE)
+    state = load_file(copy / "model.safetensors")
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    save_file(state, copy / "model.safetensors")
+    files = with_weights(content(copy), (copy / "model.safetensors").read_bytes())
+    (copy / "config.json").write_bytes(files["config.json"])
+    assert main(["push", str(copy), REPO]) == 5
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == ["Warning", "Error"]
+    assert "NaN or infinite weights are neither written to a bundle nor published" in told[-1]
+    assert not hub.requests.select()
+
+
 @pytest.mark.parametrize("benchmark", ["bench", "graphs/bench", "graphs/bench:", "a/b/c:d", "graphs/bench:a b", ":x"])
 def test_benchmark_that_is_none_is_refused_without_asking(
     hub: TestHub, use_hub: UseHub, copy: Path, benchmark: str
