@@ -38,13 +38,13 @@ from zoo.workflows.graphs import graph_digest
 from zoo.workflows.memory import release_eagerly, reset_peak
 
 RESULTS = Path(__file__).parent / "results" / "large_graph.json"
-LIMIT_BYTES = 400 << 20
-LIMITED = {"num_nodes": 400_000, "num_edges": 4_000_000, "width": 1024}
+LIMIT_BYTES = 512 << 20
+LIMITED = {"num_nodes": 500_000, "num_edges": 5_000_000, "width": 1024}
 # A width of 16 instead of 128: node features are mapped and only gathered, so their size is a matter of the disk.
 SIZES = ({"num_nodes": 2_000_000, "num_edges": 20_000_000}, {"num_nodes": 10_000_000, "num_edges": 100_000_000})
 COSTS_WIDTH, NUM_CLASSES, NUM_PARTS = 16, 8, 64
 # Each part reads the pages of the files in which its rows lie, so that few parts read less.
-LIMITED_PARTS = 16
+LIMITED_PARTS = 48
 CHUNK = 1 << 20
 RECIPE: dict[str, Any] = {
     "schema_version": 2,
