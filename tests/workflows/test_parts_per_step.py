@@ -18,9 +18,9 @@ from zoo.models.factory import build_model
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows import train as module
-from zoo.workflows.distributed import tree_sum
 from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.objective import Objective
+from zoo.workflows.ranks import tree_sum
 from zoo.workflows.session import StoppedError
 from zoo.workflows.step import build_optimizer, training_step
 

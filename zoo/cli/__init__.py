@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # It would say in two lines that a home without a folder for its cache makes it slower.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        with _warnings_as_lines(), cli.make_context("revgnn-zoo", arguments) as context:
+        with _warnings_as_lines(), _joined(), cli.make_context("revgnn-zoo", arguments) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
@@ -178,6 +178,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE if error.errno == errno.EPIPE else 1
     return 0
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    """Join the other processes that torchrun has started; only the first of them prints."""
+    if "MASTER_ADDR" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if int(os.environ.get("RANK", "0")) > 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from zoo.workflows.distributed import process_group
+
+    with process_group():
+        yield
 
 
 def _open_closed_streams() -> None:

@@ -35,11 +35,14 @@ def command(
     import zoo
     from zoo.data.datasets import DATASETS
     from zoo.files import write_errors
+    from zoo.workflows.ranks import group
     from zoo.workflows.session import start
 
     target = start(device, num_threads)
     graph = zoo.load_graph(data) if data in DATASETS else zoo.load_graph("file", path=Path(data))
     logits = zoo.predict(zoo.load(model), graph, device=target, quiet=quiet, **options)
+    if group.rank > 0:
+        return
     with write_errors(out, ZooError):
         np.savez(out, logits=logits.numpy())
     if not quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,14 @@ def command(
     With --seeds or --splits there are several runs, OUT/split-I-seed-J, in one process for each device, and their mean
     and standard deviation, in OUT/runs.json too. The default of --out is then runs/NAME. Runs that are finished are not
     trained again; the same command continues. `compare` takes the folder OUT.
+
+    Under torchrun the processes share the parts of each step (train.parts_per_step); their number changes no result.
     """
     max_time_s = None if max_time is None else max_time * 3600
     options |= {"device": device, "max_time_s": max_time_s}
     if num_seeds is not None or num_splits is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise click.UsageError("--seeds and --splits: start them without torchrun, with --devices")
         if resume:
             raise click.UsageError("--resume: of one run; with --seeds or --splits, the same command continues")
         _train_many(recipe, assignments, out, num_seeds or 1, num_splits, as_json=as_json, **options)
@@ -87,6 +92,8 @@ def command(
         from zoo.spec.recipe import read_recipe
 
         spec = read_recipe(recipe, assignments)
+        if out is None and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+            raise click.UsageError("under torchrun, --out names the run, for all processes and when they start again")
         from zoo.workflows.run_dir import fresh_folder
 
         out = out or fresh_folder(spec.name)

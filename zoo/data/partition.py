@@ -19,9 +19,9 @@ from zoo.ops.csr import CSR
 class RandomParts:
     """A random partition, each of whose parts is built when it is asked for.
 
-    The partition is sampled and the edges are sorted at once. All tensors are on the device of the graph. The incoming
-    edges of a node are in the order of ``graph.edge_index``, its self-loop, where the graph has them, comes last. Parts
-    that got no node are left out.
+    The partition is sampled at once; the edges are sorted when the first part is built. All tensors are on the device
+    of the graph. The incoming edges of a node are in the order of ``graph.edge_index``, its self-loop, where the graph
+    has them, comes last. Parts that got no node are left out.
 
     Args:
         graph: with node features.
@@ -59,7 +59,8 @@ class RandomParts:
             own = torch.tensor([is_own(index) for index in range(len(ends))], device=device)
             is_kept = torch.empty(graph.num_nodes, dtype=torch.bool, device=device)
             is_kept[nodes] = own.repeat_interleave(sizes[sizes > 0])
-        self._rows: tuple[Tensor, Tensor, Tensor | None] | None = _sorted_edges(graph, part_of, nodes, is_kept)
+        self._part_of, self._is_kept = part_of, is_kept
+        self._rows: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -73,8 +74,9 @@ class RandomParts:
         return self._nodes[first:end]
 
     def build(self, index: int) -> Part:
-        """The subgraph that a part induces; the only part of a partition can be built once."""
-        assert self._rows is not None
+        """The subgraph that a part induces; that is not an own one has no edges."""
+        if self._rows is None:
+            self._rows = _sorted_edges(self._graph, self._part_of, self._nodes, self._is_kept)
         rowptr, col, edges = self._rows
         first, end = self._ranges[index]
         rows = rowptr[first : end + 1]

@@ -92,6 +92,13 @@ class SolveLog:
                 stacklevel=2,
             )
 
+    def merge(self, other: SolveLog) -> None:
+        """Count the solves of another log too."""
+        self.num_solves += other.num_solves
+        self.num_unconverged += other.num_unconverged
+        self.num_iters += other.num_iters
+        self.max_residual = max(self.max_residual, other.max_residual)
+
     def take(self) -> dict[str, float]:
         """The figures by metric name, none if there was no solve; the log starts anew."""
         figures: dict[str, float] = {}

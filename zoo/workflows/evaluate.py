@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from zoo.data.graph import Graph, Part, Split
+from zoo.data.graph import Graph, Split
 from zoo.data.metrics import evaluate as score
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.errors import DataError, RecipeError, RunError, ZooWarning
 from zoo.hub.config import CONFIG_FILE, read_config
 from zoo.layers.equilibrium import EquilibriumLayer
@@ -24,7 +24,7 @@ from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, ReportedResult, protocol_in_words
 from zoo.spec.shape import input_shape
 from zoo.spec.train import lower_is_better
-from zoo.workflows import session
+from zoo.workflows import ranks, session
 from zoo.workflows.create import ZooInfo, info_of
 from zoo.workflows.graphs import EdgePrecision, as_graph, graph_digest, is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import is_run, load_located, locate
@@ -76,11 +76,18 @@ def make_protocol(num_views: int, num_parts: int, seed: int, purpose: str) -> Pr
     return Protocol(1 if num_parts == 1 else num_views, num_parts, seed, purpose)
 
 
-def views(graph: Graph, protocol: Protocol) -> Iterator[Part]:
-    """All parts of all views of a protocol; the same every time."""
+def views(graph: Graph, protocol: Protocol, num_done: int = 0) -> Iterator[tuple[RandomParts, int]]:
+    """All parts of all views but the first ``num_done``, each as a partition and a number in it; the same every time.
+
+    Ranks take them in turn, and only a rank's own can be built.
+    """
+    first = -num_done
     for view in range(protocol.num_views):
-        key = (protocol.seed, protocol.purpose, view)
-        yield from random_parts(graph, protocol.num_parts, session.generator(*key))
+        own = [(first + index) % ranks.group.size == ranks.group.rank for index in range(protocol.num_parts)]
+        generator = session.generator(protocol.seed, protocol.purpose, view)
+        parts = RandomParts(graph, protocol.num_parts, generator, None if all(own) else own.__getitem__)
+        yield from ((parts, index) for index in range(max(-first, 0), len(parts)))
+        first += len(parts)
 
 
 @dataclass
@@ -108,7 +115,7 @@ def predict(
     on_part: Callable[[], None] = lambda: None,
     partial: Partial | None = None,
 ) -> Tensor:
-    """Run a model on a graph, part by part, without dropout.
+    """Run a model on a graph, part by part, without dropout; ranks share the parts and all get the logits.
 
     Args:
         model: on ``device``; comes back in the mode it was in.
@@ -127,17 +134,23 @@ def predict(
     model.eval()
     partial = partial or Partial(torch.zeros(graph.num_nodes, graph.num_tasks))
     try:
-        # Parts that are done are made again and skipped, so that the generator of a view is where it was.
-        for part in islice(views(graph, protocol), partial.num_done, None):
-            part = part.to(device)
-            with session.autocast(device, precision):
-                inputs = part.x, part.csr, part.edge_attr, part.edge_weight
-                logits = model(*inputs) if known is None else known.run(model, part)
-            # Summed on the CPU, where the logits of all nodes take no memory from the model, and in float32, because
-            # sums of bfloat16 would lose digits.
-            partial.total[part.nodes.cpu()] += logits.float().cpu()
-            partial.num_done += 1
-            on_part()
+        todo = views(graph, protocol, partial.num_done)
+        while turn := list(islice(todo, ranks.group.size)):
+            logits = torch.empty(0)
+            if ranks.group.rank < len(turn):
+                parts, index = turn[ranks.group.rank]
+                part = parts.build(index).to(device)
+                with session.autocast(device, precision):
+                    inputs = part.x, part.csr, part.edge_attr, part.edge_weight
+                    logits = model(*inputs) if known is None else known.run(model, part)
+                # Summed on the CPU, where the logits of all nodes take no memory from the model, and in float32,
+                # because sums of bfloat16 would lose digits.
+                logits = logits.float().cpu()
+            for (parts, index), sent in zip(turn, ranks.exchange(logits), strict=False):
+                partial.total[parts.nodes(index).cpu()] += sent
+            partial.num_done += len(turn)
+            for _ in turn:
+                on_part()
     finally:
         # Also after a stop, which on_part raises.
         model.train(training)

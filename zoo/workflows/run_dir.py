@@ -41,6 +41,7 @@ from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import EpochRecord, RunResults
 from zoo.spec.shape import GraphShape
 from zoo.tensor_file import NewerError, Saved, read_saved, write_saved
+from zoo.workflows import ranks
 from zoo.workflows.recipes import check_same_recipe, is_longer
 
 _NUM_STATES = 2
@@ -283,6 +284,16 @@ class RunDir:
         return path.stat().st_size
 
 
+class Onlooker(RunDir):
+    """The run directory as ranks other than 0 see it: there is nothing to read, and nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.teacher_path, self.tensorboard_path = path, path / "teacher", path / "tensorboard"
+
+    results = best = latest_state = write_results = write_best = write_state = append_metrics = lambda *_: None  # type: ignore
+    states = metrics = lambda *_: []
+
+
 def fresh_folder(name: str) -> Path:
     """A folder for a run of a recipe that is not there yet, named after the recipe and the time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -295,6 +306,8 @@ def fresh_folder(name: str) -> Path:
 def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
     """Create a run directory, or open the one that holds the same recipe, and keep other processes out of it.
 
+    Of the ranks of a run only the first has it; the others get an :class:`Onlooker`.
+
     Args:
         path: the folder; its parents are created.
         recipe: whose run it is.
@@ -303,6 +316,9 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
     Raises:
         RunError: if the folder holds something else, is in use, or cannot be written.
     """
+    if ranks.group.rank > 0:
+        yield Onlooker(path)
+        return
     with write_errors(path, RunError):
         _check_vacant(path)
         try:

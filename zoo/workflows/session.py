@@ -21,6 +21,7 @@ import zoo
 from zoo.errors import OutOfMemoryError, RunError, ZooError
 from zoo.ops.dispatch import backend_for
 from zoo.spec.results import Environment
+from zoo.workflows import ranks
 
 _THREADS_PER_CORE = 8
 
@@ -47,6 +48,11 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     if name is None:
         name = "cuda" if count else "cpu"
     chosen = "cuda:0" if str(name) == "cuda" else str(name)
+    # Each process of a machine has a GPU of its own.
+    if ranks.group.size > 1 and chosen.startswith("cuda"):
+        if str(name) != "cuda":
+            raise RunError(f"--device {name}: under torchrun each process takes its own GPU; use --device cuda")
+        chosen = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     here = ["cpu", *(f"cuda:{index}" for index in range(count)), *["mps"] * torch.backends.mps.is_available()]
     if chosen not in here:
         if chosen == "mps" or (not count and re.fullmatch("cuda:[0-9]+", chosen)):

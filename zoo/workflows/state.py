@@ -14,7 +14,7 @@ from zoo.errors import RunError, ZooWarning
 from zoo.layers.equilibrium import solve_logs
 from zoo.spec.results import Environment
 from zoo.tensor_file import Saved, first_nonfinite
-from zoo.workflows import memory
+from zoo.workflows import memory, ranks
 from zoo.workflows.evaluate import Partial
 from zoo.workflows.run_dir import BestEpoch, RunDir
 from zoo.workflows.step import DivergedError, diverged, report_norms
@@ -122,13 +122,14 @@ class RunState:
         Raises:
             RunError: if it was saved by a run on other data, or does not fit the model.
         """
-        saved = self.run.latest_state()
+        saved = ranks.share(self.run.latest_state())
         if saved is not None:
             self._load(saved)
             # A later best epoch than the state's was found before the process was killed, and will be found again.
             best = self.run.best()
             if best is not None:
                 self.best, self._best_sha256 = best.epoch, best.sha256
+            self.best = ranks.share(self.best)
         # Later lines are of epochs that this process trains again.
         self.run.append_metrics([], self.cursor.log_bytes)
         self._started = time.monotonic()
@@ -140,7 +141,7 @@ class RunState:
 
     def peak_memory_bytes(self, device: torch.device) -> int:
         """The most memory that any process of this run has used."""
-        self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, memory.peak(device))
+        self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, *ranks.exchange(memory.peak(device)))
         return self.cursor.peak_memory_bytes
 
     def keep_best(self, best: BestEpoch) -> None:
@@ -154,7 +155,9 @@ class RunState:
         self._check_finite({f"model/{name}": tensor for name, tensor in weights.items()})
         # A copy, because the optimizer changes the weights in place. To store them at each better validation would take
         # a short epoch longer than the epoch itself.
-        self.best, self._unsaved_best = best, _copied(weights)
+        self.best = best
+        if ranks.group.rank == 0:
+            self._unsaved_best = _copied(weights)
 
     def end_epoch(self, record: dict[str, float], epoch_s: float) -> None:
         """Log the figures of the current epoch and move on to the next."""

@@ -16,12 +16,11 @@ from zoo.data.graph import Graph, Part
 from zoo.data.partition import RandomParts
 from zoo.errors import RunError
 from zoo.files import write_json
-from zoo.layers.reversible import ReversibleStack
 from zoo.spec.train import Optimizer, TrainSpec
 from zoo.tensor_file import first_nonfinite
-from zoo.workflows import distributed, session
-from zoo.workflows.distributed import tree_sum
+from zoo.workflows import ranks, session
 from zoo.workflows.objective import Objective
+from zoo.workflows.ranks import tree_sum
 from zoo.workflows.run_dir import REPORT_FILE, RunDir
 
 # One kernel for all parameters where there is one: a thousand layers have twenty thousand small tensors.
@@ -33,31 +32,20 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> RandomParts:
+def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int, *, is_shared: bool = True) -> RandomParts:
     """Parts of one epoch, in an order that needs no shuffling, as nodes fall into parts at random.
 
-    Those of a step are taken by the ranks in turn; only a rank's own can be built.
+    Those of a step are taken by the ranks in turn; only a rank's own can be built, unless they are not shared.
     """
-    num_ranks, rank = distributed.world_size(), distributed.rank()
+    num_parts, me = spec.partition.num_parts, ranks.group
+    own = [not is_shared or index % spec.parts_per_step % me.size == me.rank for index in range(num_parts)]
     generator = session.generator(spec.seed, "partition", epoch)
-
-    def is_own(index: int) -> bool:
-        return index % spec.parts_per_step % num_ranks == rank
-
-    return RandomParts(graph, spec.partition.num_parts, generator, is_own if num_ranks > 1 else None)
+    return RandomParts(graph, num_parts, generator, None if all(own) else own.__getitem__)
 
 
 @dataclass(frozen=True)
 class StepParts(Sequence[Part]):
-    """The parts of an optimizer step, each built, moved and given its random numbers when it is asked for.
-
-    Attributes:
-        parts: of the epoch.
-        indices: which of them.
-        device: where they are moved.
-        seed_key: of PyTorch's global generators, for dropout and labels that are read; the first part takes it as it
-            is, others add their number.
-    """
+    """The parts of an optimizer step, each built, moved and given its random numbers when it is asked for."""
 
     parts: RandomParts
     indices: range
@@ -81,13 +69,6 @@ def training_step(
     The loss is the mean over all labels that the parts predict, however many each of them has: the gradient is the sum
     of those of the parts, each times its number of labels, over the number of all. Every part finds the statistics of
     batch normalization as they were before the step, which moves them by the mean of what the parts would.
-
-    Args:
-        model: whose weights change.
-        optimizer: of its parameters.
-        parts: of the step, the same number on all ranks; each rank takes its own alone.
-        objective: the loss.
-        spec: how to train.
 
     Returns:
         The loss; None if no part has a train node, and then the weights are unchanged.
@@ -142,31 +123,31 @@ class _PartSums:
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         self.model, self.objective = model, objective
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm1d))
-        self.buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        # Statistics of batch normalization, and vectors of spectral normalization.
+        self.buffers = list(model.buffers())
         self.before = [buffer.clone() for buffer in self.buffers]
-        self.stack = getattr(model, "stack", None)
+        self.stack: Any = getattr(model, "stack", None)
         # Of each part of this rank: its number, loss, number of labels, and error of inversion.
         self.losses: list[tuple[int, float, int, float | None]] = []
         self.fault = ""
 
     def backward(self, parts: Sequence[Part]) -> float | None:
         """As :func:`_backward`, of all parts together."""
-        num_ranks, rank = distributed.world_size(), distributed.rank()
+        num_ranks, rank = ranks.group.size, ranks.group.rank
         total = tree_sum(lambda index: self._part(index, parts[index]), rank, num_ranks, len(parts))
         # All ranks learn of a fault of one, so that they skip the step or stop together.
-        told = distributed.exchange({"losses": self.losses, "fault": self.fault})
-        if fault := next((one["fault"] for one in told if one["fault"]), ""):
+        told = ranks.exchange((self.losses, self.fault))
+        if fault := next((fault for _, fault in told if fault), ""):
             raise FloatingPointError(fault)
-        losses: list[tuple[int, float, int, Any]] = sorted(tuple(loss) for one in told for loss in one["losses"])
+        losses = sorted(loss for losses, _ in told for loss in losses)
         if not losses:
             return None
         if total is None:
             total = self._flat([None] * len(self.parameters), [None] * len(self.buffers))
         num_labels = sum(count for _, _, count, _ in losses)
-        self._unpack(distributed.sum_over_ranks(total), len(losses), num_labels)
-        if isinstance(self.stack, ReversibleStack) and self.stack.inversion_error is not None:
-            self.stack.inversion_error = max(error for _, _, _, error in losses)
+        self._unpack(ranks.sum_over_ranks(total), len(losses), num_labels)
+        if getattr(self.stack, "inversion_error", None) is not None:
+            self.stack.inversion_error = max(error or 0.0 for _, _, _, error in losses)
         return sum(value * count for _, value, count, _ in losses) / num_labels
 
     def _part(self, index: int, part: Part) -> Tensor | None:
@@ -248,6 +229,8 @@ def report_norms(run: RunDir, place: str, fault: str, model: nn.Module) -> None:
     Raises:
         RunError: if they cannot be stored.
     """
+    if ranks.group.rank > 0:
+        return
     layers = {}
     for name, layer in model.named_modules():
         own = list(layer.parameters(recurse=False))

@@ -11,6 +11,7 @@ begins; so it is stopped, resumed, evaluated and exported like any other.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,17 +24,17 @@ from zoo.data.graph import Graph, Split
 from zoo.data.partition import RandomParts
 from zoo.errors import RunError, ZooError
 from zoo.layers.capture import capture_layers
-from zoo.layers.equilibrium import start_epoch, take_solve_metrics
+from zoo.layers.equilibrium import solve_logs, start_epoch, take_solve_metrics
 from zoo.layers.oscillator import OscillatorStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.factory import build_model
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, RunResults
 from zoo.spec.shape import input_shape
-from zoo.workflows import session
+from zoo.workflows import ranks, session
 from zoo.workflows.baseline import linear_baseline
-from zoo.workflows.create import info_of
 from zoo.workflows.depth_report import report_depth
+from zoo.workflows.distributed import check_same, check_world_size
 from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, predict, test_protocol
 from zoo.workflows.graphs import (
     EdgePrecision,
@@ -44,10 +45,11 @@ from zoo.workflows.graphs import (
     place_graph,
     recipe_graph,
 )
-from zoo.workflows.load import Located, load_located
+from zoo.workflows.memory import peak
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.plot import plot
 from zoo.workflows.progress import Board, Progress, machine_lines, task_lines
+from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.run_dir import BestEpoch, RunDir, open_run
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.state import RunState
@@ -106,7 +108,12 @@ def train(
         StoppedError: after a signal or ``max_time_s``; the state is saved.
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
+    check_world_size(recipe.train.parts_per_step, ranks.group.size)
+    facts = {"recipe": recipe_digest(recipe), "options": str((capture, check_inversion, edge_precision))}
+    check_same({**facts, "number of threads": str(num_threads or torch.get_num_threads())})
     chosen = session.start(device, num_threads)
+    # A launcher that starts the processes again cannot know of --resume.
+    resume, quiet = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0", quiet or ranks.group.rank > 0
     options = _Options(chosen, capture, check_inversion, report_depth, edge_precision, resume, quiet, on_epoch)
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     # What follows from the labels is part of the run's recipe.
@@ -117,8 +124,8 @@ def train(
         stop_requests(max_time_s) as stop,
         session.oom_as_run_error(str(out), remedy),
     ):
-        results = run.results()
-        if keep_graph and graph is not None:
+        results = ranks.share(run.results())
+        if keep_graph and graph is not None and ranks.group.rank == 0:
             graph = kept_graph(graph, run, is_new=not run.states() and results is None)
         if results is None:
             return _train(recipe, run, options, stop, graph, baseline=baseline)
@@ -172,6 +179,7 @@ def _train(
     stop.at_once = True
     graph, split = recipe_graph(recipe, graph)
     data_digest = graph_digest(graph, split)
+    check_same({"graph": data_digest})
     # The teacher's logits belong to nodes by their number, so both must have seen the same graph.
     if teacher_results is not None and teacher_results.data_sha256 != data_digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
@@ -179,7 +187,7 @@ def _train(
     measure(graph, split, recipe.metric, torch.zeros(graph.num_nodes, graph.num_tasks), eval_protocol(recipe))
     # After the digest: a placed graph may hold its edge features in half precision.
     graph = place_graph(graph, device, options.edge_precision)
-    teacher = None if teacher_results is None else _teacher_logits(run, graph, split, device)
+    teacher = None if teacher_results is None else _teacher_logits(recipe, run, graph, split, device)
     task = _Task(recipe, graph, split, Objective(spec, graph, split, device, teacher))
 
     # On the CPU and then moved, so that the weights are the same on every device.
@@ -198,13 +206,20 @@ def _train(
     optimizer = build_optimizer(spec.optimizer, model)
     state = RunState(run, model, optimizer, {"data": data_digest}, session.environment(device))
     resumed = state.restore()
-    if options.report_depth and not resumed:
-        report_depth(run, "start", model, task.objective, epoch_parts(graph, spec, 1))
+    if options.report_depth and not resumed and ranks.group.rank == 0:
+        report_depth(run, "start", model, task.objective, epoch_parts(graph, spec, 1, is_shared=False))
     # From here on there is a state to save, so a signal is answered between two steps.
     stop.at_once = False
     cursor, num_parts = state.cursor, spec.partition.num_parts
 
     def pause_if_asked() -> None:
+        # All ranks stop at the same place, also if the signal has reached one of them alone or earlier.
+        logs = solve_logs(model)
+        (own, _), *others = ranks.exchange((stop.signum if stop else 0, logs))
+        stop.signum = max(own, *(signum for signum, _ in others), 0)
+        for _, more in others:
+            for log, other in zip(logs, more, strict=True):
+                log.merge(other) if ranks.group.rank == 0 else log.take()
         # An epoch may take hours, so it is saved within too: a crash then costs minutes.
         state.save_if_due(epoch_is_done=False)
         if stop:
@@ -225,6 +240,7 @@ def _train(
         # Patience follows from the saved state alone, so that a resumed run stops at the same epoch.
         while cursor.epoch <= spec.num_epochs and not _out_of_patience(recipe, cursor.epoch, state.best):
             label = f"epoch {cursor.epoch}/{spec.num_epochs}"
+            waited_s = ranks.group.waited_s
             set_learning_rate(optimizer, spec, cursor.epoch)
             start_epoch(model, cursor.epoch)
             # A resumed epoch samples the same parts again and skips those that are done.
@@ -243,7 +259,7 @@ def _train(
                 loss = cursor.loss_sum / cursor.num_losses
                 cursor.record = {"epoch": cursor.epoch, "step": cursor.step, "train_loss": loss, **cursor.step_figures}
                 # Taken now, because solves of the evaluation would be counted among those of training.
-                cursor.record |= take_solve_metrics(model)
+                cursor.record = ranks.share(cursor.record | take_solve_metrics(model))
             # A copy, because a state that is saved during the evaluation must hold the figures of training alone: the
             # resumed run evaluates again and adds the others.
             record = dict(cursor.record)
@@ -254,6 +270,7 @@ def _train(
                 record |= {f"{figure.split}_{figure.metric}": figure.value for figure in measured}
                 record |= {"valid_loss": valid_loss}
                 record |= {f"eval_{name}": value for name, value in take_solve_metrics(model).items()}
+                record = ranks.share(record)
                 best, value = state.best, record[selector]
                 if best is None or (value < best.value if recipe.eval.lower_is_better else value > best.value):
                     best = BestEpoch(epoch=cursor.epoch, value=value, shape=shape)
@@ -262,28 +279,33 @@ def _train(
             epoch_s, memory = state.epoch_s(), state.peak_memory_bytes(device)
             record |= {"lr": optimizer.param_groups[0]["lr"], "epoch_s": round(epoch_s, 3), "peak_memory_bytes": memory}
             figures |= {"epoch_s": f"{epoch_s:.2f}", "memory": f"{memory / 2**30:.2f}GiB"}
+            if ranks.group.size > 1:
+                figures |= _rank_figures(epoch_s - ranks.group.waited_s + waited_s, device)
             if metric in record:
                 progress.figures(label, figures)
-            board.add(record, cursor.epoch)
+            if ranks.group.rank == 0:
+                board.add(record, cursor.epoch)
             # The log comes first: a state may lag behind it, and a resume then cuts it to the length in the state.
             state.end_epoch(record, epoch_s)
             state.save_if_due(epoch_is_done=True)
-            if options.on_epoch is not None:
+            if options.on_epoch is not None and ranks.group.rank == 0:
                 # Called last: an error in it finds the epoch logged and, if it was due, saved.
                 options.on_epoch(record)
             state.check_solves(spec.solve_patience)
         # The test below may be stopped too; the run is then resumed from this state and trains no step again.
         state.save()
 
-    if options.report_depth:
-        report_depth(run, "end", model, task.objective, epoch_parts(graph, spec, 1))
+    if options.report_depth and ranks.group.rank == 0:
+        report_depth(run, "end", model, task.objective, epoch_parts(graph, spec, 1, is_shared=False))
     results = _finish(state, task, pause_if_asked, quiet=quiet)
     scores = linear_baseline(graph, split, recipe.metric) if baseline else None
     results = results.model_copy(update={"baseline": scores, "teacher": teacher_results})
+    results = ranks.share(results)
     run.write_results(results)
     # Results mark the run as finished, so they are written before the picture, which can be made again.
     try:
-        plot(run)
+        if ranks.group.rank == 0:
+            plot(run)
     except ZooError as error:
         state.warn_once("picture", f"{error}; the run is finished, without its picture")
     return results
@@ -331,7 +353,7 @@ def _train_teacher(
     """Train the recipe without its distillation in a run directory of its own, unless that is done already."""
     teacher = recipe.model_copy(update={"train": recipe.train.model_copy(update={"distillation": None})})
     with open_run(run.teacher_path, teacher, resume=options.resume) as teacher_run:
-        results = teacher_run.results()
+        results = ranks.share(teacher_run.results())
         if results is not None:
             return results
         Progress(0, unit="step", quiet=options.quiet).line(f"{teacher_run.path}: the teacher comes first")
@@ -339,14 +361,30 @@ def _train_teacher(
         return _train(teacher, teacher_run, replace(options, on_epoch=None), stop, graph, baseline=False)
 
 
-def _teacher_logits(run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:
+def _teacher_logits(recipe: Recipe, run: RunDir, graph: Graph, split: Split, device: torch.device) -> Tensor:
     """[N, T] predictions of the teacher's best weights, as it validates; they are not saved, as these never change."""
-    teacher = load_located(Located(run.teacher_path))
-    recipe = info_of(teacher).recipe
     spec, protocol = recipe.train, eval_protocol(recipe)
+    teacher = build_model(recipe.model, input_shape(recipe, graph.shape))
+    teacher.load_state_dict(_best_weights(RunDir(run.teacher_path) if ranks.group.rank == 0 else run))
     known = KnownLabels.of(spec, graph, split, device)
     with run_errors(run, teacher, "predictions of the teacher", "eval"):
         return predict(teacher.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
+
+
+def _best_weights(run: RunDir) -> dict[str, Tensor]:
+    """The best weights of a run, on all ranks."""
+    best = run.best()
+    if best is None and ranks.group.rank == 0:
+        raise RunError(f"{run.path}: best.safetensors is missing; start again in another --out")
+    return ranks.share({} if best is None else best.tensors)
+
+
+def _rank_figures(busy_s: float, device: torch.device) -> dict[str, str]:
+    """Memory of all ranks, and the rank that the others waited for."""
+    told = ranks.exchange([peak(device), busy_s])
+    slowest = max(range(len(told)), key=lambda rank: told[rank][1])
+    memory = "+".join(f"{size / 2**30:.2f}" for size, _ in told)
+    return {"memory": f"{memory}GiB", "slowest": f"rank {slowest}, busy {told[slowest][1]:.2f}s"}
 
 
 def _measure(
@@ -380,10 +418,9 @@ def _measure(
 
 def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *, quiet: bool) -> RunResults:
     """Evaluate the best weights as the recipe's test says, and also as it validates if that is something else."""
-    run, model, recipe, best = state.run, state.model, task.recipe, state.run.best()
-    if best is None:
-        raise RunError(f"{run.path}: best.safetensors is missing; start again in another --out")
-    state.use_best_weights(best.tensors)
+    run, model, recipe, best = state.run, state.model, task.recipe, state.best
+    state.use_best_weights(_best_weights(run))
+    assert best is not None
     protocols = [test_protocol(recipe), eval_protocol(recipe)]
     # Two equal protocols would show every figure twice.
     if str(protocols[0]) == str(protocols[1]):
@@ -397,13 +434,13 @@ def _finish(state: RunState, task: _Task, pause_if_asked: Callable[[], None], *,
             pause_if_asked()
 
         for protocol in protocols:
-            with run_errors(run, model, f"epoch {best.epoch.epoch}, evaluation", protocol.purpose):
+            with run_errors(run, model, f"epoch {best.epoch}, evaluation", protocol.purpose):
                 figures += _measure(state, task, protocol, on_part)[0]
     inversion_errors = [r["max_inversion_error"] for r in run.metrics() if "max_inversion_error" in r]
     return RunResults(
         name=recipe.name,
         results=tuple(figures),
-        best_epoch=best.epoch.epoch,
+        best_epoch=best.epoch,
         num_epochs=state.cursor.epoch - 1,
         num_steps=state.cursor.step,
         num_parameters=sum(p.numel() for p in model.parameters()),

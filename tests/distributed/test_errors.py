@@ -1,0 +1,74 @@
+"""A fault of one process reaches the user once, in one line, and ends all of them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed.jobs import command, command_of_rank, command_with_fault, launch, said
+from tests.distributed.test_equal import SHARED
+from tests.workflows.small import write_recipe
+
+OPTIONS = ["--device", "cpu", "-q"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe"), **SHARED)
+
+
+def only_line(folder: Path) -> str:
+    """The only line that all ranks together print."""
+    lines = [line for rank in (0, 1) for line in said(folder, rank).splitlines()]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_more_processes_than_parts_of_a_step_are_refused(recipe: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    arguments = ["train", str(recipe), "--out", out, "--set", "train.parts_per_step=1", *OPTIONS]
+    assert launch(2, command, *arguments, folder=tmp_path) == [1, 1]
+    line = only_line(tmp_path)
+    assert "2 processes share the parts of a step, but train.parts_per_step is 1: start 1, or --set" in line
+    assert "another result" in line
+    assert not Path(out).exists()
+
+
+def test_processes_of_different_recipes_stop_before_they_begin(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(recipe), "--out", str(tmp_path / "run"), *OPTIONS]
+    extra = {1: ["--set", "train.seed=7"]}
+    assert launch(2, command_of_rank, arguments, extra, folder=tmp_path) == [1, 1]
+    assert "Error: rank 1 has another recipe than rank 0: " in only_line(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("memory", r"Error: rank 1: .*epoch 1, part 5: this machine is out of memory; raise train.partition.num_parts"),
+        ("killed", r"Error: a process of this run ended without a word"),
+    ],
+)
+def test_a_process_that_fails_ends_all(fault: str, expected: str, recipe: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(recipe), "--out", str(tmp_path / "run"), *OPTIONS]
+    assert launch(2, command_with_fault, arguments, fault, folder=tmp_path) == [1, -9 if fault == "killed" else 1]
+    line = only_line(tmp_path)
+    assert re.match(expected, line), line
+
+
+def test_predictions_are_shared_and_written_once(recipe: Path, tmp_path: Path) -> None:
+    run, data = str(tmp_path / "run"), str(recipe.parent / "multiclass.npz")
+    assert launch(1, command, "train", str(recipe), "--out", run, *OPTIONS, folder=tmp_path) == [0]
+    parts = ["--parts", "5", "--views", "3", "--device", "cpu"]
+    logits, evaluated = [], []
+    for world_size in (1, 2):
+        out = str(tmp_path / f"{world_size}.npz")
+        codes = launch(world_size, command, "predict", run, "--data", data, "--out", out, *parts, "-q", folder=tmp_path)
+        assert codes == [0] * world_size
+        logits.append(np.load(out)["logits"])
+        assert launch(world_size, command, "eval", run, "--json", *parts, "-q", folder=tmp_path) == [0] * world_size
+        evaluated.append((tmp_path / "out-0").read_text())
+    assert logits[0].tobytes() == logits[1].tobytes()
+    assert evaluated[0] == evaluated[1] != ""
+    assert (tmp_path / "out-1").read_text() == ""
