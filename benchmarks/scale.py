@@ -1,11 +1,11 @@
 """Speed of two processes against one, and the share of communication; each pair is measured in turn.
 
-    python -m benchmarks.scale rev_80 --pairs 3 --shrink 128
-    python -m benchmarks.scale rev_wide --pairs 1 --steps 1 --shrink 512 --set model.num_layers=132
+    python -m benchmarks.scale rev_80 --pairs 3 --shrink 8
+    python -m benchmarks.scale rev_wide --pairs 1 --steps 1 --shrink 64 --set model.num_layers=132
 
 Prints a line of JSON for each measurement, and the ratios. Steps are taken on a random graph of the data set's size,
-divided by --shrink, in eight parts, all of which make one step. CPU seconds are those of the busiest process: on a
-machine that has other work to do they tell more than seconds of the clock.
+its nodes divided by --shrink and its edges by the square of that, in eight parts, all of which make one step. CPU
+seconds are those of the busiest process: on a machine that has other work to do they tell more than those of the clock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measure(recipe: Recipe, shrink: int, num_steps: int) -> dict[str, float]:
     """Time of some epochs of one step each, partition included, after one that is not counted."""
     spec = recipe.train
     num_nodes, num_edges = data_set_size(recipe)
-    graph, split = random_graph(recipe, num_nodes // shrink, num_edges // shrink)
+    graph, split = random_graph(recipe, num_nodes // shrink, num_edges // shrink**2)
     session.seed_global(0, "init")
     model = build_model(recipe.model, input_shape(recipe, graph.shape))
     objective, optimizer = Objective(spec, graph, split, CPU), build_optimizer(spec.optimizer, model)
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--shrink", type=int, default=128)
+    parser.add_argument("--shrink", type=int, default=8)
     options = parser.parse_args()
     parts = (f'train.partition={{"type": "random", "num_parts": {NUM_PARTS}}}', f"train.parts_per_step={NUM_PARTS}")
     recipe = read_recipe(options.recipe, [*parts, *options.assignments])

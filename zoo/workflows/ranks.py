@@ -1,4 +1,4 @@
-"""What the processes of a run, called ranks, tell each other and add up; without them, a run of one process.
+"""Messages and sums of the processes of a run, called ranks; without them, a run of one process.
 
 All sums have an order that does not depend on the number W of ranks: the parts of a step are the leaves of one binary
 tree, of which each rank adds up a branch. So 1, 2, 4 ... ranks give the same bits.
