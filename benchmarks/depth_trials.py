@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.data.graph import Graph, directed_edges
 from zoo.data.metrics import evaluate
 from zoo.layers.block import Block
+from zoo.layers.inputs import BlockInputs
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
 from zoo.spec.recipe import read_recipe
@@ -42,6 +43,7 @@ class Trial:
         norm: of each block.
         scale: of what a block adds.
         zero: start with convolutions that give zero.
+        inject: every block reads the encoded features as well, through a linear map of its own.
         lr: of Adam, after five epochs of warm-up.
         epochs: how long to train.
     """
@@ -52,8 +54,35 @@ class Trial:
     norm: str = "layer"
     scale: float = 1.0
     zero: bool = False
+    inject: bool = False
     lr: float = 0.01
     epochs: int = 9
+
+
+class Injected(nn.Module):
+    """f(h, x) = block(h + W x): a block that reads the encoded features x besides its states."""
+
+    def __init__(self, block: Block, channels: int) -> None:
+        super().__init__()
+        self.block, self.linear = block, nn.Linear(channels, block.channels)
+
+    def forward(self, h: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C/G] states of a group to what is added to them."""
+        out: Tensor = self.block(h + self.linear(inputs.initial), inputs)
+        return out
+
+
+class HandOnInitial(nn.Module):
+    """A stack whose blocks may read its input."""
+
+    def __init__(self, stack: nn.Module) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, h: Tensor, inputs: BlockInputs) -> Tensor:
+        """[N, C] to [N, C]."""
+        out: Tensor = self.stack(h, inputs._replace(initial=h))
+        return out
 
 
 def build(trial: Trial, graph: Graph) -> nn.Module:
@@ -74,6 +103,12 @@ def build(trial: Trial, graph: Graph) -> nn.Module:
             if trial.zero:
                 for parameter in block.conv.parameters():
                     nn.init.zeros_(parameter)
+    if trial.inject:
+        stack = model.stack
+        for layer in stack.layers:
+            for index, block in enumerate(layer):
+                layer[index] = Injected(block, trial.channels)
+        model.stack = HandOnInitial(stack)
     return model
 
 
