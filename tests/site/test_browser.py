@@ -32,8 +32,8 @@ AXE = Path(__file__).parent / "axe" / "axe.min.js"
 DESKTOP, PHONE = (1280, 900), (390, 844)
 with pages.RESULTS.open(newline="", encoding="utf-8") as _file:
     ROWS = list(csv.DictReader(_file))
-# One page of each kind: with weights and runs, of the paper, without a data set of its own.
-PAGES = ["minesweeper_rev_deq", "rev_deep", "rev_gat_arxiv", "small_res", "yeast_evidence"]
+# One page of each kind: with weights and runs, of the paper.
+PAGES = ["minesweeper_rev_deq", "rev_deep", "rev_gat_arxiv", "small_res"]
 
 Open = Callable[..., "Page"]
 

@@ -15,9 +15,7 @@ from zoo.spec.shipped import list_recipes, recipe_path, shipped_dir
 
 
 def test_the_recipes_are_shipped() -> None:
-    assert {"rev_deep", "rev_wide", "quickstart", "minesweeper", "cora", "yeast_evidence", "ppi_n2v"} <= set(
-        list_recipes()
-    )
+    assert {"rev_deep", "rev_wide", "quickstart", "minesweeper", "cora"} <= set(list_recipes())
 
 
 @pytest.mark.parametrize("name", list_recipes())
