@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ def build(trial: Trial, graph: Graph) -> nn.Module:
                 for parameter in block.conv.parameters():
                     nn.init.zeros_(parameter)
     if trial.inject:
-        stack = model.stack
+        stack: Any = model.stack
         for layer in stack.layers:
             for index, block in enumerate(layer):
                 layer[index] = Injected(block, trial.channels)
