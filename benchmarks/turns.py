@@ -138,7 +138,7 @@ def report(case: Case, times: dict[str, list[Seconds]], num_threads: int) -> dic
     left_out = "".join(f" --without '{name}'" for name in CONTENDERS if name not in times)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "command": f"{command} --threads {num_threads}{left_out}",
         "environment": {**session.environment(torch.device("cpu")).model_dump(), "num_threads": num_threads},
         # Above the number of cores: other work slows all of them, though not all alike.
@@ -159,7 +159,7 @@ def _figures(seconds: list[float], ours: list[float]) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     root = Path(__file__).parents[1]
     command = ["git", "-C", str(root), "rev-parse", "--short=7", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
