@@ -460,7 +460,8 @@ def test_warnings_of_a_model_are_shown_once_with_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In processes: an equilibrium layer that may not iterate says that its solves do not converge."""
-    monkeypatch.setattr(compare_module, "run_tasks", run_tasks)
+    for module in (compare_module, many_module):
+        monkeypatch.setattr(module, "run_tasks", run_tasks)
     monkeypatch.setenv("ZOO_BACKEND", "chunked")
     solver = {"type": "anderson", "max_iters": 2, "tol": 1e-9}
     model = {"type": "deq", "hidden_channels": 8, "conv": {"type": "gcn"}, "solver": solver}

@@ -78,9 +78,10 @@ def test_the_commands_know_the_parts(trained: Path, site: Path) -> None:
 
 def test_the_schema_knows_what_is_installed(site: Path) -> None:
     names = ('"multi_hop"', '"smooth"', '"focal"', '"balanced_accuracy"', '"rings"')
-    schema = run("-m", "zoo.spec.recipe", site=site).stdout
+    code = "import json, zoo.spec.recipe as recipe; print(json.dumps(recipe.recipe_schema()))"
+    schema = run("-c", code, site=site).stdout
     assert [name for name in names if name not in schema] == []
-    assert [name for name in names if name in run("-m", "zoo.spec.recipe").stdout] == []
+    assert [name for name in names if name in run("-c", code).stdout] == []
 
 
 def test_a_bundle_without_its_package_is_refused_in_one_line(trained: Path) -> None:

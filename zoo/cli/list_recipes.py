@@ -81,7 +81,7 @@ def command(
         trained = (row["trained"] or "-").removeprefix("test ")
         cells.append([row["name"], row["family"], row["dataset"], size, parameters, trained, reported])
     head = ["name", "family", "data set", "layers x channels", "parameters", "weights", "reported"]
-    echo_table(head, cells, right=(3, 4), optional=(6, 3))
+    echo_table(head, cells, right=(3, 4), optional=(6, 3, 1))
 
 
 def _models(wanted: dict[str, str | None] | None, *, as_json: bool, quiet: bool) -> None:
