@@ -13,11 +13,12 @@ from tests.workflows.small import small_recipe
 from tests.workflows.test_resume import outcome, run
 from zoo.data.graph import Part
 from zoo.data.partition import RandomParts
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, RunError
 from zoo.models.factory import build_model
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows import train as module
+from zoo.workflows.dry_run import dry_run
 from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.objective import Objective
 from zoo.workflows.ranks import tree_sum
@@ -114,6 +115,15 @@ def test_a_run_with_an_uneven_last_step_is_resumed_to_the_same_end(
             run(recipe, tmp_path / "cut")
     run(recipe, tmp_path / "cut", resume=True)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_dry_run_says_how_the_steps_of_so_many_processes_are_shared(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, **UNEVEN)
+    lines = "\n".join(dry_run(recipe, 2, device="cpu"))
+    assert "2 processes, each 2 of the 3 parts of a step, 75% of the time busy" in lines
+    assert "steps   4 in all" in lines
+    with pytest.raises(RunError, match=r"4 processes .* train.parts_per_step is 3: start 3, or --set .*=4"):
+        dry_run(recipe, 4, device="cpu")
 
 
 def test_more_parts_than_there_are_make_no_step(tmp_path: Path) -> None:

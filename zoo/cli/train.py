@@ -44,6 +44,8 @@ EXAMPLE = example(
 @click.option("--report-depth", is_flag=True, help="Write norms by layer, at start and end, with a picture.")
 @click.option("--max-time", type=click.FloatRange(0, 1e5), metavar="HOURS", help="Save and stop after so long.")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1, 10_000), help="So many runs, from the recipe's seed on.")
+@click.option("--dry-run", is_flag=True, help="Only check the recipe, and measure the memory of its steps.")
+@click.option("--world-size", type=click.IntRange(1), help="With --dry-run: processes that would share the run.")
 @training_options
 @many_options
 @json_option
@@ -58,6 +60,8 @@ def command(
     num_splits: int | str | None,
     device: str | None,
     max_time: float | None,
+    dry_run: bool,
+    world_size: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -74,7 +78,19 @@ def command(
     trained again; the same command continues. `compare` takes the folder OUT.
 
     Under torchrun the processes share the parts of each step (train.parts_per_step); their number changes no result.
+    --dry-run checks such a run in one process.
     """
+    if world_size is not None and not dry_run:
+        raise click.UsageError("--world-size: goes with --dry-run; torchrun --nproc-per-node starts processes")
+    if dry_run:
+        from zoo.spec.recipe import read_recipe
+        from zoo.workflows.dry_run import dry_run as measure
+
+        kept = ("num_threads", "capture", "edge_precision")
+        spec = read_recipe(recipe, assignments)
+        for line in measure(spec, world_size or 1, device=device, **{key: options[key] for key in kept}):
+            echo(line)
+        return
     max_time_s = None if max_time is None else max_time * 3600
     options |= {"device": device, "max_time_s": max_time_s}
     if num_seeds is not None or num_splits is not None:
