@@ -242,9 +242,10 @@ def test_graph_of_ones_own_is_named_as_its_owner_named_it(bundle: Path) -> None:
     assert ModelCard(render_card(config, old=told)).data.datasets == ["alice/graphs"]
 
 
-@pytest.mark.parametrize("folder", [*sorted(shipped_dir("bundles").iterdir()), None], ids=str)
-def test_example_of_a_card_runs_as_it_stands(folder: Path | None, bundle: Path) -> None:
-    folder = folder or bundle
+# One of each family: examples differ in the shape of the graph alone.
+@pytest.mark.parametrize("name", ["cora_gcnii", "quickstart", "small_deq", "small_rev_gat", "small_res", None])
+def test_example_of_a_card_runs_as_it_stands(name: str | None, bundle: Path) -> None:
+    folder = shipped_dir("bundles") / name if name else bundle
     config = read_config(folder)
     text = render_card(config)
     assert "```bash\npip install revgnn-zoo\n```" in text

@@ -92,11 +92,11 @@ def test_prediction_drops_nothing_and_gives_the_model_back_as_it_was(tmp_path: P
 def test_views_are_the_same_every_time_and_differ_from_each_other(tmp_path: Path) -> None:
     graph, _ = recipe_graph(small_recipe(tmp_path))
     protocol = Protocol(2, 3, 0, "eval")
-    nodes = [[part.nodes.tolist() for part in views(graph, protocol)] for _ in range(2)]
+    nodes = [[parts.nodes(index).tolist() for parts, index in views(graph, protocol)] for _ in range(2)]
     assert nodes[0] == nodes[1]
     assert len(nodes[0]) == protocol.num_steps
     assert nodes[0][:3] != nodes[0][3:]
-    others = [part.nodes.tolist() for part in views(graph, Protocol(2, 3, 0, "test"))]
+    others = [parts.nodes(index).tolist() for parts, index in views(graph, Protocol(2, 3, 0, "test"))]
     assert others != nodes[0]
 
 
