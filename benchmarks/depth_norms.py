@@ -3,7 +3,7 @@
     ZOO_DATA=FOLDER python -m benchmarks.depth_norms
 
 Trains one epoch of each with ``train --report-depth`` and keeps what it reports of the start, every tenth layer. Writes
-benchmarks/results/depth_norms.json and depth_norms.png, which docs/depth.md shows.
+benchmarks/results/depth_norms.json and depth_norms.png; takes some minutes.
 """
 
 from __future__ import annotations
