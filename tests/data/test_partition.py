@@ -4,7 +4,7 @@ import torch
 from tests.data.conftest import small_graph
 from zoo.data import partition
 from zoo.data.graph import Graph, directed_edges, with_self_loops
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.errors import DataError
 from zoo.ops.csr import csr_from_edge_index
 
@@ -33,7 +33,7 @@ def test_parts_are_the_induced_subgraphs(undirected: bool, num_parts: int) -> No
     graph = random_graph(undirected=undirected)
     edge_index, edge_attr = directed_edges(graph)
     assert edge_attr is not None
-    parts = list(random_parts(graph, num_parts, seeded()))
+    parts = list(RandomParts(graph, num_parts, seeded()))
     assert torch.equal(torch.cat([part.nodes for part in parts]).sort().values, torch.arange(60))
     for part in parts:
         assert graph.x is not None
@@ -59,7 +59,7 @@ def test_every_node_of_every_part_has_one_self_loop_if_the_graph_has_them(undire
     assert looped.num_edges == graph.num_edges - int(loops.sum())
     edge_index, _ = directed_edges(looped)
     assert edge_index.shape[1] == looped.num_edges * (2 if undirected else 1) + 60
-    for part in random_parts(looped, num_parts, seeded()):
+    for part in RandomParts(looped, num_parts, seeded()):
         inside = torch.isin(edge_index, part.nodes).all(0)
         local = torch.searchsorted(part.nodes, edge_index[:, inside].long())
         csr, _ = csr_from_edge_index(local, len(part.nodes))
@@ -81,9 +81,9 @@ def test_self_loops_leave_other_edges_where_they_are_and_want_no_edge_features()
 
 def test_slices_of_edges_do_not_change_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = random_graph()
-    whole = list(random_parts(graph, 3, seeded()))
+    whole = list(RandomParts(graph, 3, seeded()))
     monkeypatch.setattr(partition, "EDGE_CHUNK", 7)
-    for one, other in zip(whole, random_parts(graph, 3, seeded()), strict=True):
+    for one, other in zip(whole, RandomParts(graph, 3, seeded()), strict=True):
         assert torch.equal(one.csr.rowptr, other.csr.rowptr)
         assert torch.equal(one.csr.col, other.csr.col)
         assert one.edge_attr is not None
@@ -93,7 +93,7 @@ def test_slices_of_edges_do_not_change_the_parts(monkeypatch: pytest.MonkeyPatch
 
 def test_one_part_is_the_whole_graph() -> None:
     graph = random_graph()
-    (part,) = random_parts(graph, 1, seeded())
+    (part,) = RandomParts(graph, 1, seeded())
     assert torch.equal(part.nodes, torch.arange(60))
     assert part.csr.num_edges == 2 * graph.num_edges
 
@@ -101,16 +101,16 @@ def test_one_part_is_the_whole_graph() -> None:
 def test_a_seed_gives_one_partition_and_a_generator_gives_fresh_ones() -> None:
     graph, generator = random_graph(), seeded(3)
     first, second = (
-        [part.nodes.tolist() for part in random_parts(graph, 4, generator)],
-        [part.nodes.tolist() for part in random_parts(graph, 4, generator)],
+        [part.nodes.tolist() for part in RandomParts(graph, 4, generator)],
+        [part.nodes.tolist() for part in RandomParts(graph, 4, generator)],
     )
-    assert first == [part.nodes.tolist() for part in random_parts(graph, 4, seeded(3))]
+    assert first == [part.nodes.tolist() for part in RandomParts(graph, 4, seeded(3))]
     assert first != second
 
 
 def test_every_part_is_equally_likely() -> None:
     graph = random_graph(num_nodes=20_000, num_edges=10, edge_attr=None)
-    sizes = [len(part.nodes) for part in random_parts(graph, 10, seeded())]
+    sizes = [len(part.nodes) for part in RandomParts(graph, 10, seeded())]
     # 2,000 expected, standard deviation 42.
     assert len(sizes) == 10
     assert all(abs(size - 2_000) < 5 * 43 for size in sizes)
@@ -118,7 +118,7 @@ def test_every_part_is_equally_likely() -> None:
 
 def test_empty_parts_are_left_out() -> None:
     graph = random_graph(num_nodes=8, num_edges=10)
-    parts = list(random_parts(graph, 8, seeded()))
+    parts = list(RandomParts(graph, 8, seeded()))
     assert len(parts) < 8
     assert sum(len(part.nodes) for part in parts) == 8
     assert all(len(part.nodes) for part in parts)
@@ -127,7 +127,7 @@ def test_empty_parts_are_left_out() -> None:
 @pytest.mark.parametrize("num_edges", [0, 1])
 def test_parts_without_edges_have_empty_rows(num_edges: int) -> None:
     graph = random_graph(num_edges=num_edges)
-    parts = list(random_parts(graph, 10, seeded()))
+    parts = list(RandomParts(graph, 10, seeded()))
     for part in parts:
         assert part.csr.num_nodes == len(part.nodes)
         assert part.edge_attr is not None
@@ -135,20 +135,20 @@ def test_parts_without_edges_have_empty_rows(num_edges: int) -> None:
 
 
 def test_a_graph_without_edge_features_gives_parts_without() -> None:
-    assert all(part.edge_attr is None for part in random_parts(random_graph(edge_attr=None), 3, seeded()))
+    assert all(part.edge_attr is None for part in RandomParts(random_graph(edge_attr=None), 3, seeded()))
 
 
 def test_a_kept_part_does_not_hold_the_edges_of_the_others() -> None:
-    kept = next(random_parts(random_graph(), 4, seeded()))
+    kept = next(iter(RandomParts(random_graph(), 4, seeded())))
     assert kept.csr.col.untyped_storage().nbytes() == kept.csr.num_edges * kept.csr.col.element_size()
 
 
 @pytest.mark.parametrize("num_parts", [0, -1, 61])
 def test_a_number_of_parts_that_does_not_fit_is_an_error(num_parts: int) -> None:
     with pytest.raises(DataError, match=r"num_parts must lie in 1 \.\. 60"):
-        random_parts(random_graph(), num_parts, seeded())
+        RandomParts(random_graph(), num_parts, seeded())
 
 
 def test_node_features_are_needed() -> None:
     with pytest.raises(DataError, match="no node features"):
-        random_parts(random_graph(x=None), 2, seeded())
+        RandomParts(random_graph(x=None), 2, seeded())

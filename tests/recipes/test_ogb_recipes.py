@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.ogb_files import write_random_arxiv, write_random_products
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.data.synthetic import write_synthetic_proteins
 from zoo.models.factory import build_model
 from zoo.spec.recipe import read_recipe
@@ -60,7 +60,7 @@ def test_it_trains_on_its_data_set_as_ogb_publishes_it(name: str, tmp_path: Path
 def test_all_1001_layers_take_a_step_that_lowers_the_loss() -> None:
     recipe = read_recipe(recipe_path("rev_deep"), ["train.partition.num_parts=4"])
     graph, split = recipe_graph(recipe)
-    part = next(iter(random_parts(graph, 4, torch.Generator().manual_seed(0))))
+    part = next(iter(RandomParts(graph, 4, torch.Generator().manual_seed(0))))
     torch.manual_seed(0)
     model = build_model(recipe.model, graph.shape).eval()
     assert len(model.stack.layers) == 1001

@@ -10,7 +10,7 @@ from torch import nn
 from tests.workflows.small import NUM_NODES, small_recipe, write_graph
 from tests.workflows.test_load import make_bundle
 from zoo.data.graph import directed_edges
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.data.synthetic import write_synthetic_proteins
 from zoo.errors import RecipeError, RunError, ZooError, ZooWarning
 from zoo.layers.conv import SAGEConv
@@ -60,7 +60,7 @@ def test_logits_are_averaged_over_the_views(tmp_path: Path) -> None:
     expected = torch.zeros(NUM_NODES, 3)
     with torch.no_grad():
         for view in range(3):
-            for part in random_parts(graph, 4, session.generator(7, "test", view)):
+            for part in RandomParts(graph, 4, session.generator(7, "test", view)):
                 expected[part.nodes] += model(part.x, part.csr, part.edge_attr) / 3
     actual = predict(model, graph, protocol, device=CPU, precision="fp32")
     assert actual.dtype == torch.float32

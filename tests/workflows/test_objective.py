@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.workflows.small import NUM_NODES, small_recipe, write_graph
 from zoo.data.graph import Graph, Part, Split
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.models.factory import build_model
 from zoo.ops.csr import CSR
 from zoo.spec.recipe import Recipe
@@ -57,7 +57,7 @@ def loaded(folder: Path, **places: object) -> tuple[Recipe, Graph, Split, Part]:
     """A recipe with label reuse, its graph, and the graph as one part."""
     recipe = small_recipe(folder, **{"train__label_reuse": REUSE, **places})
     graph, split = recipe_graph(recipe)
-    return recipe, graph, split, next(random_parts(graph, 1, torch.Generator().manual_seed(0)))
+    return recipe, graph, split, next(iter(RandomParts(graph, 1, torch.Generator().manual_seed(0))))
 
 
 def test_unknown_labels_do_not_count() -> None:
@@ -218,7 +218,7 @@ def test_a_student_learns_from_labels_and_from_its_teacher(tmp_path: Path) -> No
     recipe, graph, split, _ = loaded(tmp_path, train__distillation={"alpha": 0.8, "temperature": 0.7})
     teacher = torch.randn(NUM_NODES, NUM_CLASSES, generator=torch.Generator().manual_seed(2))
     objective = Objective(recipe.train, graph, split, CPU, teacher)
-    for part in random_parts(graph, 3, session.generator(0, "parts")):
+    for part in RandomParts(graph, 3, session.generator(0, "parts")):
         model = Recorder().train()
         torch.manual_seed(4)
         loss = objective.step_loss(model, part)

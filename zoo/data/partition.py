@@ -95,11 +95,6 @@ class RandomParts:
         return Part(ids.clone(), self._x.index_select(0, ids), csr, edge_attr, edge_weight)
 
 
-def random_parts(graph: Graph, num_parts: int, generator: torch.Generator) -> Iterator[Part]:
-    """All parts of a fresh random partition in turn, see :class:`RandomParts`."""
-    return iter(RandomParts(graph, num_parts, generator))
-
-
 def _sorted_edges(
     graph: Graph, part_of: Tensor, nodes: Tensor, is_kept: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
