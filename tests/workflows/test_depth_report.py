@@ -14,6 +14,7 @@ from zoo.layers.inputs import BlockInputs
 from zoo.models.factory import build_model
 from zoo.spec.recipe import parse_recipe
 from zoo.workflows import depth_report as module
+from zoo.workflows import train as train_module
 from zoo.workflows.depth_report import report_depth
 from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.objective import Objective
@@ -90,6 +91,16 @@ def test_a_report_changes_no_result(graph_file, tmp_path, drawn):
     report(spec, tmp_path / "with")
     run(spec, tmp_path / "without")
     assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
+
+
+def test_a_run_that_fails_after_its_first_report_can_be_started_again(graph_file, tmp_path, drawn, monkeypatch):
+    spec = recipe(graph_file, "rev", num_layers=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "training_step", lambda *_: (_ for _ in ()).throw(RunError("no room")))
+        with pytest.raises(RunError, match="no room"):
+            run(spec, tmp_path / "run", report_depth=True)
+    assert (tmp_path / "run" / "depth.json").is_file()
+    run(spec, tmp_path / "run")
 
 
 def test_a_model_without_layers_is_refused(graph_file, tmp_path):

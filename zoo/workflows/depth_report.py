@@ -18,7 +18,7 @@ from zoo.files import atomic_write, write_json
 from zoo.json_object import read_json_object
 from zoo.layers.residual import ResidualStack
 from zoo.workflows.objective import Objective
-from zoo.workflows.run_dir import RunDir
+from zoo.workflows.run_dir import DEPTH_FILE, DEPTH_PICTURE, RunDir
 
 # Relative size of the disturbance that estimates a Jacobian: large against the rounding of float32, small against 1.
 _STEP = 1e-2
@@ -65,7 +65,7 @@ def report_depth(run: RunDir, place: str, model: nn.Module, objective: Objective
                 recorder.forward_is_done = True
                 loss.backward()  # type: ignore[no-untyped-call]
                 break
-    path = run.path / "depth.json"
+    path = run.path / DEPTH_FILE
     report = read_json_object(path, error=RunError) if path.exists() else {}
     report[place] = recorder.figures()
     write_json(path, report, RunError)
@@ -94,8 +94,7 @@ class _Recorder:
     def called(self, block: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         """Record a call of a block; a forward hook."""
         if out.requires_grad:
-            # Hooks of gradients run from the last layer to the first.
-            out.register_hook(self._gradient)  # type: ignore[no-untyped-call]
+            out.register_hook(lambda grad: self.calls["gradient"].append(_squares(grad)))  # type: ignore[no-untyped-call]
         if self.forward_is_done:
             return
         x, *rest = args
@@ -108,12 +107,11 @@ class _Recorder:
             gained, given = _squares(change if self.adds else change - v), _squares(v)
             self.calls["jacobian"].append((gained[0], given[0] * gained[1] / given[1]))  # type: ignore[arg-type]
 
-    def _gradient(self, grad: Tensor) -> None:
-        self.calls["gradient"].insert(0, _squares(grad))
-
     def figures(self) -> dict[str, list[float | None]]:
         """Root mean squares by layer; None where they are not finite."""
         figures: dict[str, list[float | None]] = {}
+        # Hooks of gradients have run from the last layer to the first.
+        self.calls["gradient"].reverse()
         for name, calls in self.calls.items():
             steps = [calls[at : at + self.num_groups] for at in range(0, len(calls), self.num_groups)]
             values = [math.sqrt(sum(a for a, _ in step) / max(sum(b for _, b in step), 1e-300)) for step in steps]
@@ -143,4 +141,4 @@ def _draw(run: RunDir, report: dict[str, Any]) -> None:
     figure.suptitle(run.recipe().name, fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    atomic_write(run.path / "depth.png", [buffer.getvalue()], RunError)
+    atomic_write(run.path / DEPTH_PICTURE, [buffer.getvalue()], RunError)

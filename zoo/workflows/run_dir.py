@@ -51,8 +51,9 @@ _TEMPORARY = re.compile(
 )
 # The data of a run on a graph that was given in memory.
 RECIPE_FILE, GRAPH_FILE = "recipe.json", "graph.npz"
-REPORT_FILE = "nonfinite.json"
-_FIRST_FILES = (".lock", RECIPE_FILE, GRAPH_FILE, REPORT_FILE)
+REPORT_FILE, DEPTH_FILE, DEPTH_PICTURE = "nonfinite.json", "depth.json", "depth.png"
+_REPORTS = (REPORT_FILE, DEPTH_FILE, DEPTH_PICTURE)
+_FIRST_FILES = (".lock", RECIPE_FILE, GRAPH_FILE, *_REPORTS)
 
 
 class BestEpoch(Spec):
@@ -337,7 +338,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
                 # A run that failed before it had anything to keep leaves no folder behind. Only the owner of the lock
                 # may remove it: of several that start at once, the others fail while it begins. A report is something.
                 with suppress(OSError):
-                    if created and _is_unused(path) and not (path / REPORT_FILE).exists():
+                    if created and _is_unused(path) and not any((path / name).exists() for name in _REPORTS):
                         shutil.rmtree(path)
                 raise
     except RunError:

@@ -24,7 +24,7 @@ from zoo.data.graph import Graph, Split
 from zoo.data.partition import RandomParts
 from zoo.errors import RunError, ZooError
 from zoo.layers.capture import capture_layers
-from zoo.layers.equilibrium import solve_logs, start_epoch, take_solve_metrics
+from zoo.layers.equilibrium import SolveLog, solve_logs, start_epoch, take_solve_metrics
 from zoo.layers.oscillator import OscillatorStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.models.factory import build_model
@@ -213,13 +213,8 @@ def _train(
     cursor, num_parts = state.cursor, spec.partition.num_parts
 
     def pause_if_asked() -> None:
-        # All ranks stop at the same place, also if the signal has reached one of them alone or earlier.
-        logs = solve_logs(model)
-        (own, _), *others = ranks.exchange((stop.signum if stop else 0, logs))
-        stop.signum = max(own, *(signum for signum, _ in others), 0)
-        for _, more in others:
-            for log, other in zip(logs, more, strict=True):
-                log.merge(other) if ranks.group.rank == 0 else log.take()
+        if ranks.group.size > 1:
+            _agree(stop, solve_logs(model))
         # An epoch may take hours, so it is saved within too: a crash then costs minutes.
         state.save_if_due(epoch_is_done=False)
         if stop:
@@ -336,6 +331,18 @@ def _step(state: RunState, task: _Task, parts: RandomParts, indices: range) -> f
     if loss is not None and isinstance(stack, ReversibleStack | OscillatorStack) and stack.inversion_error is not None:
         state.add_inversion_error(stack.inversion_error)
     return loss
+
+
+def _agree(stop: StopRequest, logs: list[SolveLog]) -> None:
+    """Let all ranks stop at the same place, and the first one count the solves of all.
+
+    The signal may have reached one of them alone, or earlier than the others.
+    """
+    (own, _), *others = ranks.exchange((stop.signum if stop else 0, logs))
+    stop.signum = max(own, *(signum for signum, _ in others))
+    for _, more in others:
+        for log, other in zip(logs, more, strict=True):
+            log.merge(other) if ranks.group.rank == 0 else log.take()
 
 
 def _out_of_patience(recipe: Recipe, epoch: int, best: BestEpoch | None) -> bool:
