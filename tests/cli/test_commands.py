@@ -302,6 +302,13 @@ def test_train_as_json_and_quiet(tmp_path: Path, zoo_command: Command) -> None:
     assert data["num_epochs"] == 1
 
 
+@pytest.mark.parametrize("option", [["--out", "run"], ["--resume"], ["--json"], ["--seeds", "2"], ["--splits", "all"]])
+def test_a_dry_run_refuses_options_that_it_would_ignore(option: list[str], zoo_command: Command) -> None:
+    result = zoo_command("train", "quickstart", "--dry-run", *option)
+    assert result.code == 2
+    assert "--dry-run: goes without" in result.err[-1]
+
+
 def test_train_chooses_a_fresh_folder(tmp_path: Path, zoo_command: Command) -> None:
     recipe = write_recipe(tmp_path)
     for _ in range(2):

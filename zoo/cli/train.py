@@ -77,12 +77,14 @@ def command(
     and standard deviation, in OUT/runs.json too. The default of --out is then runs/NAME. Runs that are finished are not
     trained again; the same command continues. `compare` takes the folder OUT.
 
-    Under torchrun the processes share the parts of each step (train.parts_per_step); their number changes no result.
-    --dry-run checks such a run in one process.
+    Under torchrun the processes share the parts of each step (train.parts_per_step); on CPUs 1, 2, 4 ... of them give
+    the same result to the last bit. --dry-run checks such a run in one process.
     """
     if world_size is not None and not dry_run:
         raise click.UsageError("--world-size: goes with --dry-run; torchrun --nproc-per-node starts processes")
     if dry_run:
+        if out is not None or resume or as_json or num_seeds is not None or num_splits is not None:
+            raise click.UsageError("--dry-run: goes without --out, --resume, --json, --seeds and --splits")
         from zoo.spec.recipe import read_recipe
         from zoo.workflows.dry_run import dry_run as measure
 
