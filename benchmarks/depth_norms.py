@@ -3,7 +3,7 @@
     ZOO_DATA=FOLDER python -m benchmarks.depth_norms
 
 Trains one epoch of each with ``train --report-depth`` and keeps what it reports of the start, every tenth layer. Writes
-benchmarks/results/depth_norms.json and depth_norms.png; takes some minutes.
+benchmarks/results/depth_norms.json and depth_norms.png, which docs/depth.md shows. Takes some minutes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def draw(stacks: dict[str, Any], path: Path) -> None:
         axes.set(xlabel="layer", title=title, yscale="log")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.axes[1].legend(frameon=False, fontsize=8, loc="center")
     figure.savefig(path, dpi=150)
 
 
