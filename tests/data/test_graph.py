@@ -3,7 +3,7 @@ import torch
 
 from tests.data.conftest import small_graph
 from zoo.data.graph import Graph, Part, Split, directed_edges, validate
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.errors import DataError
 
 NAN = float("nan")
@@ -36,7 +36,7 @@ def test_moving_reaches_every_tensor(small: Graph) -> None:
     for name in ("edge_index", "x", "categories", "edge_attr", "y"):
         assert getattr(moved, name).device.type == "meta"
     assert all(ids.device.type == "meta" for s in moved.splits for ids in (s.train, s.valid, s.test))
-    part = next(iter(random_parts(small, 1, torch.Generator().manual_seed(0)))).to("meta")
+    part = next(iter(RandomParts(small, 1, torch.Generator().manual_seed(0)))).to("meta")
     assert isinstance(part, Part)
     assert part.edge_attr is not None
     for tensor in (part.nodes, part.x, part.csr.rowptr, part.csr.col, part.edge_attr):

@@ -16,7 +16,7 @@ from tests.pyg import NUM_NODES, EdgeIndex, HeteroData, ToSparseTensor, ToUndire
 from zoo.data.arrays import save_graph
 from zoo.data.datasets import load_graph
 from zoo.data.graph import Graph, directed_edges, directed_weights, with_self_loops
-from zoo.data.partition import random_parts
+from zoo.data.partition import RandomParts
 from zoo.data.pyg import graph_from_pyg, graph_to_pyg
 from zoo.errors import DataError, ZooWarning
 from zoo.ops.csr import edge_targets
@@ -250,7 +250,7 @@ def test_parts_carry_the_weights_of_their_edges() -> None:
     of_edge = {(source, target): weight for source, target, *_, weight in messages(graph)}
     for num_parts in (1, 3):
         total = 0
-        for part in random_parts(graph, num_parts, torch.Generator().manual_seed(0)):
+        for part in RandomParts(graph, num_parts, torch.Generator().manual_seed(0)):
             assert part.edge_weight is not None
             sources = part.nodes[part.csr.col.long()].tolist()
             targets = part.nodes[edge_targets(part.csr)].tolist()
