@@ -12,15 +12,17 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from zoo.data.graph import Graph, directed_edges
 from zoo.data.metrics import evaluate
 from zoo.layers.block import Block
+from zoo.layers.conv import SAGEConv
 from zoo.layers.inputs import BlockInputs
 from zoo.models.factory import build_model
 from zoo.ops.csr import csr_from_edge_index
@@ -45,6 +47,8 @@ class Trial:
         scale: of what a block adds.
         zero: start with convolutions that give zero.
         inject: every block reads the encoded features as well, through a linear map of its own.
+        antisymmetric: the linear map of a node's own state is W - W^T, which neither grows nor shrinks states.
+        stack_lr: factor of the learning rate for the layers; encoder and head keep it.
         lr: of Adam, after five epochs of warm-up.
         epochs: how long to train.
     """
@@ -56,6 +60,8 @@ class Trial:
     scale: float = 1.0
     zero: bool = False
     inject: bool = False
+    antisymmetric: bool = False
+    stack_lr: float = 1.0
     lr: float = 0.01
     epochs: int = 9
 
@@ -71,6 +77,14 @@ class Injected(nn.Module):
         """[N, C/G] states of a group to what is added to them."""
         out: Tensor = self.block(h + self.linear(inputs.initial), inputs)
         return out
+
+
+class Antisymmetric(nn.Module):
+    """W - W^T, as in A-DGN (arXiv 2210.09789)."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """[C, C] to [C, C]."""
+        return weight - weight.T
 
 
 class HandOnInitial(nn.Module):
@@ -104,6 +118,8 @@ def build(trial: Trial, graph: Graph) -> nn.Module:
             if trial.zero:
                 for parameter in block.conv.parameters():
                     nn.init.zeros_(parameter)
+            if trial.antisymmetric:
+                parametrize.register_parametrization(cast(SAGEConv, block.conv).root, "weight", Antisymmetric())
     if trial.inject:
         stack: Any = model.stack
         for layer in stack.layers:
@@ -119,12 +135,16 @@ def run(trial: Trial) -> str:
     model = build(trial, graph)
     edge_index, _ = directed_edges(graph)
     csr, _ = csr_from_edge_index(edge_index, graph.num_nodes)
-    optimizer = torch.optim.Adam(model.parameters(), lr=trial.lr)
+    layers = list(cast(nn.Module, model.stack).parameters())
+    inside = {id(parameter) for parameter in layers}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    groups = ((layers, trial.lr * trial.stack_lr), (others, trial.lr))
+    optimizer = torch.optim.Adam([{"params": group, "lr": lr, "base": lr} for group, lr in groups])
     target = graph.y.float().view(-1, 1)
     figures, started = [], time.process_time()
     for epoch in range(1, trial.epochs + 1):
         for group in optimizer.param_groups:
-            group["lr"] = trial.lr * min(1, epoch / WARM_UP_EPOCHS)
+            group["lr"] = group["base"] * min(1, epoch / WARM_UP_EPOCHS)
         optimizer.zero_grad()
         out = model.train()(graph.x, csr)
         loss = F.binary_cross_entropy_with_logits(out[split.train], target[split.train])

@@ -61,7 +61,13 @@ COLUMNS = (
     "commit",
     "command",
 )
-FAMILIES = {"rev": ("reversible", "#2a6f97"), "res": ("residual", "#e07a28"), "deq": ("equilibrium", "#b5476a")}
+# The curves of the picture: type of the model, "tied" where its layers share weights; label and color.
+CURVES = {
+    "rev": ("reversible", "#2a6f97"),
+    "rev, tied": ("reversible, tied weights", "#6a994e"),
+    "res": ("residual", "#e07a28"),
+    "deq": ("equilibrium", "#b5476a"),
+}
 PUBLISHED = ("tuned GCN, 12 layers (published mean, 3 splits)", 0.9786)
 # Of a run, not of a model: runs that differ in nothing else stand in one row.
 PER_RUN = ("data.split", "train.seed")
@@ -282,12 +288,13 @@ def draw(runs: list[Run]) -> None:
     labels: dict[str, str] = {}
     for run in runs:
         recipe = read_recipe(recipe_path(run["recipe"]), run["set"])
-        family, width = recipe.model.type, recipe.model.hidden_channels
-        points[family].append((recipe.model.num_layers, run["test"], run["step_peak_bytes"] / 2**20))
-        labels[family] = f"{FAMILIES[family][0]}, {width} channels, {recipe.train.num_epochs} epochs"
+        model = recipe.model
+        name = f"{model.type}, tied" if getattr(model, "num_distinct_layers", None) else model.type
+        points[name].append((model.num_layers, run["test"], run["step_peak_bytes"] / 2**20))
+        labels[name] = f"{CURVES[name][0]}, {model.hidden_channels} channels, {recipe.train.num_epochs} epochs"
     for name, found in points.items():
         layers, tests, sizes = zip(*sorted(found), strict=True)
-        style = {"marker": "o", "color": FAMILIES[name][1], "label": labels[name]}
+        style = {"marker": "o", "color": CURVES[name][1], "label": labels[name]}
         scores.plot(layers, tests, **style)
         memory.plot(layers, sizes, **style)
     text, height = PUBLISHED

@@ -123,7 +123,7 @@ def results() -> str:
 
 def depth(model: str) -> str:
     """A recipe and its variants with fewer layers or iterations, from shallow to deep."""
-    rows = [row for row in result_rows("model", "depth") if row["model"] == model]
+    rows = [row for row in result_rows("model", "depth") if row["model"] == model and stack(row) in ("rev", "deq")]
     head = ("convolutions", "parameters", "validation", "test", "MiB of a step", "minutes of training")
     return table(
         head,
@@ -139,6 +139,28 @@ def depth(model: str) -> str:
             for row in sorted(rows, key=lambda row: int(row["layers"]))
         ],
     )
+
+
+def stacks() -> str:
+    """Test figure and memory of a step by depth: reversible, reversible with tied weights, residual."""
+    kinds, columns = ("rev", "rev, tied", "res"), ("test_mean", "step_peak_mib")
+    found: dict[int, dict[str, Row]] = {}
+    for row in result_rows("model", "depth"):
+        if row["model"] == "minesweeper_rev_1001":
+            found.setdefault(int(row["layers"]), {})[stack(row)] = row
+    head = ("convolutions", "reversible", "reversible, tied", "residual", "MiB reversible", "tied", "residual")
+    return table(
+        head,
+        [
+            (str(layers), *(rows[kind][column] if kind in rows else "" for column in columns for kind in kinds))
+            for layers, rows in sorted(found.items())
+        ],
+    )
+
+
+def stack(row: Row) -> str:
+    """The type of a model, and whether its layers share weights."""
+    return row["family"] + (", tied" if "num_distinct_layers=" in row["command"] else "")
 
 
 def recipes() -> str:
