@@ -37,7 +37,7 @@ def measure(stack: str, hops: int, num_layers: int) -> dict[str, Any]:
     changes = {"data.generated.range": hops, "model.num_layers": num_layers, **STACKS[stack]}
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        run = zoo.train("road_16", folder + "/run", overrides=changes, device="cpu", num_threads=1, quiet=True)
+        run = zoo.train("road_16", out=folder + "/run", overrides=changes, device="cpu", num_threads=1, quiet=True)
         results = json.loads((run.path / "results.json").read_text(encoding="utf-8"))
     scores = {row["split"]: round(row["value"], 4) for row in results["results"]}
     cpu_s = round(time.process_time() - started, 1)
