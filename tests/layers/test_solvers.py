@@ -221,6 +221,14 @@ def test_reversible_iteration_finds_the_fixed_point() -> None:
         torch.testing.assert_close(state.read(torch.float64), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_solve_that_is_not_run_back_may_take_any_number_of_iterations() -> None:
+    f, expected, z0 = linear(0.99)
+    found, _, _ = solve_reversibly(f, z0, beta=0.3, tol=1e-9, max_iters=5000, run_back=False)
+    assert found.converged
+    assert found.num_iters > 500
+    torch.testing.assert_close(found.z, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e7])
 def test_reversible_iteration_says_when_values_leave_its_range(bad: float) -> None:
     found, _, _ = solve_reversibly(lambda z: torch.full_like(z, bad), torch.zeros(2, 2))

@@ -231,12 +231,15 @@ def test_other_steps_need_shared_weights_and_are_compared_with_no_figure() -> No
 
 
 @pytest.mark.filterwarnings("ignore:a forward solve stopped")
-def test_an_equilibrium_may_iterate_longer_or_shorter() -> None:
-    model = create_model("small_deq", DIGITS, hidden_channels=8)
+@pytest.mark.parametrize("name", ["small_deq", "small_rev_deq"])
+def test_an_equilibrium_may_iterate_longer_or_shorter(name: str) -> None:
+    model = create_model(name, DIGITS, hidden_channels=8)
     own = model.stack.solver
-    evaluate(model, num_steps=2, split="test", device="cpu", quiet=True)
-    assert model.stack.forward_log.num_iters == 2
-    assert model.stack.solver == own
+    for steps in (2, 200):
+        model.stack.solver = dataclasses.replace(own, tol=1e-30)
+        evaluate(model, num_steps=steps, split="test", device="cpu", quiet=True)
+        assert model.stack.forward_log.take()["mean_forward_iters"] == steps
+    assert model.stack.solver == dataclasses.replace(own, tol=1e-30)
 
 
 def test_a_path_for_a_named_data_set_is_refused(tmp_path: Path) -> None:

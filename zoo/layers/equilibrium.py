@@ -166,7 +166,7 @@ class EquilibriumLayer(nn.Module):
             if self.training and self.warming_up:
                 return self._unroll(x, inputs)
             if not torch.is_grad_enabled():
-                return self._solve(x, inputs)[0].z
+                return self._solve(x, inputs, run_back=False)[0].z
             guard, tensors = Guard.take(self, [self.block], (x, inputs), x.device)
             return cast(Tensor, _Equilibrium.apply(self, guard, *tensors))  # type: ignore[no-untyped-call]
 
@@ -182,12 +182,12 @@ class EquilibriumLayer(nn.Module):
 
         return f
 
-    def _solve(self, x: Tensor, inputs: BlockInputs) -> tuple[Solution, tuple[Tensor, ...]]:
+    def _solve(self, x: Tensor, inputs: BlockInputs, *, run_back: bool) -> tuple[Solution, tuple[Tensor, ...]]:
         """The solution and the states that backward starts from."""
         f, z0 = self._equation(x, inputs), torch.zeros_like(x)
         states: tuple[Tensor, ...]
         if isinstance(self.solver, Reversible):
-            solution, y, z = solve_reversibly(f, z0, **asdict(self.solver))
+            solution, y, z = solve_reversibly(f, z0, **asdict(self.solver), run_back=run_back)
             states = (*y, *z)
         else:
             solution = solve(f, z0, **asdict(self.solver))
@@ -234,7 +234,7 @@ class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: EquilibriumLayer, guard: Guard, *tensors: Any) -> Tensor:
         with guard.recorded(tensors) as (x, inputs):
-            solution, states = layer._solve(x, inputs)
+            solution, states = layer._solve(x, inputs, run_back=True)
         ctx.layer, ctx.guard = layer, guard
         ctx.num_iters, ctx.num_states = solution.num_iters, len(states)
         ctx.save_for_backward(*states, *tensors)

@@ -276,7 +276,7 @@ def as_fraction(beta: float) -> Fraction:
 
 @torch.no_grad()
 def solve_reversibly(
-    f: StateFn, z0: Tensor, *, beta: float = 0.8, tol: float = 1e-3, max_iters: int = 12
+    f: StateFn, z0: Tensor, *, beta: float = 0.8, tol: float = 1e-3, max_iters: int = 12, run_back: bool = True
 ) -> tuple[Solution, DampedState, DampedState]:
     """Find z with f(z) = z by a damped iteration that can be run back to where it began, to the last bit.
 
@@ -292,6 +292,7 @@ def solve_reversibly(
         beta: how far an iteration goes, 0.01 to 0.99.
         tol: relative residual at y' at which to stop.
         max_iters: most iterations, of two evaluations each.
+        run_back: False allows any number of iterations, for a solve that will not be run back.
 
     Returns:
         The solution, whose z is the last one and whose num_iters counts iterations, and the last states y and z.
@@ -306,7 +307,7 @@ def solve_reversibly(
     if not (0.01 <= beta <= 0.99 and tol > 0 and max_iters >= 1):
         raise ValueError(f"expected 0.01 <= beta <= 0.99, tol > 0, max_iters >= 1; got {beta}, {tol}, {max_iters}")
     keep = 1 - fraction
-    if max_iters * math.log2(1 / keep) + math.log2(keep.numerator) >= 63:
+    if run_back and max_iters * math.log2(1 / keep) + math.log2(keep.numerator) >= 63:
         raise ValueError(f"max_iters ({max_iters}) with beta {beta} drops more digits than 63 bits hold")
     y, z = DampedState.of(z0), DampedState.of(z0)
     residual, num_iters = math.inf, 0
