@@ -12,7 +12,7 @@ from pydantic import Field
 from zoo.spec.base import Spec
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import recipe_path
-from zoo.workflows.graphs import EdgePrecision
+from zoo.workflows.options import EdgePrecision
 
 # Source: the pages of OGB on ogbn-proteins.
 TRUE_NODES, TRUE_EDGES = 132_534, 79_122_504

@@ -15,10 +15,11 @@ from zoo.workflows.create import create_model as create_model
 from zoo.workflows.evaluate import evaluate as evaluate
 from zoo.workflows.export import save as save
 from zoo.workflows.load import load as load
-from zoo.workflows.many import train_many as train_many
+from zoo.workflows.options import TrainOptions as TrainOptions
 from zoo.workflows.predict import predict as predict
 from zoo.workflows.publish import push as push
 from zoo.workflows.pull import pull as pull
-from zoo.workflows.run import train as train
+from zoo.workflows.runs import train as train
+from zoo.workflows.runs import train_many as train_many
 
 __version__: str

@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.conftest import Result
 from zoo.workflows import compare as compare_module
-from zoo.workflows import many as many_module
+from zoo.workflows import runs as many_module
 from zoo.workflows.worker import work
 
 Command = Callable[..., Result]

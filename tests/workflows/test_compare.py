@@ -27,7 +27,7 @@ from zoo.spec.base import parse_spec
 from zoo.spec.recipe import Recipe, parse_recipe
 from zoo.spec.results import ReportedResult
 from zoo.workflows import compare as compare_module
-from zoo.workflows import many as many_module
+from zoo.workflows import runs as many_module
 from zoo.workflows import train as train_module
 from zoo.workflows.compare import compare
 from zoo.workflows.compare_entries import read_entries

@@ -11,11 +11,11 @@ import pytest
 from tests.workflows.test_compare import in_this_process, tiny, write_splits
 from zoo.errors import RunError
 from zoo.spec.results import Mean, RunScores
-from zoo.workflows import many as many_module
+from zoo.workflows import runs as many_module
 from zoo.workflows.compare import compare
 from zoo.workflows.compare_report import CompareEntry, p_value
-from zoo.workflows.many import ManyResults, train_many
 from zoo.workflows.progress import Progress
+from zoo.workflows.runs import ManyResults, train_many
 from zoo.workflows.session import StopRequest
 from zoo.workflows.train import train
 from zoo.workflows.worker import Task, TrainRequest, run_tasks

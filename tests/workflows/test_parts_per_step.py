@@ -18,7 +18,7 @@ from zoo.models.factory import build_model
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows import train as module
-from zoo.workflows.dry_run import dry_run
+from zoo.workflows.bench import dry_run
 from zoo.workflows.graphs import recipe_graph
 from zoo.workflows.objective import Objective
 from zoo.workflows.ranks import tree_sum

@@ -86,7 +86,7 @@ def command(
         if out is not None or resume or as_json or num_seeds is not None or num_splits is not None:
             raise click.UsageError("--dry-run: goes without --out, --resume, --json, --seeds and --splits")
         from zoo.spec.recipe import read_recipe
-        from zoo.workflows.dry_run import dry_run as measure
+        from zoo.workflows.bench import dry_run as measure
 
         kept = ("num_threads", "capture", "edge_precision")
         spec = read_recipe(recipe, assignments)
@@ -153,7 +153,7 @@ def _train_many(
     from zoo.spec.recipe import read_recipe
 
     spec = read_recipe(recipe, assignments)
-    from zoo.workflows.many import train_many
+    from zoo.workflows.runs import train_many
 
     out = out or Path("runs") / spec.name
     results = train_many(spec, out, num_seeds=num_seeds, num_splits=num_splits, **options)

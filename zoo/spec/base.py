@@ -51,8 +51,9 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: 
         error: with every fault, one a line, each with its place.
     """
     try:
-        # JSON mode, so that a list may stand for a tuple while every other type stays exact.
-        return cls.model_validate_json(json.dumps(data))
+        # JSON mode, so that a list may stand for a tuple while every other type stays exact. What JSON lacks, such as a
+        # torch.device, is taken by its name.
+        return cls.model_validate_json(json.dumps(data, default=str))
     except ValidationError as invalid:
         details = invalid.errors(include_url=False)
         if details[0]["type"] == "json_invalid":

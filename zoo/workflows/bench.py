@@ -1,18 +1,23 @@
-"""Time and memory of a training step at several depths: what fits this machine?"""
+"""Time and memory of training steps: at several depths, and of one process of a run that many share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from zoo.errors import OutOfMemoryError, RunError
+from zoo.models.factory import build_model
 from zoo.spec.base import Spec, parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment
+from zoo.spec.shape import input_shape
 from zoo.workflows import session
-from zoo.workflows.graphs import EdgePrecision
-from zoo.workflows.progress import Progress
+from zoo.workflows.distributed import check_world_size
+from zoo.workflows.graphs import complete_recipe, recipe_graph
+from zoo.workflows.progress import Progress, task_lines
 from zoo.workflows.session import StoppedError, stop_requests
-from zoo.workflows.step_cost import NUM_STEPS, StepCost, data_set_size
+from zoo.workflows.step_cost import StepCost, data_set_size, measure_training
 from zoo.workflows.worker import MeasureRequest, Task, run_tasks
 
 
@@ -37,12 +42,10 @@ def bench(
     random_graph: bool = False,
     num_nodes: int | None = None,
     num_edges: int | None = None,
-    num_steps: int = NUM_STEPS,
-    capture: bool = False,
-    edge_precision: EdgePrecision = "fp32",
     device: str | None = None,
     num_threads: int | None = None,
     quiet: bool = False,
+    **options: Any,
 ) -> BenchResults:
     """Measure training steps of a model with fresh weights, each depth in a process of its own.
 
@@ -51,32 +54,21 @@ def bench(
         random_graph: take a random graph in place of the recipe's data.
         num_nodes: of the random graph; None: as many as the data set has.
         num_edges: of the random graph, each direction counted; None: as many as the data set has.
-        num_steps: steps that are timed.
-        capture: replay CUDA graphs of one layer, on a GPU.
-        edge_precision: of the edge features on a GPU.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
         num_threads: of the CPU.
         quiet: show no progress.
+        options: ``num_steps``, ``capture`` and ``edge_precision`` of a :class:`MeasureRequest`.
 
     Raises:
         StoppedError: after a signal.
         RunError: if a depth fails for want of something other than memory.
     """
     where = session.start(device, num_threads)
-    graph_size = None
     if random_graph:
         # A user's own data set has no size before it is read, so it is looked up only where a number is missing.
-        graph_size = (num_nodes, num_edges) if num_nodes and num_edges else data_set_size(recipes[0])
-        graph_size = (num_nodes or graph_size[0], num_edges or graph_size[1])
-    request = MeasureRequest(
-        recipe=recipes[0],
-        graph_size=graph_size,
-        num_steps=num_steps,
-        capture=capture,
-        edge_precision=edge_precision,
-        device=str(where),
-        num_threads=num_threads,
-    )
+        size = (num_nodes, num_edges) if num_nodes and num_edges else data_set_size(recipes[0])
+        options["graph_size"] = (num_nodes or size[0], num_edges or size[1])
+    request = MeasureRequest(recipe=recipes[0], num_threads=num_threads, **options)
     tasks = [
         Task(f"{recipe.name}, {recipe.model.num_layers} layers", request.model_copy(update={"recipe": recipe}))
         for recipe in recipes
@@ -97,3 +89,46 @@ def bench(
         if stop:
             raise StoppedError(f"{stop.name}: {len(rows)} of {len(tasks)} depths are measured", stop.signum)
     return BenchResults(recipe=recipes[0].name, environment=session.environment(where), rows=tuple(rows))
+
+
+def dry_run(
+    recipe: Recipe, world_size: int = 1, *, device: str | None = None, num_threads: int | None = None, **options: Any
+) -> list[str]:
+    """Check what a run would need: take the steps of one of its processes, and say what they cost.
+
+    Args:
+        recipe: what would be trained.
+        world_size: W, the processes that would share it.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
+        num_threads: of the CPU.
+        options: ``capture`` and ``edge_precision``, as of :func:`measure_training`.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        ZooError: if such a run could not begin, or memory runs out.
+    """
+    spec = recipe.train
+    check_world_size(spec.parts_per_step, world_size)
+    chosen = session.start(device, num_threads)
+    recipe, graph = complete_recipe(recipe, None)
+    graph, split = recipe_graph(recipe, graph)
+    model = build_model(recipe.model, input_shape(recipe, graph.shape))
+    lines = task_lines(recipe, graph, split, model)
+    # The parts that one process takes of a step, one after the other.
+    own = math.ceil(spec.parts_per_step / world_size)
+    one = recipe.model_copy(update={"train": spec.model_copy(update={"parts_per_step": own})})
+    cost = measure_training(model, one, graph, split, chosen, num_steps=1, **options)
+    num_steps = math.ceil(spec.partition.num_parts / spec.parts_per_step)
+    busy = spec.parts_per_step / (own * world_size)
+    sizes = {"graph": cost.graph_bytes, "part": cost.part_bytes, "state": cost.state_bytes, "step": cost.peak_bytes}
+    memory = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items() if size)
+    return [
+        *lines,
+        f"shared  {world_size:,} processes, each {own:,} of the {spec.parts_per_step:,} parts of a step, "
+        f"{busy:.0%} of the time busy",
+        f"steps   {num_steps * spec.num_epochs:,} in all; one takes {cost.median_step_s:.3g} s here, and the sum of "
+        f"{cost.num_parameters * 4 / 2**20:,.1f} MiB of gradients over the processes",
+        f"needs   {cost.total_bytes / 2**20:,.1f} MiB in each process ({memory})",
+    ]

@@ -33,9 +33,10 @@ from zoo.workflows.compare_entries import (
 from zoo.workflows.compare_report import BaselineEntry, ComparedData, CompareEntry, CompareResults
 from zoo.workflows.evaluate import evaluate, test_protocol
 from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
-from zoo.workflows.many import Run, check_runs, run_scores, test_figures, train_runs
+from zoo.workflows.options import TrainOptions
 from zoo.workflows.progress import Progress
 from zoo.workflows.recipes import recipe_digest
+from zoo.workflows.runs import Run, check_runs, run_scores, test_figures, train_runs
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.step_cost import StepCost
 from zoo.workflows.worker import MeasureRequest, Task, run_tasks
@@ -123,7 +124,7 @@ def compare(
             if len(devices) > 1 and len(runs) - done > 1:
                 # Cached, because a later call that finds these runs finished still has to note it beside their times.
                 job.keep("num_jobs", len(devices))
-            train_runs(runs, devices=devices, num_threads=num_threads, stop=stop, progress=progress)
+            train_runs(runs, TrainOptions(num_threads=num_threads), devices=devices, stop=stop, progress=progress)
             # After all training, because parallel jobs would compete with the measured step for the machine.
             costs = _measure(entries, job)
         rows = tuple(_row(entry, cost, job) for entry, cost in zip(entries, costs, strict=True))
@@ -178,7 +179,7 @@ def _measure(entries: Sequence[Entry], job: _Job) -> list[StepCost]:
         job.progress.step(label, {})
     tasks = []
     for label, run in missing.items():
-        request = MeasureRequest(recipe=run.recipe, folder=str(run.folder), device="", num_threads=job.num_threads)
+        request = MeasureRequest(recipe=run.recipe, folder=str(run.folder), num_threads=job.num_threads)
         tasks.append(Task(label, request, model=run.recipe.name))
     # A new process for each: what others leave in memory would be taken for free.
     for task, answer in run_tasks(tasks, devices=job.devices[:1], stop=job.stop, progress=job.progress):

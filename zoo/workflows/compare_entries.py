@@ -15,9 +15,9 @@ from zoo.spec.shape import DataSpec
 from zoo.workflows.evaluate import test_protocol
 from zoo.workflows.graphs import complete_recipe
 from zoo.workflows.load import is_run
-from zoo.workflows.many import RUN_NAME, Run, first_splits, run_recipe, runs_of
 from zoo.workflows.recipes import check_same_recipe
 from zoo.workflows.run_dir import RunDir
+from zoo.workflows.runs import RUN_NAME, Run, first_splits, run_recipe, runs_of
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from zoo.spec.shape import input_shape
 from zoo.spec.train import lower_is_better
 from zoo.workflows import ranks, session
 from zoo.workflows.create import ZooInfo, info_of
-from zoo.workflows.graphs import EdgePrecision, as_graph, graph_digest, is_synthetic, place_graph, recipe_graph
+from zoo.workflows.graphs import as_graph, graph_digest, is_synthetic, place_graph, recipe_graph
 from zoo.workflows.load import is_run, load_located, locate
 from zoo.workflows.objective import KnownLabels
+from zoo.workflows.options import EdgePrecision
 from zoo.workflows.progress import Progress
 from zoo.workflows.run_dir import RunDir
 

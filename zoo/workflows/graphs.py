@@ -8,7 +8,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,9 +25,8 @@ from zoo.spec.base import DATA_NAME_PATTERN, parse_spec
 from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.workflows.objective import LOSSES, losses_of
+from zoo.workflows.options import EdgePrecision
 from zoo.workflows.run_dir import GRAPH_FILE, RunDir
-
-EdgePrecision = Literal["fp32", "fp16"]
 
 # A graph is kept on the GPU if it takes no more than this share of the free memory.
 _GPU_SHARE = 0.25

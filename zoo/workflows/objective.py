@@ -181,7 +181,7 @@ class Objective:
         teacher: [N, T] logits to learn from under ``spec.distillation``; without them the labels alone teach.
 
     Attributes:
-        device: as given.
+        spec, graph, split, device: as given.
         is_train: [N] bool, the nodes that are learned from.
         known: the labels that the model reads, if it does.
         num_predicted: how many labels the latest ``step_loss`` is a mean over.
@@ -194,7 +194,8 @@ class Objective:
         labeled = ~torch.isnan(y).all(1) if y.is_floating_point() else y >= 0
         is_train = torch.zeros(graph.num_nodes, dtype=torch.bool)
         is_train[split.train.cpu()] = True
-        self.spec, self.device, self.y = spec, device, graph.y.to(device)
+        self.spec, self.graph, self.split, self.device = spec, graph, split, device
+        self.y = graph.y.to(device)
         self.is_train = (is_train & labeled).to(device)
         self.known = KnownLabels.of(spec, graph, split, device)
         self.loss = LOSSES[graph.task, spec.loss or losses_of(graph.task)[0]]
@@ -232,9 +233,18 @@ class Objective:
         return (1 - alpha) * loss + alpha * distillation_loss(logits, self._teacher[part.nodes], temperature)
 
     def valid_loss(self, logits: Tensor) -> float:
-        """The loss of the labels alone, on the valid nodes; ``logits`` are [N, T] on the CPU."""
+        """The loss of the labels alone, on the valid nodes; ``logits`` are [N, T] on the CPU.
+
+        Raises:
+            FloatingPointError: if a prediction of any node or the loss is not finite.
+        """
+        if not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError("some predictions are NaN or infinite")
         nodes = self._valid
-        return self.loss(logits[nodes].to(self.device), self.y[nodes.to(self.device)]).item()
+        loss = self.loss(logits[nodes].to(self.device), self.y[nodes.to(self.device)]).item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss on the valid nodes is {loss}")
+        return loss
 
 
 def sample_read(train: Tensor, mask_rate: float) -> Tensor:

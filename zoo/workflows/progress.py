@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,8 @@ from typing_extensions import Self
 from zoo.data.graph import Graph, Split
 from zoo.ops.dispatch import backend_for, named_backend
 from zoo.spec.recipe import Recipe
+from zoo.workflows import ranks
+from zoo.workflows.memory import peak
 from zoo.workflows.session import device_name
 
 _writer_class: Any = None
@@ -139,6 +142,21 @@ class Progress:
             action(self._bar)
         except OSError:
             self._bar, self._quiet = None, True
+
+
+def log(*lines: str, quiet: bool = False) -> None:
+    """Print lines on stderr, unless that has gone away."""
+    if not quiet:
+        with suppress(OSError):
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def rank_figures(busy_s: float, device: torch.device) -> dict[str, str]:
+    """Memory of all ranks, and the rank that the others waited for, which was busy for the longest."""
+    told = ranks.exchange([peak(device), busy_s])
+    slowest = max(range(len(told)), key=lambda rank: told[rank][1])
+    memory = "+".join(f"{size / 2**30:.2f}" for size, _ in told)
+    return {"memory": f"{memory}GiB", "slowest": f"rank {slowest}, busy {told[slowest][1]:.2f}s"}
 
 
 def duration_in_words(seconds: float) -> str:

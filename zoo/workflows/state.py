@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -12,11 +14,16 @@ from torch import Tensor, nn
 
 from zoo.errors import RunError, ZooWarning
 from zoo.layers.equilibrium import solve_logs
+from zoo.layers.oscillator import OscillatorStack
+from zoo.layers.reversible import ReversibleStack
+from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment
+from zoo.spec.shape import GraphShape
 from zoo.tensor_file import Saved, first_nonfinite
 from zoo.workflows import memory, ranks
 from zoo.workflows.evaluate import Partial
 from zoo.workflows.run_dir import BestEpoch, RunDir
+from zoo.workflows.session import StoppedError, StopRequest
 from zoo.workflows.step import DivergedError, diverged, report_norms
 
 # A save may cost this share of the time since the last one, so that all of them take less than 1 % of a run.
@@ -59,31 +66,13 @@ class Cursor:
     record: dict[str, float] = field(default_factory=dict)
     num_unsolved_epochs: int = 0
 
-    def next_step(self, part: int, loss: float | None) -> None:
-        """Move on, with so many parts done, given the loss of the step, or None if there was none to take."""
-        self.part = part
-        if loss is not None:
-            self.step += 1
-            self.loss_sum += loss
-            self.num_losses += 1
-
-    def next_epoch(self, epoch_s: float) -> None:
-        """Move on to the next epoch, once this one is logged."""
-        # Epochs of warm-up solve nothing and do not count.
-        if num_solves := self.record.get("num_forward_solves", 0):
-            is_unsolved = self.record["num_forward_unconverged"] == num_solves
-            self.num_unsolved_epochs = self.num_unsolved_epochs + 1 if is_unsolved else 0
-        self.epoch += 1
-        self.part, self.loss_sum, self.num_losses, self.epoch_s = 0, 0.0, 0, 0.0
-        self.step_figures, self.record = {}, {}
-        self.train_s += epoch_s
-
 
 @dataclass
 class RunState:
     """Everything that a resume needs.
 
     Attributes:
+        recipe: that is trained.
         run: where it is saved.
         model: its weights and buffers.
         optimizer: its state, saved under the names of the parameters.
@@ -94,6 +83,7 @@ class RunState:
         partials: logits so far of evaluations that are not complete, by purpose.
     """
 
+    recipe: Recipe
     run: RunDir
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -144,20 +134,37 @@ class RunState:
         self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, *ranks.exchange(memory.peak(device)))
         return self.cursor.peak_memory_bytes
 
-    def keep_best(self, best: BestEpoch) -> None:
-        """Keep the weights of the model as the best ones; they are stored with the next state.
+    def is_out_of_patience(self) -> bool:
+        """True if too many evaluations before the current epoch have brought nothing better."""
+        every, patience = self.recipe.eval.every, self.recipe.train.patience
+        if self.best is None or not patience:
+            return False
+        # Counted in evaluations, since epochs between two of them cannot bring a better value.
+        return (self.cursor.epoch - 1) // every - self.best.epoch // every >= patience
+
+    def keep_best(self, value: float, shape: GraphShape) -> BestEpoch:
+        """Keep the weights of the model if the value by which the recipe selects is the best one so far.
+
+        They are stored with the next state.
+
+        Returns:
+            The best epoch.
 
         Raises:
             DivergedError: if some are not finite; the best ones so far are then still there.
         """
+        best, lower = self.best, self.recipe.eval.lower_is_better
+        if best is not None and not (value < best.value if lower else value > best.value):
+            return best
         weights = self.model.state_dict()
         # These may be the last good weights of a run that diverges, so bad ones must not replace them.
         self._check_finite({f"model/{name}": tensor for name, tensor in weights.items()})
+        self.best = BestEpoch(epoch=self.cursor.epoch, value=value, shape=shape)
         # A copy, because the optimizer changes the weights in place. To store them at each better validation would take
         # a short epoch longer than the epoch itself.
-        self.best = best
         if ranks.group.rank == 0:
             self._unsaved_best = _copied(weights)
+        return self.best
 
     def end_epoch(self, record: dict[str, float], epoch_s: float) -> None:
         """Log the figures of the current epoch and move on to the next."""
@@ -168,18 +175,62 @@ class RunState:
             self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
         # They are predictions of the present weights, which the next epoch changes.
         self.partials.clear()
-        self.cursor.next_epoch(epoch_s)
+        cursor = self.cursor
+        # Epochs of warm-up solve nothing and do not count.
+        if num_solves := cursor.record.get("num_forward_solves", 0):
+            is_unsolved = cursor.record["num_forward_unconverged"] == num_solves
+            cursor.num_unsolved_epochs = cursor.num_unsolved_epochs + 1 if is_unsolved else 0
+        cursor.epoch += 1
+        cursor.part, cursor.loss_sum, cursor.num_losses, cursor.epoch_s = 0, 0.0, 0, 0.0
+        cursor.step_figures, cursor.record = {}, {}
+        cursor.train_s += epoch_s
         self._started = time.monotonic()
 
-    def skip_step(self, fault: str, buffers: list[Tensor]) -> None:
-        """Count a step whose numbers are not finite, and report the first; the model gets back its buffers."""
-        with torch.no_grad():
-            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(value)
-        figures, place = self.cursor.step_figures, f"epoch {self.cursor.epoch}, part {self.cursor.part + 1}"
-        if self.warn_once("skipped", f"{place}: {fault}; this step is skipped, later ones are only counted"):
-            report_norms(self.run, place, fault, self.model)
-        figures["num_skipped_steps"] = figures.get("num_skipped_steps", 0) + 1
+    @contextmanager
+    def step_errors(self, *, may_skip: bool) -> Iterator[None]:
+        """Skip a step whose numbers are not finite, if it may be: count it, and report the first.
+
+        Raises:
+            FloatingPointError: if it may not.
+        """
+        # The forward pass updates statistics of batch normalization, and a step that is skipped must leave no NaN.
+        buffers = [buffer.clone() for buffer in self.model.buffers()] if may_skip else []
+        try:
+            yield
+        except FloatingPointError as error:
+            if not may_skip:
+                raise
+            with torch.no_grad():
+                for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                    buffer.copy_(value)
+            figures, place = self.cursor.step_figures, f"epoch {self.cursor.epoch}, part {self.cursor.part + 1}"
+            if self.warn_once("skipped", f"{place}: {error}; this step is skipped, later ones are only counted"):
+                report_norms(self.run, place, str(error), self.model)
+            figures["num_skipped_steps"] = figures.get("num_skipped_steps", 0) + 1
+
+    def end_step(self, part: int, loss: float | None) -> None:
+        """Move on, with so many parts of the epoch done, given the loss of the step, or None if there was no step."""
+        cursor = self.cursor
+        cursor.part = part
+        if loss is None:
+            return
+        cursor.step += 1
+        cursor.loss_sum += loss
+        cursor.num_losses += 1
+        error = getattr(getattr(self.model, "stack", None), "inversion_error", None)
+        if error is not None:
+            self.add_inversion_error(error)
+
+    def check_inversion(self, *, is_captured: bool) -> None:
+        """Let the model's reversible stack note how exactly it restores its input.
+
+        Raises:
+            RunError: if it has none, or one of captured layers.
+        """
+        stack = getattr(self.model, "stack", None)
+        if is_captured or not isinstance(stack, ReversibleStack | OscillatorStack) or not stack.reversible:
+            raise RunError("--check-inversion: needs a model with a reversible stack, and goes without --capture")
+        stack.inversion_error = 0.0
 
     def add_inversion_error(self, error: float) -> None:
         """Note how exactly the reversible stack restored its input in a step, and warn if its gradients suffer."""
@@ -189,17 +240,47 @@ class RunState:
             text = f"the reversible stack restored its input only to {error:.1g} of its largest entry"
             self.warn_once("inversion", f"{text}, so gradients are inexact; set model.norm or lower train.optimizer.lr")
 
-    def check_solves(self, patience: int) -> None:
-        """Raise a RunError if no forward solve has converged in so many epochs; 0: never."""
+    def check_solves(self) -> None:
+        """Raise a RunError if no forward solve has converged in as many epochs as the recipe says, if it does."""
+        patience = self.recipe.train.solve_patience
         if patience and self.cursor.num_unsolved_epochs >= patience:
             place = f"{self.run.path}: epoch {self.cursor.epoch - 1}"
             advice = "raise model.solver.max_iters or lower train.optimizer.lr in another --out"
             raise RunError(f"{place}: no forward solve converged in {patience} epochs in a row; {advice}")
 
-    def use_best_weights(self, weights: dict[str, Tensor]) -> None:
+    def use_best_weights(self) -> BestEpoch:
         """Give the model the best weights; states that are saved from now on keep those of the last step."""
         self._last_weights = _copied(self.model.state_dict())
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(best_weights(self.run))
+        assert self.best is not None
+        return self.best
+
+    def pause_if_asked(self, stop: StopRequest) -> None:
+        """Save the state if that is due, and stop if that is asked for.
+
+        Raises:
+            StoppedError: after the state is saved.
+        """
+        if ranks.group.size > 1:
+            self._agree(stop)
+        # An epoch may take hours, so it is saved within too: a crash then costs minutes.
+        self.save_if_due(epoch_is_done=False)
+        if stop:
+            path, num_parts = self.save(), self.recipe.train.partition.num_parts
+            place = f"epoch {self.cursor.epoch}, part {self.cursor.part}/{num_parts}"
+            raise StoppedError(f"{stop.name} at {place}; saved: {path}", stop.signum)
+
+    def _agree(self, stop: StopRequest) -> None:
+        """Let all ranks stop at the same place, and the first one count the solves of all.
+
+        The signal may have reached one of them alone, or earlier than the others.
+        """
+        logs = solve_logs(self.model)
+        (own, _), *others = ranks.exchange((stop.signum if stop else 0, logs))
+        stop.signum = max(own, *(signum for signum, _ in others))
+        for _, more in others:
+            for log, other in zip(logs, more, strict=True):
+                log.merge(other) if ranks.group.rank == 0 else log.take()
 
     def save(self) -> Path:
         """Save the state now, and before it all that it relies on.
@@ -321,6 +402,14 @@ class RunState:
         number = {name: index for index, (name, _) in enumerate(self.model.named_parameters())}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": {number[n]: s for n, s in state.items()}, "param_groups": groups})
+
+
+def best_weights(run: RunDir) -> dict[str, Tensor]:
+    """The best weights of a run, on all ranks; a RunError if they are gone."""
+    best = run.best()
+    if best is None and ranks.group.rank == 0:
+        raise RunError(f"{run.path}: best.safetensors is missing; start again in another --out")
+    return ranks.share({} if best is None else best.tensors)
 
 
 def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

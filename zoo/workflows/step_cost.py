@@ -23,9 +23,10 @@ from zoo.spec.base import Spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import known_shape
 from zoo.workflows import session
-from zoo.workflows.graphs import EdgePrecision, place_graph
+from zoo.workflows.graphs import place_graph
 from zoo.workflows.memory import finish, measure_steps, release_eagerly
 from zoo.workflows.objective import Objective
+from zoo.workflows.options import EdgePrecision
 from zoo.workflows.step import build_optimizer, epoch_parts, training_step
 
 NUM_STEPS = 5

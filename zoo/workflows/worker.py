@@ -29,9 +29,10 @@ from zoo.spec.base import Spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
-from zoo.workflows.graphs import EdgePrecision, complete_recipe, recipe_graph
+from zoo.workflows.graphs import complete_recipe, recipe_graph
 from zoo.workflows.load import Located, load_located
 from zoo.workflows.memory import reset_peak
+from zoo.workflows.options import EdgePrecision, TrainOptions
 from zoo.workflows.progress import Progress
 from zoo.workflows.session import StopRequest
 from zoo.workflows.step_cost import NUM_STEPS, measure_training, random_graph
@@ -40,32 +41,18 @@ from zoo.workflows.train import train
 _POLL_S = 0.05
 
 
-class TrainRequest(Spec):
-    """Train a recipe, or continue its run.
+class TrainRequest(TrainOptions):
+    """Train a recipe, or continue its run, with the options of any run.
 
     Attributes:
         task: tells requests apart.
         recipe: what to train.
         folder: the run directory.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        num_threads: of the CPU; None: as PyTorch chooses.
-        baseline: as for ``zoo.workflows.train.train``, and so are all that follow.
-        capture: replay CUDA graphs.
-        check_inversion: record how exactly a reversible stack restores its input.
-        report_depth: write norms by layer.
-        edge_precision: of the edge features on a GPU.
     """
 
     task: Literal["train"] = "train"
     recipe: Recipe
     folder: str
-    device: str
-    num_threads: int | None = None
-    baseline: bool = False
-    capture: bool = False
-    check_inversion: bool = False
-    report_depth: bool = False
-    edge_precision: EdgePrecision = "fp32"
 
 
 class MeasureRequest(Spec):
@@ -90,7 +77,7 @@ class MeasureRequest(Spec):
     num_steps: int = NUM_STEPS
     capture: bool = False
     edge_precision: EdgePrecision = "fp32"
-    device: str
+    device: str | None = None
     num_threads: int | None = None
 
 
@@ -320,7 +307,7 @@ def work(request: TrainRequest | MeasureRequest) -> dict[str, Any]:
         # A warm process has had other runs; where the peak cannot be reset, it counts theirs too.
         with suppress(RunError):
             reset_peak(session.start(request.device, num_threads))
-        options = request.model_dump(exclude={"task", "recipe", "folder"})
+        options = request.model_dump(exclude={"task", "recipe", "folder", "quiet"})
         return train(recipe, Path(request.folder), resume=True, quiet=True, **options).to_json()
     device = session.start(request.device, num_threads)
     # Memory may run out before the first step, while the graph or the model is made.

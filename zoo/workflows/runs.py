@@ -1,11 +1,11 @@
-"""Several runs of one recipe, over splits and seeds, on the devices that are named."""
+"""Train from Python: one run, or several of one recipe over splits and seeds, on the devices that are named."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +21,76 @@ from zoo.spec.results import Environment, Mean, Measured, RunResults, RunScores
 from zoo.spec.shape import input_shape
 from zoo.workflows import session
 from zoo.workflows.evaluate import test_protocol
-from zoo.workflows.graphs import EdgePrecision, complete_recipe, graph_digest, recipe_graph
+from zoo.workflows.graphs import adapt_recipe, as_graph, complete_recipe, graph_digest, recipe_graph
 from zoo.workflows.load import empty_model, is_run
+from zoo.workflows.options import TrainOptions
 from zoo.workflows.progress import Progress
 from zoo.workflows.recipes import check_same_recipe
-from zoo.workflows.run_dir import RunDir
+from zoo.workflows.run_dir import GRAPH_FILE, RECIPE_FILE, RunDir, fresh_folder
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
+from zoo.workflows.train import train as train_recipe
 from zoo.workflows.worker import Task, TrainRequest, run_tasks
 
 RUN_NAME = re.compile(r"^split-(\d+)-seed-(\d+)$")
+
+
+def train(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    data: object = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    resume: bool = False,
+    on_epoch: Callable[[Mapping[str, float]], object] | None = None,
+    **options: Any,
+) -> RunDir:
+    """Train a recipe and evaluate its best weights, as ``revgnn-zoo train`` does.
+
+    A graph that is given is kept in the run directory, so that the run can be resumed, evaluated and moved like any
+    other. The recipe is adapted to it: loss and metric follow from the labels where the recipe's do not fit them.
+
+    >>> import zoo
+    >>> losses = []
+    >>> run = zoo.train("quickstart", out="runs/mine", quiet=True, device="cpu",
+    ...     overrides={"model.num_layers": 2, "model.hidden_channels": 8, "train.num_epochs": 2},
+    ...     on_epoch=lambda record: losses.append(record["train_loss"]))
+    >>> len(losses)
+    2
+    >>> [comparison.figure.split for comparison in zoo.evaluate(run, split="test", quiet=True, device="cpu")]
+    ['test']
+
+    Args:
+        recipe: the name of a shipped recipe, a JSON file, or a recipe; with ``resume`` also the folder of a run, which
+            holds its recipe and its graph.
+        data: a ``torch_geometric.data.Data`` or a ``zoo.Graph``; None: the recipe's own data set.
+        out: the run directory; None: a new folder below ``runs``.
+        overrides: values of the recipe by dotted key, such as ``{"train.num_epochs": 5}``.
+        resume: continue an unfinished run, or one that has fewer epochs than the recipe; start one that is not there.
+        on_epoch: called after each epoch with its line of ``metrics.jsonl``: ``epoch``, ``train_loss`` and more; for
+            example ``wandb.log``.
+        options: the attributes of :class:`zoo.TrainOptions`, such as ``device="cuda:1"`` and ``quiet=True``.
+
+    Returns:
+        The run directory, which ``zoo.evaluate``, ``zoo.load`` and ``zoo.push`` take; ``results()`` holds its figures.
+
+    Raises:
+        RunError: if the run directory or an option cannot be used, or a loss or gradient is not finite.
+        ZooError: if the recipe does not fit its data, or these cannot be loaded.
+    """
+    if on_epoch is not None and not callable(on_epoch):
+        raise RunError(f"on_epoch: expected a function, got {on_epoch!r}")
+    if resume and isinstance(recipe, str | os.PathLike) and (Path(recipe) / RECIPE_FILE).is_file():
+        folder = Path(recipe)
+        chosen = RunDir(folder).recipe(overrides)
+    else:
+        chosen = read_recipe(recipe, overrides)
+        folder = fresh_folder(chosen.name) if out is None else Path(out)
+    graph = None
+    if data is not None:
+        graph = as_graph(data)
+        chosen = adapt_recipe(chosen, graph, str((folder / GRAPH_FILE).absolute()))
+    train_recipe(chosen, folder, graph=graph, resume=resume, on_epoch=on_epoch, **options)
+    return RunDir(folder)
 
 
 @dataclass(frozen=True)
@@ -85,15 +146,7 @@ def train_many(
     num_seeds: int = 1,
     num_splits: int | Literal["all"] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
-    device: str | None = None,
-    num_threads: int | None = None,
-    max_time_s: float | None = None,
-    baseline: bool = False,
-    capture: bool = False,
-    check_inversion: bool = False,
-    report_depth: bool = False,
-    edge_precision: EdgePrecision = "fp32",
-    quiet: bool = False,
+    **options: Any,
 ) -> ManyResults:
     """Train a recipe with several seeds and on several splits, each run in ``out / split-I-seed-J``.
 
@@ -111,16 +164,9 @@ def train_many(
         num_seeds: so many seeds, from the recipe's on.
         num_splits: the first so many splits of the data, or "all"; None: the recipe's own.
         overrides: values of the recipe by dotted key.
-        device: ``cpu``, ``cuda``, ``cuda:N``, or several of them, such as ``cuda:0,cuda:1``: as many runs train at the
-            same time, each device in one process. None: the GPU if there is one.
-        num_threads: of the CPU, for each process; None: those of this machine, shared by the processes.
-        max_time_s: seconds after which all is saved and stopped, as by a signal.
-        baseline: also fit a logistic or ridge regression to the node features, in each run.
-        capture: replay CUDA graphs of one reversible layer for all layers, on a GPU.
-        check_inversion: record how exactly the reversible stack restores its input.
-        report_depth: write norms by layer, at start and end, with a picture.
-        edge_precision: of the edge features on a GPU; "fp16" halves their memory.
-        quiet: show no progress.
+        options: the attributes of :class:`zoo.TrainOptions`. ``device`` may name several, such as ``cuda:0,cuda:1``: as
+            many runs train at the same time, each device in one process. ``num_threads`` are those of each process;
+            None: those of this machine, shared by the processes.
 
     Returns:
         Mean and standard deviation, which ``out / "runs.json"`` holds too.
@@ -131,7 +177,8 @@ def train_many(
     """
     if num_seeds < 1:
         raise RunError(f"num_seeds: expected an integer of at least 1, got {num_seeds!r}")
-    out, devices = Path(out), session.resolve_devices(device)
+    chosen = parse_spec(TrainOptions, options, where="train_many", error=RunError)
+    out, devices = Path(out), session.resolve_devices(chosen.device)
     if is_run(out):
         raise RunError(f"{out}: holds a single run; choose another --out for several")
     recipe, loaded = complete_recipe(read_recipe(recipe, overrides))
@@ -141,16 +188,12 @@ def train_many(
     check_runs(recipe, runs, graph)
     # The workers have their own.
     del graph, loaded
-    options: dict[str, Any] = {
-        "baseline": baseline,
-        "capture": capture,
-        "check_inversion": check_inversion,
-        "report_depth": report_depth,
-        "edge_precision": edge_precision,
-    }
     done = sum(run.results() is not None for run in runs)
-    with stop_requests(max_time_s) as stop, Progress(len(runs), unit="run", quiet=quiet, done=done) as progress:
-        train_runs(runs, devices=devices, num_threads=num_threads, stop=stop, progress=progress, **options)
+    with (
+        stop_requests(chosen.max_time_s) as stop,
+        Progress(len(runs), unit="run", quiet=chosen.quiet, done=done) as progress,
+    ):
+        train_runs(runs, chosen, devices=devices, stop=stop, progress=progress)
     found = [(run, results) for run in runs if (results := run.results()) is not None]
     scores = tuple(run_scores(run, results) for run, results in found)
     summary = ManyResults(
@@ -224,13 +267,7 @@ def check_runs(recipe: Recipe, runs: Sequence[Run], graph: Graph) -> None:
 
 
 def train_runs(
-    runs: Sequence[Run],
-    *,
-    devices: Sequence[str],
-    num_threads: int | None,
-    stop: StopRequest,
-    progress: Progress,
-    **options: Any,
+    runs: Sequence[Run], options: TrainOptions, *, devices: Sequence[str], stop: StopRequest, progress: Progress
 ) -> None:
     """Train the runs that are not finished, with one warm process for each device.
 
@@ -242,12 +279,14 @@ def train_runs(
     num_finished = len(runs) - len(missing)
     if runs and not missing:
         progress.line("all runs are there already")
-    if num_threads is None and len(devices) > 1:
+    if options.num_threads is None and len(devices) > 1:
         # Each process would take all cores, and threads that wait for a core slow down those that have one.
-        num_threads = max(1, torch.get_num_threads() // len(devices))
+        options = options.model_copy(update={"num_threads": max(1, torch.get_num_threads() // len(devices))})
+    # The time is watched here, for all of them.
+    options = options.model_copy(update={"max_time_s": None})
     tasks = []
     for label, run in missing.items():
-        todo = TrainRequest(recipe=run.recipe, folder=str(run.folder), device="", num_threads=num_threads, **options)
+        todo = TrainRequest(recipe=run.recipe, folder=str(run.folder), **options.model_dump())
         tasks.append(Task(label, todo, model=run.recipe.name))
     # No more processes than there are runs.
     for task, answer in run_tasks(tasks, devices=devices[: len(tasks)], warm=True, stop=stop, progress=progress):
