@@ -90,41 +90,19 @@ def _models(wanted: dict[str, str | None] | None, *, as_json: bool, quiet: bool)
     from zoo.hub.listing import list_cached, list_remote
 
     hub = connect(quiet=quiet)
-    rows: list[dict[str, Any]]
-    if wanted is not None:
-        rows = [
-            {
-                "repository": model.repo_id,
-                "datasets": list(model.datasets),
-                "downloads": model.downloads,
-                "changed": model.changed,
-                "is_private": model.is_private,
-            }
-            for model in list_remote(hub, **wanted)
-        ]
-    else:
-        rows = [
-            {
-                "repository": model.repo_id,
-                "revisions": list(model.revisions),
-                "commit": model.commit,
-                "recipe": model.config.recipe.name,
-                "num_bytes": model.config.weights.num_bytes,
-                "folder": str(model.folder),
-            }
-            for model in list_cached(hub)
-        ]
+    remote, cached = ([], list_cached(hub)) if wanted is None else (list_remote(hub, **wanted), [])
+    rows = remote or cached
     if as_json:
         echo_json(rows)
     elif not rows:
         echo("no models" + (f" in the cache {hub.cache}" if wanted is None else f" at {hub.endpoint}"))
-    elif wanted is not None:
-        cells = [[r["repository"], ", ".join(r["datasets"]) or "-", str(r["downloads"]), r["changed"]] for r in rows]
+    elif remote:
+        cells = [[r["repository"], ", ".join(r["datasets"]) or "-", str(r["downloads"]), r["changed"]] for r in remote]
         echo_table(["model", "data set", "downloads", "changed"], cells, right=(2,))
     else:
         cells = [
             [r["repository"], ", ".join(r["revisions"]) or "-", r["commit"][:12], r["recipe"], f"{r['num_bytes']:,}"]
-            for r in rows
+            for r in cached
         ]
         echo_table(["model", "revision", "commit", "recipe", "bytes"], cells, right=(4,))
 

@@ -50,9 +50,7 @@ class Contents:
 
 
 def write_bundle(folder: Path, contents: Contents, finish: Callable[[Path], object]) -> BundleConfig:
-    """Write a bundle: the whole folder appears at once or not at all.
-
-    A folder that already holds this bundle is left alone.
+    """Write a bundle: the whole folder appears at once or not at all; one that holds this bundle is left alone.
 
     Args:
         folder: of the bundle.
@@ -80,11 +78,7 @@ def write_bundle(folder: Path, contents: Contents, finish: Callable[[Path], obje
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Refuse weights of which a bundle must not be made.
-
-    Raises:
-        BundleError: if some are NaN or infinite.
-    """
+    """Raise a BundleError if some weights are NaN or infinite, of which no bundle must be made."""
     if name := first_nonfinite(state):
         raise BundleError(f"{name}: NaN or infinite weights are neither written to a bundle nor published")
 
@@ -95,11 +89,9 @@ def read_weights(folder: Path, config: BundleConfig, build: Callable[[], Mapping
     Args:
         folder: the bundle.
         config: of the same bundle.
-        build: makes the state dict of the model that ``config`` describes, whose values are not read (meta tensors will
-            do). It is called once the header of the file can be that of such a model.
-
-    Returns:
-        Tensors on the CPU with the names, types and shapes of that state dict.
+        build: makes the state dict of the model that ``config`` describes, of which names, shapes and types are
+            compared
+            (meta tensors will do). It is called once the header of the file can be that of such a model.
 
     Raises:
         BundleError: if the file is damaged, holds anything else, or is not the one that ``config`` speaks of.
@@ -144,11 +136,7 @@ def _write_files(folder: Path, contents: Contents) -> None:
 
 
 def write_probe(folder: Path, probe: Mapping[str, Tensor]) -> None:
-    """Write the probe of a bundle, and its size and digest into ``config.json``.
-
-    Raises:
-        BundleError: if the folder is no bundle, or they cannot be written.
-    """
+    """Write the probe of a bundle, and its size and digest into ``config.json``; a BundleError if that fails."""
     path, config = folder / PROBE_FILE, folder / CONFIG_FILE
     data = read_json_object(config, error=BundleError)
     sha256 = write_tensors(path, probe, {"format": "pt"}, BundleError)

@@ -3,6 +3,10 @@
 A rendered card ends in a line with its own digest, so that a card which somebody has edited since is recognized: its
 words are kept, and of any card what its owner added to the metadata, such as the license. The other metadata, and the
 table of these weights, are rendered anew.
+
+A file beside the card enters the test figure in the leaderboard of a benchmark on the Hub.
+
+Source: its format, https://huggingface.co/docs/hub/eval-results.
 """
 
 from __future__ import annotations
@@ -14,13 +18,19 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
+from zoo.errors import BundleError, ZooError
 from zoo.hub.client import LIBRARY
-from zoo.hub.config import CURVES_FILE, BundleConfig
+from zoo.hub.config import CONFIG_FILE, CURVES_FILE, BundleConfig
+from zoo.hub.reference import ReferenceFormatError, check_repo_id
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import card_path, list_recipes, recipe_path
 
+BENCHMARK_FILE = ".eval_results/revgnn-zoo.yaml"
+_BENCHMARK = re.compile(r"^ +id: '?([^'\s]+)'?\n +task_id: '?([^'\s]+)'?$", re.MULTILINE)
+_BENCHMARK_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _METRICS = {
     "rocauc": "roc_auc",
     "average_precision": "average_precision",
@@ -189,11 +199,7 @@ def is_generated(text: str) -> bool:
 
 
 def is_current(text: str, config: BundleConfig, *, has_curves: bool) -> bool:
-    """Tell if a card says of the weights what ``config`` says.
-
-    Raises:
-        ValueError: if its metadata cannot be read.
-    """
+    """Tell if a card says of the weights what ``config`` says; a ValueError if its metadata cannot be read."""
     loaded = _LOAD.search(text)
     renewed = render_card(config, repo_id=loaded[1] if loaded else "", has_curves=has_curves, old=text)
     now, then = (ModelCard(_ANY_MARK.sub("\n", card.replace("\r\n", "\n"))) for card in (text, renewed))
@@ -293,3 +299,36 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
     lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {fact} |" for name, fact in facts.items() if fact)]
     lines += ["", _LAST_LINE]
     return "\n".join(lines)
+
+
+def render_benchmark(config: BundleConfig, benchmark: str) -> str:
+    """The content of the file, with the bundle's figure of the recipe's metric on the test split.
+
+    Args:
+        config: of the bundle.
+        benchmark: OWNER/DATASET:TASK.
+
+    Raises:
+        ReferenceFormatError: if ``benchmark`` is not of that form.
+        BundleError: if there is no such figure, or it was measured on a stand-in for the data.
+    """
+    dataset, _, task = benchmark.partition(":")
+    if not _BENCHMARK_TASK.fullmatch(task):
+        raise ReferenceFormatError(f"{benchmark!r}: expected OWNER/DATASET:TASK, of a benchmark on the Hub")
+    check_repo_id(dataset)
+    figures = [r for r in config.results if r.split == "test" and r.metric == config.recipe.metric]
+    if config.provenance.data_is_synthetic or not figures:
+        raise BundleError(f"{benchmark}: {CONFIG_FILE} has no figure of the test split, measured on the real data")
+    notes = f"{figures[0].metric}, {figures[0].protocol}"
+    entry = EvalResultEntry(dataset_id=dataset, task_id=task, value=figures[0].value, notes=notes)
+    return str(yaml_dump(eval_result_entries_to_yaml([entry])))
+
+
+def renew_benchmark(config: BundleConfig, old: str) -> str:
+    """The content for other weights; one that was written by hand is left alone, and empty text means no file."""
+    if len(named := _BENCHMARK.findall(old)) != 1:
+        return old
+    try:
+        return render_benchmark(config, ":".join(named[0]))
+    except ZooError:
+        return ""

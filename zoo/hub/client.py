@@ -63,8 +63,8 @@ class Hub:
         api: the client, which holds the token.
         endpoint: the host as it is shown, without the password that HF_ENDPOINT may hold.
         cache: where the client keeps what it downloads.
-        is_offline: whether only the cache may be asked.
-        quiet: whether the client shows no progress.
+        is_offline: only the cache may be asked.
+        quiet: the client shows no progress.
     """
 
     api: HfApi
@@ -111,11 +111,7 @@ def connect(
 
 
 def checked_commit(hub: Hub, what: str, commit: object) -> str:
-    """The commit that a host names; it is written into every later request.
-
-    Raises:
-        NetworkError: if it is none.
-    """
+    """The commit that a host names, for every later request; a NetworkError if it is none."""
     if not isinstance(commit, str) or not is_commit(commit):
         raise NetworkError(f"{what}: {hub.endpoint} does not answer like a Hub: it names no commit")
     return commit
@@ -143,11 +139,7 @@ def known_token() -> str | None:
 
 @contextlib.contextmanager
 def plain_errors(hub: Hub, what: str) -> Iterator[None]:
-    """Turn errors of the client into errors of the zoo.
-
-    Args:
-        hub: the host that is asked.
-        what: the repository or the file that is asked for, named in the error.
+    """Turn errors of the client into errors of the zoo, which name the repository or the file that is asked for.
 
     Raises:
         NotFoundError: what is asked for does not exist.

@@ -106,11 +106,7 @@ def read_config(folder: Path) -> BundleConfig:
 
 
 def parse_config(raw: bytes, *, where: str) -> BundleConfig:
-    """Check the content of a ``config.json``; ``where`` names its origin in errors.
-
-    Raises:
-        BundleError: with every fault, one a line, each with its place.
-    """
+    """Check the content of a ``config.json``, of which ``where`` names the origin; a BundleError lists every fault."""
     data = parse_json_object(raw, where=where, error=BundleError)
     version = data.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:

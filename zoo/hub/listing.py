@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
@@ -18,42 +18,25 @@ from zoo.json_object import MAX_JSON_BYTES
 MAX_LISTED = 1000
 
 
-@dataclass(frozen=True)
-class RemoteModel:
-    """A model on the Hub.
+class RemoteModel(TypedDict):
+    """A model on the Hub: its name, the data sets of its card, downloads in the last month, day of the latest commit."""
 
-    Attributes:
-        repo_id: its name.
-        datasets: what its card names.
-        downloads: in the last month, as the Hub counts them.
-        changed: the day of its latest commit, or empty.
-        is_private: whether only its owner sees it.
-    """
-
-    repo_id: str
-    datasets: tuple[str, ...]
+    repository: str
+    datasets: list[str]
     downloads: int
     changed: str
     is_private: bool
 
 
-@dataclass(frozen=True)
-class CachedModel:
-    """A whole bundle in the cache.
+class CachedModel(TypedDict):
+    """A whole bundle in the cache, and the names that mean its commit, sorted; none if none does any more."""
 
-    Attributes:
-        repo_id: its name.
-        revisions: the names that mean this commit, sorted; empty if none does any more.
-        commit: the commit.
-        config: of the bundle.
-        folder: where it lies.
-    """
-
-    repo_id: str
-    revisions: tuple[str, ...]
+    repository: str
+    revisions: list[str]
     commit: str
-    config: BundleConfig
-    folder: Path
+    recipe: str
+    num_bytes: int
+    folder: str
 
 
 def list_remote(
@@ -63,13 +46,12 @@ def list_remote(
 
     Args:
         hub: the host.
-        author: of a user or an organization alone.
+        author: only those of this user or organization.
         search: only those whose name holds this text.
         dataset: only those whose card names this data set.
 
     Raises:
-        NetworkError: if the Hub cannot be reached.
-        AccessError: if it refuses the token.
+        ZooError: if the Hub cannot be reached or refuses the token.
     """
     if hub.is_offline:
         raise NetworkError("list --remote: offline the Hub is not asked; try: revgnn-zoo list --cached")
@@ -78,11 +60,11 @@ def list_remote(
         found = list(hub.api.list_models(filter=tags, author=author, search=search, sort="downloads", limit=MAX_LISTED))
         return [
             RemoteModel(
-                info.id,
-                tuple(tag.partition(":")[2] for tag in info.tags or () if tag.startswith("dataset:")),
-                info.downloads or 0,
-                info.last_modified.date().isoformat() if info.last_modified else "",
-                bool(info.private),
+                repository=info.id,
+                datasets=[tag.partition(":")[2] for tag in info.tags or () if tag.startswith("dataset:")],
+                downloads=info.downloads or 0,
+                changed=info.last_modified.date().isoformat() if info.last_modified else "",
+                is_private=bool(info.private),
             )
             for info in found
         ]
@@ -103,10 +85,15 @@ def list_cached(hub: Hub) -> list[CachedModel]:
         for revision in sorted(repository.revisions, key=lambda revision: revision.last_modified, reverse=True):
             config = _bundle_in(revision.snapshot_path)
             if config is not None:
-                names = tuple(sorted(revision.refs))
-                models.append(
-                    CachedModel(repository.repo_id, names, revision.commit_hash, config, revision.snapshot_path)
+                model = CachedModel(
+                    repository=repository.repo_id,
+                    revisions=sorted(revision.refs),
+                    commit=revision.commit_hash,
+                    recipe=config.recipe.name,
+                    num_bytes=config.weights.num_bytes,
+                    folder=str(revision.snapshot_path),
                 )
+                models.append(model)
     return models
 
 

@@ -13,12 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import (
-    HfFileMetadata,
-    constants,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
+from huggingface_hub import HfFileMetadata, constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
@@ -52,8 +47,6 @@ class Pulled:
     Attributes:
         reference: what was asked for.
         commit: what it means, 40 hexadecimal digits.
-        folder: holds the files under their names.
-        config: of the bundle.
         is_stale: the Hub could not be asked; the commit is the one it named last time.
     """
 
@@ -65,14 +58,9 @@ class Pulled:
 
 
 def pull(hub: Hub, reference: Reference, *, optional: bool = True) -> Pulled:
-    """Fetch a bundle into the cache and verify it.
+    """Fetch a bundle into the cache and verify it; with ``optional`` also the card, the picture and the signature.
 
     A commit that is in the cache, and anything at all offline, is answered without a request.
-
-    Args:
-        hub: the host.
-        reference: what to fetch.
-        optional: fetch the card and the picture too.
 
     Raises:
         BundleError: the repository holds no bundle, or its files do not belong together.
@@ -93,23 +81,12 @@ def pull(hub: Hub, reference: Reference, *, optional: bool = True) -> Pulled:
 
 
 def pull_config(hub: Hub, reference: Reference) -> Pulled:
-    """Fetch the configuration of a bundle alone; no weights are downloaded.
-
-    Raises:
-        ZooError: as :func:`pull`.
-    """
+    """Fetch the configuration of a bundle alone, no weights; errors as of :func:`pull`."""
     return _serve(hub, reference, lambda source: source.fetch_config(), is_whole=False)
 
 
 def pull_sizes(hub: Hub, reference: Reference) -> tuple[str, dict[str, int]]:
-    """Find what :func:`pull` would download; nothing is.
-
-    Returns:
-        The commit, and the sizes in bytes of the files that the cache does not hold, by name.
-
-    Raises:
-        ZooError: as :func:`pull`.
-    """
+    """Commit and, by name, bytes of the files that :func:`pull` would download; errors as of that."""
     if hub.is_offline:
         raise NetworkError(f"{reference}: offline the Hub is not asked")
     with plain_errors(hub, str(reference)):
@@ -127,13 +104,10 @@ def pull_sizes(hub: Hub, reference: Reference) -> tuple[str, dict[str, int]]:
 def _serve(hub: Hub, reference: Reference, fetch: Callable[[_Source], Pulled], *, is_whole: bool) -> Pulled:
     """Find the commit, and fall back to the one that was whole last time if the Hub cannot be reached.
 
-    Args:
-        hub: the host.
-        reference: what to fetch.
-        fetch: takes the files of a commit from the cache or the Hub.
-        is_whole: ``fetch`` gives a whole bundle, which is what the name means offline from now on.
+    ``fetch`` takes the files of a commit from the cache or the Hub. A whole bundle is what the name means offline from
+    now on.
     """
-    if reference.is_commit:
+    if is_commit(reference.revision):
         return fetch(_Source(hub, reference, reference.revision))
     known = _cached_commit(hub, reference)
     if hub.is_offline:

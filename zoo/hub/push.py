@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from zoo.errors import AccessError, NetworkError, NotFoundError, ZooError
-from zoo.hub.benchmark import BENCHMARK_FILE
+from zoo.hub.card import BENCHMARK_FILE
 from zoo.hub.client import Hub, checked_commit, has_id, known_token, may_be_done, patiently, plain_errors, warn
 from zoo.hub.config import CARD_FILE
 from zoo.hub.pull import OPTIONAL_FILES
@@ -27,16 +27,7 @@ Content = bytes | Path
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a push.
-
-    Attributes:
-        private: a repository that has to be created is private; one that is public is refused.
-        tag: gets this tag; none if empty. A tag that exists elsewhere is never moved.
-        branch: to commit to; created at the main branch if there is none of this name.
-        message: title of the commit.
-        create_pr: open a pull request instead of committing to the branch.
-        dry_run: stop before anything is sent.
-    """
+    """Options of a push, as the arguments of :func:`zoo.push`."""
 
     private: bool = False
     tag: str = ""
@@ -51,13 +42,10 @@ class Target:
     """A repository as it was found.
 
     Attributes:
-        repo_id: its name.
         head: the latest commit of the branch, or of the main one if it is new; None: there is no such repository yet.
         ids: the ids of the files that a bundle may hold, by name: SHA-256 of large ones, git's id of the others.
         tags: commits by tag.
-        branches: their names.
-        card: its README.md; empty: it has none.
-        benchmark: its file for a leaderboard; empty: it has none.
+        card, benchmark: the texts of README.md and of its file for a leaderboard; empty: it has none.
     """
 
     repo_id: str
@@ -74,7 +62,6 @@ class Published:
     """The result of a push, or of a dry run.
 
     Attributes:
-        repo_id: the repository.
         commit: that holds the bundle now; None: nothing was sent, or the pull request has one of its own.
         changed: names of the files that were sent or removed; empty: the repository held all of it.
         url: where it is to be seen.
@@ -91,13 +78,7 @@ class Published:
 
 
 def inspect(hub: Hub, repo_id: str, names: tuple[str, ...], options: Options) -> Target:
-    """Look at a repository and make sure that the user may publish to it.
-
-    Args:
-        hub: the host.
-        repo_id: where to publish.
-        names: the files that a bundle may hold.
-        options: how; a pull request needs no right to write.
+    """Look at a repository and make sure that the user may publish to it; a pull request needs no right to write.
 
     Raises:
         AccessError: if there is no token, or it may not write here, or a private model would be published.
@@ -141,13 +122,7 @@ def _inspect(hub: Hub, repo_id: str, names: tuple[str, ...], options: Options) -
 
 
 def push(hub: Hub, target: Target, files: Mapping[str, Content], options: Options) -> Published:
-    """Publish files in one commit on top of what was found.
-
-    Args:
-        hub: the host.
-        target: the repository as :func:`inspect` found it.
-        files: content by name; the other files that a bundle may hold are removed.
-        options: how.
+    """Publish files in one commit on top of what was found; other files that a bundle may hold are removed.
 
     Raises:
         AccessError: the user may not write here.
@@ -229,11 +204,7 @@ def _commit(
     changes: list[str],
     options: Options,
 ) -> str:
-    """Send what changed.
-
-    Returns:
-        The commit, or the address of the pull request.
-    """
+    """Send what changed; the commit, or the address of the pull request."""
     additions = [CommitOperationAdd(name, files[name]) for name in changes if name in files]
     deletions = [CommitOperationDelete(name) for name in changes if name not in files]
 

@@ -21,20 +21,10 @@ class ReferenceFormatError(ZooError):
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository and one of its revisions.
-
-    Attributes:
-        repo_id: ``owner/name``.
-        revision: a branch, a tag, ``refs/pr/N`` or a commit of 40 hexadecimal digits.
-    """
+    """A repository, ``owner/name``, and a branch, a tag, ``refs/pr/N`` or a commit of 40 hexadecimal digits."""
 
     repo_id: str
     revision: str = DEFAULT_REVISION
-
-    @property
-    def is_commit(self) -> bool:
-        """True if the revision is a commit, which never changes its meaning."""
-        return is_commit(self.revision)
 
     def at(self, commit: str) -> str:
         """A commit of this repository as text."""
@@ -45,11 +35,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read ``owner/name`` or ``owner/name@revision``.
-
-    Raises:
-        ReferenceFormatError: if it is neither; nothing has been asked of the Hub then.
-    """
+    """Read ``owner/name`` or ``owner/name@revision``; a ReferenceFormatError if it is neither."""
     repo_id, at, revision = text.partition("@")
     check_repo_id(repo_id)
     if not at:
@@ -59,11 +45,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def check_repo_id(text: str) -> None:
-    """Make sure that a text can be the name of a repository.
-
-    Raises:
-        ReferenceFormatError: if not.
-    """
+    """Raise a ReferenceFormatError if a text cannot be the name of a repository."""
     parts = text.split("/")
     odd = "--" in text or ".." in text or text.endswith(".git")
     if len(parts) != 2 or odd or not all(_PART.fullmatch(part) for part in parts):
@@ -71,26 +53,18 @@ def check_repo_id(text: str) -> None:
 
 
 def check_revision(text: str) -> None:
-    """Make sure that a text can be a branch, a tag or a commit: it becomes part of a path in the cache.
-
-    Raises:
-        ReferenceFormatError: if not.
-    """
+    """Raise a ReferenceFormatError if a text, which becomes part of a path in the cache, can be no revision."""
     if not _REVISION.fullmatch(text) or ".." in text or "//" in text or text.endswith(("/", ".lock")):
         raise ReferenceFormatError(f"{text!r}: not a revision; expected a branch, a tag or a commit, such as v1")
 
 
 def check_new_ref(text: str, kind: str) -> None:
-    """Make sure that a text can be a new tag or branch, and no other name of something there is.
-
-    Raises:
-        ReferenceFormatError: if not.
-    """
+    """Raise a ReferenceFormatError if a text cannot be a new tag or branch, or is a name of something there is."""
     check_revision(text)
     if text.startswith("refs/") or is_commit(text) or (kind == "tag" and text == DEFAULT_REVISION):
         raise ReferenceFormatError(f"{text!r}: no name for a {kind}: it means something else already; such as v1")
 
 
 def is_commit(text: str) -> bool:
-    """Tell if a text is a whole commit id."""
+    """Tell if a text is a whole commit id, which never changes its meaning."""
     return _COMMIT.fullmatch(text) is not None

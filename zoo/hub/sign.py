@@ -12,20 +12,12 @@ from zoo.hub.config import CONFIG_FILE, SIGNATURE_FILE, read_config
 
 
 def sign(folder: Path, key: Path) -> None:
-    """Sign ``config.json`` of a bundle and the files that it names with a private key, a PEM file of an elliptic curve.
-
-    Raises:
-        BundleError: if the package is missing, or the key is another.
-    """
+    """Sign ``config.json`` and the files that it names with a private key, a PEM file of an elliptic curve."""
     _run(folder, key, is_check=False)
 
 
 def check_signature(folder: Path, key: Path) -> None:
-    """Check that a bundle was signed by the owner of a public key, a PEM file.
-
-    Raises:
-        BundleError: if it was not, the package is missing, or the key is another.
-    """
+    """Raise a BundleError if a bundle was not signed by the owner of a public key, a PEM file."""
     if not (folder / SIGNATURE_FILE).is_file():
         raise BundleError(f"{folder}: not signed: it has no {SIGNATURE_FILE}")
     _run(folder, key, is_check=True)

@@ -10,8 +10,14 @@ from zoo.errors import BundleError, ZooError
 from zoo.files import read_regular
 from zoo.hub import push as hub_push
 from zoo.hub import sign as hub_sign
-from zoo.hub.benchmark import BENCHMARK_FILE, render_benchmark, renew_benchmark
-from zoo.hub.card import is_generated, license_of, render_card
+from zoo.hub.card import (
+    BENCHMARK_FILE,
+    is_generated,
+    license_of,
+    render_benchmark,
+    render_card,
+    renew_benchmark,
+)
 from zoo.hub.client import connect, warn
 from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, FILES, SIGNATURE_FILE, BundleConfig, read_config
 from zoo.hub.push import Content, Options, Published, Target, inspect
