@@ -16,7 +16,7 @@ from huggingface_hub.utils import _detect_agent, _xet, close_session
 
 from tests.hub.server import TestHub
 from tests.workflows.small import small_recipe
-from zoo.workflows.card import prepare_bundle
+from zoo.workflows.publish import prepare_bundle
 from zoo.workflows.train import train
 
 # Nothing listens here: code that forgets to pass its endpoint on fails instead of calling the public hub.

@@ -22,7 +22,7 @@ from zoo.hub.config import parse_config, read_config
 from zoo.spec.recipe import read_recipe
 from zoo.spec.shape import known_shape
 from zoo.spec.shipped import card_path, list_recipes, recipe_path, shipped_dir
-from zoo.workflows.card import check_card, write_card
+from zoo.workflows.publish import check_card, write_card
 
 SECTIONS = ["Architecture", "Training", "Intended use", "Limits", "Reported results", "Use", "Citation"]
 

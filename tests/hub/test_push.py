@@ -26,7 +26,7 @@ from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, Zo
 from zoo.hub.card import is_generated
 from zoo.hub.push import Published
 from zoo.hub.reference import ReferenceFormatError
-from zoo.workflows.card import write_card
+from zoo.workflows.publish import write_card
 
 UseHub = Callable[..., None]
 Env = Callable[..., dict[str, str]]

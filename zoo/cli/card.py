@@ -22,7 +22,7 @@ def command(*, source: Path, check: bool, license: str, replace: bool, quiet: bo
     """
     if check and replace:
         raise click.UsageError("give either --check or --replace")
-    from zoo.workflows.card import check_card, write_card
+    from zoo.workflows.publish import check_card, write_card
 
     if check:
         path = check_card(source)

@@ -66,12 +66,14 @@ def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) 
 def _published(name: str, *, as_json: bool, quiet: bool) -> None:
     from zoo.hub.client import connect
     from zoo.hub.listing import weights_header
-    from zoo.workflows.pull import fetch_config, tried_as_folder
+    from zoo.hub.pull import pull_config
+    from zoo.hub.reference import parse_reference
+    from zoo.workflows.pull import tried_as_folder
 
+    hub = connect(quiet=quiet or as_json)
     with tried_as_folder():
-        pulled = fetch_config(name, quiet=quiet or as_json)
-    config = pulled.config
-    types = weights_header(connect(quiet=True), pulled)
+        pulled = pull_config(hub, parse_reference(name))
+    config, types = pulled.config, weights_header(hub, pulled)
     facts = {"repository": pulled.reference.repo_id, "commit": pulled.commit, "weights": types}
     facts["config"] = config.model_dump(mode="json", exclude_none=True)
     _describe(config.recipe, config.shape, config.results, as_json=as_json, more=facts)

@@ -28,12 +28,15 @@ def command(
     The host is HF_ENDPOINT, the token that of 'hf auth login' or HF_TOKEN. The cache is in HF_HOME; 'hf cache ls' and
     'hf cache rm' look after it, and HF_HUB_OFFLINE=1 is --offline.
     """
-    from zoo.workflows.pull import copy_bundle, fetch, sizes
+    from zoo.hub.client import connect
+    from zoo.hub.pull import pull_sizes
+    from zoo.hub.reference import parse_reference
+    from zoo.workflows.pull import copy_bundle, fetch
 
     if update and out is None:
         raise click.UsageError("--update goes with --to")
     if dry_run:
-        commit, files = sizes(reference, offline=offline)
+        commit, files = pull_sizes(connect(offline=offline), parse_reference(reference))
         if as_json:
             echo_json({"commit": commit, "num_bytes": files})
             return

@@ -19,7 +19,7 @@ MAX_LISTED = 1000
 
 
 class RemoteModel(TypedDict):
-    """A model on the Hub: its name, the data sets of its card, downloads in the last month, day of the latest commit."""
+    """A model on the Hub: name, data sets of its card, downloads in the last month, day of the latest commit."""
 
     repository: str
     datasets: list[str]

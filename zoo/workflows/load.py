@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -109,11 +110,7 @@ def is_run(folder: Path) -> bool:
 
 
 def describe_folder(folder: Path) -> tuple[Recipe, GraphShape | None, tuple[Measured, ...]]:
-    """The recipe, the shape if it is known yet, and the measured figures.
-
-    Raises:
-        ZooError: if the folder is neither a run directory nor a bundle, or is damaged.
-    """
+    """The recipe, the shape if it is known yet, and the figures of a run directory or a bundle."""
     if not is_run(folder):
         config = read_config(folder)
         return config.recipe, config.shape, config.results
@@ -139,16 +136,13 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
-def locate(
-    reference: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    offline: bool = False,
-    quiet: bool = False,
-) -> Located:
-    """The folder that a reference to a model means; see :func:`load`. What is on the Hub is fetched.
+def locate(reference: str | os.PathLike[str], *, revision: str | None = None, **access: Any) -> Located:
+    """The folder that a reference to a model means, see :func:`load`; what is on the Hub is fetched.
+
+    Args:
+        reference: as of :func:`load`.
+        revision: on the Hub.
+        access: to the Hub, as of :func:`zoo.hub.client.connect`.
 
     Raises:
         NotFoundError: if there is no such model.
@@ -171,15 +165,7 @@ def locate(
         located = Located(shipped_dir("bundles") / text)
     elif "/" in text:
         with tried_as_folder():
-            pulled = fetch(
-                text,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                offline=offline,
-                quiet=quiet,
-                optional=False,
-            )
+            pulled = fetch(text, revision=revision, optional=False, **access)
         return Located(pulled.folder, pulled.reference.repo_id, pulled.reference.revision, pulled.commit)
     else:
         raise NotFoundError(
@@ -192,11 +178,7 @@ def locate(
 
 
 def load_located(located: Located) -> nn.Module:
-    """Load the bundle in a folder, strictly: names, shapes and types are compared before anything is built.
-
-    Raises:
-        BundleError: if it is none, or damaged.
-    """
+    """Load a bundle strictly: names, shapes and types are compared before anything is built; or the best of a run."""
     folder = located.folder
     if is_run(folder):
         return _load_run(RunDir(folder))

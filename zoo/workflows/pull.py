@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import AccessError, BundleError, NetworkError, NotFoundError, ZooError
 from zoo.files import write_errors
@@ -19,41 +20,19 @@ from zoo.hub.pull import Pulled
 from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 
 
-def fetch(
-    reference: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    offline: bool = False,
-    quiet: bool = False,
-    optional: bool = True,
-) -> Pulled:
-    """Fetch and verify a bundle; see :func:`pull`. Without ``optional``, only the files that loading reads.
+def fetch(reference: str, *, revision: str | None = None, optional: bool = True, **access: Any) -> Pulled:
+    """Fetch and verify a bundle; see :func:`pull`.
+
+    Args:
+        reference: ``owner/name``, perhaps with ``@`` and a revision.
+        revision: if ``reference`` names none.
+        optional: fetch also the files that loading does not read.
+        access: as of :func:`zoo.hub.client.connect`.
 
     Raises:
         ZooError: if it does not exist, may not be read, cannot be reached or is damaged.
     """
-    hub = connect(offline=offline, quiet=quiet, token=token, cache_dir=cache_dir)
-    return hub_pull.pull(hub, _at(reference, revision), optional=optional)
-
-
-def sizes(reference: str, *, offline: bool = False) -> tuple[str, dict[str, int]]:
-    """Find what :func:`fetch` would download; see :func:`zoo.hub.pull.pull_sizes`.
-
-    Raises:
-        ZooError: as :func:`fetch`.
-    """
-    return hub_pull.pull_sizes(connect(offline=offline), parse_reference(reference))
-
-
-def fetch_config(reference: str, *, offline: bool = False, quiet: bool = False) -> Pulled:
-    """Fetch the configuration of a bundle alone.
-
-    Raises:
-        ZooError: as :func:`fetch`.
-    """
-    return hub_pull.pull_config(connect(offline=offline, quiet=quiet), parse_reference(reference))
+    return hub_pull.pull(connect(**access), _at(reference, revision), optional=optional)
 
 
 def pull(
@@ -97,11 +76,7 @@ def _at(text: str, revision: str | None) -> Reference:
 
 @contextmanager
 def tried_as_folder() -> Iterator[None]:
-    """Add to an error of the Hub that there is no such folder either; ``runs/mine`` may mean both.
-
-    Raises:
-        ZooError: the error, of the same class.
-    """
+    """Add to an error of the Hub that there is no such folder either; ``runs/mine`` may mean both."""
     try:
         yield
     except (NotFoundError, AccessError, NetworkError, ReferenceFormatError) as error:
@@ -111,11 +86,10 @@ def tried_as_folder() -> Iterator[None]:
 def copy_bundle(pulled: Pulled, out: Path, *, update: bool = False) -> None:
     """Copy a bundle out of the cache: a new folder appears at once or not at all.
 
-    A folder that already holds exactly these files is left alone.
-
     Args:
         pulled: the bundle.
-        out: the folder; new, empty, or with ``update`` that of a bundle, whose files are replaced. Other files stay.
+        out: the folder; new, empty, or with ``update`` that of a bundle, whose files are replaced. Other files stay,
+            and so does a folder that holds exactly these files.
         update: replace the bundle that is there.
 
     Raises:
