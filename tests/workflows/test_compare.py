@@ -29,8 +29,7 @@ from zoo.spec.results import ReportedResult
 from zoo.workflows import compare as compare_module
 from zoo.workflows import runs as many_module
 from zoo.workflows import train as train_module
-from zoo.workflows.compare import compare
-from zoo.workflows.compare_entries import read_entries
+from zoo.workflows.compare import compare, read_entries
 from zoo.workflows.compare_report import (
     HEAD,
     BaselineEntry,
@@ -39,10 +38,10 @@ from zoo.workflows.compare_report import (
     caption,
     markdown,
     picture,
-    plot,
     rows,
 )
 from zoo.workflows.export import export
+from zoo.workflows.plot import png
 from zoo.workflows.progress import Progress
 from zoo.workflows.recipes import recipe_on_data
 from zoo.workflows.session import StopRequest
@@ -442,7 +441,7 @@ def test_the_legend_names_every_model_and_covers_no_panel(
     box = legend.get_window_extent(renderer)
     assert not any(box.overlaps(axes.get_tightbbox(renderer)) for axes in figure.axes)
     assert box.y0 >= 0
-    assert plot(result).startswith(b"\x89PNG")
+    assert png(picture(result)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["compare_cora", "compare_minesweeper"])
@@ -450,7 +449,7 @@ def test_results_written_before_are_read_and_drawn(name: str) -> None:
     data = json.loads((RESULTS / f"{name}.json").read_text())
     results = parse_spec(CompareResults, data, where=name)
     assert [row[0] for row in rows(results)][: len(data["models"])] == [model["name"] for model in data["models"]]
-    assert plot(results).startswith(b"\x89PNG")
+    assert png(picture(results)).startswith(b"\x89PNG")
     del data["models"][0]["name"]
     with pytest.raises(RecipeError, match=r"^old: models\[0\]\.name: missing$"):
         parse_spec(CompareResults, data, where="old")

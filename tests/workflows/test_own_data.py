@@ -16,7 +16,7 @@ from zoo.data.graph import Graph
 from zoo.errors import RecipeError, ZooWarning
 from zoo.spec.recipe import Recipe, parse_recipe, read_recipe
 from zoo.spec.shipped import recipe_path
-from zoo.workflows.compare_entries import read_entries
+from zoo.workflows.compare import read_entries
 from zoo.workflows.evaluate import evaluate
 from zoo.workflows.export import export
 from zoo.workflows.graphs import adapt_recipe, complete_recipe, recipe_graph

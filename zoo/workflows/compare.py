@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,29 +14,37 @@ import torch
 
 from zoo.data.datasets import DATASETS
 from zoo.data.graph import Graph
-from zoo.errors import DataError, RunError
+from zoo.errors import DataError, RecipeError, RunError
 from zoo.files import atomic_write, make_folder, write_json
+from zoo.hub.config import read_config
 from zoo.json_object import read_json_object
 from zoo.spec.base import parse_spec
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Mean, RunScores, baseline_in_words
+from zoo.spec.shape import DataSpec
 from zoo.workflows import compare_report as report
 from zoo.workflows import session
 from zoo.workflows.baseline import linear_baseline
-from zoo.workflows.compare_entries import (
-    Entry,
-    data_differences,
-    read_entries,
-    splits_to_run,
-    with_runs,
-)
 from zoo.workflows.compare_report import BaselineEntry, ComparedData, CompareEntry, CompareResults
 from zoo.workflows.evaluate import evaluate, test_protocol
-from zoo.workflows.graphs import graph_digest, is_synthetic, recipe_graph
+from zoo.workflows.graphs import complete_recipe, graph_digest, is_synthetic, recipe_graph
+from zoo.workflows.load import is_run
 from zoo.workflows.options import TrainOptions
+from zoo.workflows.plot import png
 from zoo.workflows.progress import Progress
-from zoo.workflows.recipes import recipe_digest
-from zoo.workflows.runs import Run, check_runs, run_scores, test_figures, train_runs
+from zoo.workflows.recipes import check_same_recipe, recipe_digest
+from zoo.workflows.run_dir import RunDir
+from zoo.workflows.runs import (
+    RUN_NAME,
+    Run,
+    check_runs,
+    first_splits,
+    run_recipe,
+    run_scores,
+    runs_of,
+    test_figures,
+    train_runs,
+)
 from zoo.workflows.session import StoppedError, StopRequest, stop_requests
 from zoo.workflows.step_cost import StepCost
 from zoo.workflows.worker import MeasureRequest, Task, run_tasks
@@ -44,7 +52,7 @@ from zoo.workflows.worker import MeasureRequest, Task, run_tasks
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that the steps of one comparison share: options, progress, the stop request and the cache.
+    """Everything that the steps of one comparison share.
 
     Attributes:
         measured: costs of steps and scores of baselines by a digest of what they depend on, as in ``cache``.
@@ -108,8 +116,10 @@ def compare(
     where = session.start(devices[0], num_threads)
     entries = read_entries(models)
     graph, _ = recipe_graph(entries[0].recipe)
-    splits = splits_to_run(entries, num_splits, graph)
-    entries = [with_runs(entry, out, splits, num_seeds) for entry in entries]
+    splits = _splits_to_run(entries, num_splits, graph)
+    for index, entry in enumerate(entries):
+        if entry.is_trained_here:
+            entries[index] = replace(entry, runs=runs_of(entry.recipe, out / entry.name, splits, num_seeds))
     check_runs(entries[0].recipe, entries[0].runs, graph)
     for entry in entries[1:]:
         # Each recipe prepares the graph in its own way. They are checked in turn, as one graph may fill the memory.
@@ -155,7 +165,7 @@ def compare(
     make_folder(out, RunError)
     # The JSON comes first, because picture and table can be made from it again.
     write_json(out / "compare.json", results.model_dump(mode="json", exclude_none=True), RunError)
-    atomic_write(out / "compare.png", [report.plot(results)], RunError)
+    atomic_write(out / "compare.png", [png(report.picture(results))], RunError)
     atomic_write(out / "compare.md", [report.markdown(results).encode()], RunError)
     return results
 
@@ -259,7 +269,7 @@ def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) ->
 
 def _notes(entries: Sequence[Entry], num_jobs: int) -> list[str]:
     """The circumstances under which figures of the table do not compare."""
-    notes = data_differences(entries)
+    notes = _data_differences(entries)
     if num_jobs > 1:
         notes.append(f"up to {num_jobs} runs were trained at the same time: training times do not compare")
     trained = [run.results() for entry in entries for run in entry.runs]
@@ -267,3 +277,122 @@ def _notes(entries: Sequence[Entry], num_jobs: int) -> list[str]:
     if len(machines) > 1:
         notes.append(f"trained on {', '.join(machines)}: training times do not compare")
     return notes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: a recipe, and one run of it for each split and seed; a bundle has one.
+
+    A recipe is trained here; finished runs and bundles are not.
+    """
+
+    recipe: Recipe
+    runs: tuple[Run, ...]
+    is_trained_here: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in the table."""
+        return self.recipe.name
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """The splits that it is measured on, ascending."""
+        return tuple(sorted({run.split for run in self.runs}))
+
+
+def read_entries(models: Sequence[Recipe | Path]) -> list[Entry]:
+    """Make an entry of each recipe, run directory, folder of run directories, or bundle; recipes have no runs yet.
+
+    Raises:
+        ZooError: if a folder is none of these, or holds a run that is not finished; if two have one name, or the
+            figures of two cannot stand in one table.
+    """
+    entries = [
+        _folder_entry(model) if isinstance(model, Path) else Entry(model, (), is_trained_here=True) for model in models
+    ]
+    path = next((entry for entry in entries if entry.is_trained_here), entries[0]).recipe.data.path
+    if path:
+        # The file may have been moved since a model was trained; a digest shows whether the data are the same.
+        entries = [entry if entry.is_trained_here else _with_path(entry, path) for entry in entries]
+    names = [entry.name for entry in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RunError(f"{twice[0]}: two of the models have this name; each needs a recipe with one of its own")
+    _check_alike(entries, lambda recipe: {"data.dataset": recipe.data.dataset, "data.path": recipe.data.path})
+    # Only now are data read: a recipe may leave its metric to them.
+    entries = [
+        replace(entry, recipe=complete_recipe(entry.recipe)[0]) if entry.is_trained_here else entry for entry in entries
+    ]
+    _check_alike(entries, lambda recipe: {"eval.metric": recipe.eval.metric, "test": str(test_protocol(recipe))})
+    return entries
+
+
+def _folder_entry(folder: Path) -> Entry:
+    members = sorted(path for path in folder.iterdir() if RUN_NAME.match(path.name)) if folder.is_dir() else []
+    if not (is_run(folder) or members):
+        recipe = read_config(folder).recipe
+        return Entry(recipe, (Run(recipe, folder),))
+    runs = tuple(Run(RunDir(path).recipe(), path) for path in members or [folder])
+    for run in runs:
+        # The runs of one row may differ in split and seed alone.
+        check_same_recipe(run.folder, run.recipe, run_recipe(runs[0].recipe, run.split, run.recipe.train.seed))
+        if run.results() is None:
+            command = f"revgnn-zoo train --resume {run.folder}"
+            raise RunError(f"{run.folder}: the run is not finished; continue it with: {command}")
+    return Entry(runs[0].recipe, runs)
+
+
+def _with_path(entry: Entry, path: str) -> Entry:
+    if entry.recipe.data.dataset != "file":
+        return entry
+    runs = tuple(replace(run, recipe=_with_data(run.recipe, path=path)) for run in entry.runs)
+    return replace(entry, recipe=_with_data(entry.recipe, path=path), runs=runs)
+
+
+def _check_alike(entries: Sequence[Entry], facts_of: Callable[[Recipe], Mapping[str, str | None]]) -> None:
+    """Refuse figures on other data, in another metric or under another protocol."""
+    first = entries[0]
+    expected = facts_of(first.recipe)
+    for entry in entries:
+        for key, value in facts_of(entry.recipe).items():
+            if value != expected[key]:
+                raise RecipeError(
+                    f"{entry.name}: {key} is {value}, but {expected[key]} for {first.name}; "
+                    "only models measured alike are compared: put all recipes on the data of one with --data"
+                )
+
+
+def _data_differences(entries: Sequence[Entry]) -> list[str]:
+    """A line for each key of the data that the models set differently, as they may, on the same graph."""
+    lines = []
+    for key in DataSpec.model_fields.keys() - {"dataset", "path", "split"}:
+        values = {entry.name: getattr(entry.recipe.data, key) for entry in entries}
+        if len(set(values.values())) > 1:
+            lines.append(f"data.{key} differs: " + ", ".join(f"{value} for {name}" for name, value in values.items()))
+    return sorted(lines)
+
+
+def _splits_to_run(entries: Sequence[Entry], num_splits: int | Literal["all"] | None, graph: Graph) -> tuple[int, ...]:
+    """The splits that every entry is measured on: the first so many, or "all"; None: those of finished runs, else all.
+
+    Raises:
+        RunError: if there are not so many splits, or existing runs were measured on others.
+    """
+    existing = [entry for entry in entries if entry.runs]
+    splits = existing[0].splits if existing and num_splits is None else first_splits(graph, num_splits)
+    for entry in existing:
+        if entry.splits != splits:
+            raise RunError(
+                f"{entry.name}: measured on split {_listed(entry.splits)}, the others on {_listed(splits)}; "
+                "only figures on the same splits are compared"
+            )
+    return splits
+
+
+def _with_data(recipe: Recipe, **keys: str | int) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=keys)})
+
+
+def _listed(splits: Sequence[int]) -> str:
+    consecutive = len(splits) > 2 and list(splits) == list(range(splits[0], splits[-1] + 1))
+    return f"{splits[0]} to {splits[-1]}" if consecutive else ", ".join(map(str, splits))

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import io
-
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from zoo.spec.base import Spec
 from zoo.spec.results import Environment, Mean, ReportedResult, RunScores, metric_in_words
+from zoo.workflows.plot import GREY, plain_axes
 
 HEAD = ("model", "layers", "channels", "parameters", "runs", "valid", "test", "p", "memory", "s/epoch", "training")
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60))
 _COLORS = ["#2a6f97", "#e07a28", "#3a9d5d", "#b5476a", "#7a5ea8", "#8a6d3b", "#2aa5a0", "#c9a227", "#5c6b73", "#d1495b"]
 # A color that is used again gets another marker.
 _MARKERS = "os^Dv"
-_GREY = "#666666"
 _FAR, _NEAR = 2.0, 0.02
 
 
 class CompareEntry(Spec):
-    """A model: its sizes, its scores, and what a training step costs, see ``zoo.workflows.step_cost``.
+    """A model: its sizes, its scores, and what a training step costs, see :class:`zoo.workflows.step_cost.StepCost`.
 
     Attributes:
-        name: of its recipe.
         type: the family.
-        num_layers: L.
-        hidden_channels: C.
-        runs: one for each split and seed.
-        valid: over the runs.
-        test: over the runs.
-        num_parameters: of the model.
-        peak_bytes: memory of a step beyond parameters, gradients, optimizer state and graph.
-        step_s: seconds of a step.
-        epoch_s: seconds of an epoch.
         train_s: of all runs together, if all of them are known.
     """
 
@@ -103,10 +90,8 @@ def rows(results: CompareResults) -> list[list[str]]:
 def p_value(model: CompareEntry, other: CompareEntry) -> float | None:
     """The two-sided p-value of Wilcoxon's signed-rank test of the test scores of two models.
 
-    Runs with the same split and seed make a pair; pairs of equal scores are left out, as in the original test.
-
-    Returns:
-        A probability of at least 2^(1 - n) for n pairs; None for fewer than two pairs.
+    Runs with the same split and seed make a pair; pairs of equal scores are left out, as in the original test. It is at
+    least 2^(1 - n) for n pairs, and None for fewer than two.
 
     Source: F. Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
     """
@@ -178,17 +163,9 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def plot(results: CompareResults) -> bytes:
-    """A PNG of the picture."""
-    buffer = io.BytesIO()
-    picture(results).savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
 def picture(results: CompareResults) -> Figure:
     """Three panels with a point for each model, lines for what has no memory and no time, and one legend for all."""
     figure = Figure(figsize=(13.0, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     memory, parameters, time = figure.subplots(1, 3, sharey=True)
     _panel(memory, results, "memory of a training step, MiB", [m.peak_bytes / 2**20 for m in results.models])
     _panel(parameters, results, "parameters", [float(m.num_parameters) for m in results.models])
@@ -196,11 +173,11 @@ def picture(results: CompareResults) -> Figure:
     memory.set_ylabel(f"test {metric_in_words(results.metric)}", fontsize=9)
     for name, height, _ in reference_lines(results):
         beside = {"xycoords": ("axes fraction", "data"), "xytext": (3, 2), "textcoords": "offset points"}
-        memory.annotate(name, (0, height), color=_GREY, fontsize=7, **beside)
+        memory.annotate(name, (0, height), color=GREY, fontsize=7, **beside)
     lines = caption(results)
     figure.suptitle(lines[0], fontsize=10, x=0.01, ha="left")
     # Notes may be long; each has a line.
-    figure.supxlabel("\n".join([f"{lines[1]}; {lines[3]}", *results.notes]), fontsize=7, color=_GREY)
+    figure.supxlabel("\n".join([f"{lines[1]}; {lines[3]}", *results.notes]), fontsize=7, color=GREY)
     figure.legend(*memory.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
@@ -229,13 +206,12 @@ def _panel(axes: Axes, results: CompareResults, title: str, values: list[float])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: EngFormatter(sep="")(x) if x >= 1000 else f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     for _, height, style in reference_lines(results):
-        axes.axhline(height, color=_GREY, linestyle=style, linewidth=1, zorder=1)
+        axes.axhline(height, color=GREY, linestyle=style, linewidth=1, zorder=1)
     axes.margins(y=0.15)
     axes.set_xlabel(title, fontsize=9)
-    axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_GREY, labelsize=8)
+    axes.tick_params(labelsize=8)
+    plain_axes(axes)
 
 
 def reference_lines(results: CompareResults) -> list[tuple[str, float, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from zoo.files import atomic_write, write_json
 from zoo.json_object import read_json_object
 from zoo.layers.residual import ResidualStack
 from zoo.workflows.objective import Objective
+from zoo.workflows.plot import plain_axes, png
 from zoo.workflows.run_dir import DEPTH_FILE, DEPTH_PICTURE, RunDir
 
 # Relative size of the disturbance that estimates a Jacobian: large against the rounding of float32, small against 1.
@@ -135,10 +135,7 @@ def _draw(run: RunDir, report: dict[str, Any]) -> None:
             values = [math.nan if value is None else value for value in figures[name]]
             axes.plot(range(1, len(values) + 1), values, color=colors.get(place), linewidth=1.6, label=place)
         axes.set(xlabel="layer", title=title, yscale="log")
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_axes(axes)
     figure.axes[0].legend(frameon=False)
     figure.suptitle(run.recipe().name, fontsize=11)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    atomic_write(run.path / DEPTH_PICTURE, [buffer.getvalue()], RunError)
+    atomic_write(run.path / DEPTH_PICTURE, [png(figure)], RunError)

@@ -1,23 +1,28 @@
-"""Learning curves as a picture."""
+"""Learning curves as a picture, and the looks of all pictures."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.errors import RunError
 from zoo.files import atomic_write
 from zoo.spec.results import metric_in_words
 from zoo.workflows.run_dir import RunDir
 
-_BLUE, _ORANGE, _GREY = "#2a6f97", "#e07a28", "#666666"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BLUE, _ORANGE, GREY = "#2a6f97", "#e07a28", "#666666"
 
 
 def plot(run: RunDir, out: Path | None = None) -> Path:
-    """Plot the training loss and the validation metric of a run over its epochs.
+    """Plot the training loss and the validation metric of a run, finished or not, over its epochs.
 
     Args:
-        run: the run, finished or not.
+        run: the run.
         out: the PNG file; None: ``curves.png`` in the run directory.
 
     Returns:
@@ -58,12 +63,22 @@ def plot(run: RunDir, out: Path | None = None) -> Path:
         )
     metrics.set(xlabel="epoch", ylabel=f"valid {metric_in_words(recipe.metric)}", title="validation")
     for axes in (losses, metrics):
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=_GREY)
+        plain_axes(axes)
     figure.suptitle(recipe.name, fontsize=11)
     path = run.curves_path if out is None else out
+    atomic_write(path, [png(figure)], RunError)
+    return path
+
+
+def plain_axes(axes: Axes) -> None:
+    """Give axes a light grid and no frame."""
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=GREY)
+
+
+def png(figure: Figure) -> bytes:
+    """A picture as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    atomic_write(path, [buffer.getvalue()], RunError)
-    return path
+    return buffer.getvalue()
