@@ -5,7 +5,6 @@ python -m benchmarks.plot benchmarks/results/memory.json ...     (writes memory.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -16,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zoo.spec.base import parse_spec
-from zoo.workflows.compare_report import CompareResults
-from zoo.workflows.compare_report import plot as plot_compared
+from zoo.workflows.compare_report import CompareResults, picture
+from zoo.workflows.plot import png
 
 _NAMES = {
     "zoo": "revgnn-zoo, reversible",
@@ -62,9 +61,7 @@ def plot(result: dict[str, Any]) -> bytes:
     if num_panels == 1 and panels[0].get_legend_handles_labels()[0]:
         panels[0].legend(frameon=False, fontsize=8)
     figure.supxlabel(_about(result), fontsize=7, color="#666666")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _about(result: dict[str, Any]) -> str:
@@ -206,8 +203,9 @@ def main() -> None:
     for name in sys.argv[1:]:
         path = Path(name)
         data = json.loads(path.read_text(encoding="utf-8"))
-        picture = plot_compared(parse_spec(CompareResults, data, where=name)) if "models" in data else plot(data)
-        path.with_suffix(".png").write_bytes(picture)
+        is_comparison = "models" in data
+        drawn = png(picture(parse_spec(CompareResults, data, where=name))) if is_comparison else plot(data)
+        path.with_suffix(".png").write_bytes(drawn)
 
 
 if __name__ == "__main__":
