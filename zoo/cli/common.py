@@ -193,19 +193,14 @@ def _echo_elsewhere(compared: Sequence[Comparison]) -> None:
 def reference(text: str) -> str | Path:
     """The folder or the name that a model's reference on the command line means.
 
-    Returns:
-        A folder if the text starts with ``.``, ``/`` or ``~``, or if there is such a folder; else the name itself.
+    It is a folder if the text starts with ``.``, ``/`` or ``~``, or if there is such a folder.
     """
     path = Path(text).expanduser()
     return path if text.startswith((".", "/", "~")) or path.is_dir() else text
 
 
 def run_or_bundle(text: str) -> Path:
-    """The folder that a command is given which does not take names.
-
-    Raises:
-        NotFoundError: if it is the name of a shipped model instead.
-    """
+    """The folder that a command is given which does not take names; a NotFoundError if it is one."""
     if not Path(text).exists() and text in list_recipes():
         raise NotFoundError(f"{text}: a shipped name; this takes the folder of a run, such as runs/{text}, or a bundle")
     return Path(text)

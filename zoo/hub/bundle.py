@@ -90,8 +90,7 @@ def read_weights(folder: Path, config: BundleConfig, build: Callable[[], Mapping
         folder: the bundle.
         config: of the same bundle.
         build: makes the state dict of the model that ``config`` describes, of which names, shapes and types are
-            compared
-            (meta tensors will do). It is called once the header of the file can be that of such a model.
+            compared (meta tensors will do). It is called once the header of the file can be that of such a model.
 
     Raises:
         BundleError: if the file is damaged, holds anything else, or is not the one that ``config`` speaks of.

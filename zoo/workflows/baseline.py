@@ -22,12 +22,7 @@ Array = np.ndarray[Any, Any]
 def linear_baseline(graph: Graph, split: Split, metric: str) -> dict[str, float]:
     """Fit a logistic regression to the standardized node features, one per label of a multilabel task.
 
-    Numbers are predicted by a ridge regression.
-
-    Args:
-        graph: with node features. At most 20,000 train nodes are used, evenly spread over their ids.
-        split: which nodes to learn from and to score.
-        metric: as for ``evaluate``.
+    Numbers are predicted by a ridge regression. At most 20,000 train nodes are used, evenly spread over their ids.
 
     Returns:
         The scores under "valid" and "test".
@@ -81,16 +76,10 @@ def _numbers(train_x: Array, y: Array, x: Array) -> Array:
 
 
 def _logits(train_x: Array, y: Array, x: Array, num_outputs: int) -> Array:
-    """Learn one task and predict it.
+    """[m, num_outputs] float64 logits for [m, F] features x, learned from [n] labels y; negative and NaN are unlabeled.
 
-    Args:
-        train_x: [n, F] features to learn from.
-        y: [n] labels; negative or NaN for unlabeled.
-        x: [m, F] features to predict from.
-        num_outputs: the number of classes, or 1 for a label that is 0 or 1.
-
-    Returns:
-        [m, num_outputs] float64 logits; very low for a class without examples.
+    ``num_outputs`` is the number of classes, or 1 for a label that is 0 or 1. A class without examples gets a very low
+    one.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

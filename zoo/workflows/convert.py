@@ -135,14 +135,7 @@ _PLAIN = re.compile(r"^convs\.(\d+)\.(.+)$")
 
 
 def convert_state_dict(official: Mapping[str, Tensor], spec: Model) -> dict[str, Tensor]:
-    """Rename the tensors of an official RevGCN or RevGAT state dict.
-
-    Args:
-        official: ``model_state_dict`` of the authors' checkpoint.
-        spec: the model that it holds.
-
-    Returns:
-        A state dict that the model built from ``spec`` loads strictly.
+    """Rename the tensors of an official RevGCN or RevGAT state dict to those that the model of ``spec`` loads strictly.
 
     Raises:
         BundleError: if a tensor's name is unknown.

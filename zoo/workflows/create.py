@@ -52,11 +52,7 @@ def set_info(model: nn.Module, info: ZooInfo) -> nn.Module:
 
 
 def info_of(model: nn.Module) -> ZooInfo:
-    """Facts stored with a model; wrappers such as DistributedDataParallel and torch.compile are looked through.
-
-    Raises:
-        ZooError: if the zoo did not make it.
-    """
+    """Facts stored with a model, which may be wrapped in others; a ZooError if the zoo did not make it."""
     info = unwrapped(model).__dict__.get("zoo_info") if isinstance(model, nn.Module) else None
     if not isinstance(info, ZooInfo):
         raise ZooError(

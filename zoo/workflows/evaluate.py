@@ -93,12 +93,7 @@ def views(graph: Graph, protocol: Protocol, num_done: int = 0) -> Iterator[tuple
 
 @dataclass
 class Partial:
-    """A prediction that is not complete yet: one that is stopped can go on from there.
-
-    Attributes:
-        total: [N, T] sum of the logits so far, on the CPU.
-        num_done: number of parts that are in it.
-    """
+    """A prediction that can go on where it was stopped: the [N, T] sum of the logits so far, on the CPU."""
 
     total: Tensor
     num_done: int = 0
@@ -308,11 +303,7 @@ def evaluate(
 
 
 def check_shape(graph: Graph, info: ZooInfo) -> None:
-    """Refuse a graph, as the model's recipe prepares it, of other widths than those the model was made for.
-
-    Raises:
-        RunError: naming both.
-    """
+    """Raise a RunError if a graph, as the recipe prepares it, has other widths than the model was made for."""
     shape = input_shape(info.recipe, graph.shape)
     if shape != info.shape:
         raise RunError(f"{graph.name}: the graph has {shape!r}, the model was made for {info.shape!r}")

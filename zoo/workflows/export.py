@@ -105,7 +105,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, results: Sequence[
 
 
 def add_probe(folder: Path) -> None:
-    """Give a bundle a probe, in place of any that it has, and check that another load of the same files passes it.
+    """Give a bundle a new probe, and check that another load of the same files passes it.
 
     Raises:
         BundleError: if the folder is no whole bundle or cannot be written, or the model fails its probe.

@@ -38,15 +38,11 @@ def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe,
     """Write into a recipe what it leaves to its graph.
 
     Loss and metric, where left out, are the usual ones of the labels. A graph of the user's own may lack what the
-    recipe reads: without node features the degree stands in, without edge features the model reads none. A warning
-    says so.
-
-    Args:
-        recipe: as read.
-        graph: as loaded; None: loaded here, but only if the recipe leaves something to it.
+    recipe
+    reads: without node features the degree stands in, without edge features the model reads none. A warning says so.
 
     Returns:
-        The recipe, and the graph if it is loaded by now.
+        The recipe, and the graph as given, or as loaded if the recipe leaves something to it.
 
     Raises:
         DataError: if the data are missing or damaged.
@@ -85,11 +81,9 @@ def _load(recipe: Recipe) -> Graph:
 
 
 def recipe_graph(recipe: Recipe, graph: Graph | None = None) -> tuple[Graph, Split]:
-    """Load the graph of a recipe and build its node features.
+    """Load the graph of a recipe, if it is not given, and build its node features.
 
-    Args:
-        recipe: what does not fit its data set is refused before the data are loaded, where the data set is known.
-        graph: as loaded, if that was done already.
+    What does not fit the data set is refused before the data are loaded, where the data set is known.
 
     Returns:
         The graph with node features, and the split that the recipe names.
@@ -139,11 +133,7 @@ def as_read(recipe: Recipe, graph: Graph) -> Graph:
 
 
 def as_graph(data: object) -> Graph:
-    """A graph as it is, or the graph of a PyG ``Data`` object.
-
-    Raises:
-        DataError: if it is neither, or lacks something.
-    """
+    """The graph of a PyG ``Data`` object, or a graph as it is; a DataError if it is neither, or lacks something."""
     if isinstance(data, Graph):
         return data
     if not hasattr(data, "edge_index"):
@@ -152,15 +142,10 @@ def as_graph(data: object) -> Graph:
 
 
 def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
-    """The recipe for a user's graph: its model, optimizer and epochs, on other data.
+    """The recipe for a user's graph, in a file ``path``: its model, optimizer and epochs, on other data.
 
     Loss and metric stay where they fit the labels; label reuse and distillation need classes. Parts get at least 1,000
     nodes each. What the graph lacks is completed as in :func:`complete_recipe`.
-
-    Args:
-        recipe: for any data set.
-        graph: the data.
-        path: of the graph's file.
     """
     changes: dict[str, Any] = {"data.dataset": "file", "data.path": path}
     # "data" is the name of a graph to which nobody gave one.
@@ -213,10 +198,7 @@ def is_synthetic(recipe: Recipe, graph: Graph) -> bool:
 def place_graph(graph: Graph, device: torch.device, edge_precision: EdgePrecision = "fp32") -> Graph:
     """Move a graph to the GPU if it is small beside the free memory; else its parts are moved one by one.
 
-    Args:
-        graph: any.
-        device: where to compute; on the CPU the graph stays as it is.
-        edge_precision: "fp32", or "fp16" to halve the memory of edge features, which kernels read as they are.
+    On the CPU the graph stays as it is. With "fp16" edge features take half the memory; kernels read them as they are.
     """
     if device.type != "cuda":
         return graph

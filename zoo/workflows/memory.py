@@ -25,12 +25,7 @@ _LAZY_MMAP_BYTES, _LAZY_TRIM_BYTES = 1 << 25, 1 << 26
 
 
 class Steps(NamedTuple):
-    """Time and memory of repeated steps.
-
-    Attributes:
-        step_s: seconds of each step.
-        peak_bytes: the most memory in use during the steps, less what was in use before them and the gradients.
-    """
+    """Seconds of each step, and the most memory in use during them, less what was in use before and the gradients."""
 
     step_s: tuple[float, ...]
     peak_bytes: int
@@ -80,11 +75,7 @@ def finish(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> int:
-    """Start to watch the peak; the bytes in use now.
-
-    Raises:
-        RunError: if this machine does not let a process reset its peak.
-    """
+    """Start to watch the peak; the bytes in use now. A RunError where a process cannot reset its peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -20,12 +20,7 @@ _EPS = 1 - math.log(2)
 
 
 def multilabel_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Binary cross entropy, averaged over the labels that are known.
-
-    Args:
-        logits: [n, T].
-        y: [n, T] zeros and ones, NaN for unknown; at least one is known.
-    """
+    """Binary cross entropy of [n, T] logits, averaged over the labels that are known, at least one; NaN is not."""
     known = ~torch.isnan(y)
     # Most data have all labels. Reversible layers store so little that tensors of [n, T] are among the largest, so
     # the mask is avoided.
@@ -41,13 +36,7 @@ def binary_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def regression_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
-    """A mean loss of numbers, over those that are known.
-
-    Args:
-        loss: of [m] predictions and [m] numbers.
-        logits: [n, T] predictions.
-        y: [n, T], NaN for unknown; at least one is known.
-    """
+    """A mean loss of [n, T] numbers over those that are known, at least one; NaN is not."""
     known = ~torch.isnan(y)
     return loss(logits[known], y[known])
 
@@ -120,7 +109,6 @@ class KnownLabels:
 
     Attributes:
         y: [N] class of each labeled train node, -1 elsewhere.
-        num_tasks: T.
         num_iters: passes before the last one.
     """
 
@@ -207,10 +195,7 @@ class Objective:
         """Run the model on a part, in the recipe's precision, and compare it with labels that it has not read.
 
         The labels that it reads are sampled, as dropout is, from PyTorch's global generator: that of the CPU, so that
-        they are the same on every device.
-
-        Returns:
-            The loss; None if the part has no train node.
+        they are the same on every device. Without a train node in the part there is no loss.
         """
         chosen = self.is_train[part.nodes]
         if not bool(chosen.any()):
@@ -253,9 +238,6 @@ def sample_read(train: Tensor, mask_rate: float) -> Tensor:
     Args:
         train: [n] bool, the labeled train nodes; at least one.
         mask_rate: chance of each.
-
-    Returns:
-        [n] bool.
     """
     nodes = train.nonzero().squeeze(1)
     values = torch.rand(len(nodes))

@@ -94,11 +94,7 @@ def export_onnx(model: nn.Module, path: Path) -> None:
 
 
 def check_packages() -> None:
-    """Check that the packages which write ONNX are there.
-
-    Raises:
-        RunError: if one is not.
-    """
+    """Raise a RunError if a package which writes ONNX is missing."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise RunError(f'ONNX needs {" and ".join(missing)}, not installed here; pip install "revgnn-zoo[onnx]"')

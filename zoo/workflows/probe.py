@@ -40,8 +40,7 @@ class Verified:
         deviation: largest difference of a logit from the float64 reference.
         float32_deviation: largest difference from the float32 logits of the machine that wrote the bundle.
         tolerance: the largest ``deviation`` that the bundle allows.
-        device: that computed.
-        backend: of the kernels.
+        device, backend: that computed.
     """
 
     deviation: float
@@ -58,7 +57,7 @@ class Verified:
 
 
 def make_probe(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a probe of a model on the CPU, in float32 and evaluation mode; it is left behind in float64.
+    """The tensors of a probe of a model on the CPU, in evaluation mode, which is left behind in float64.
 
     Raises:
         BundleError: if a logit is NaN or infinite.
@@ -82,11 +81,7 @@ def make_probe(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_probe(folder: Path, config: BundleConfig) -> dict[str, Tensor]:
-    """Read the probe of a bundle that has one.
-
-    Raises:
-        BundleError: if it is damaged, or not the one that ``config`` speaks of.
-    """
+    """Read the probe of a bundle that has one; a BundleError if it is damaged, or not the one of ``config``."""
     path = folder / PROBE_FILE
 
     def check(found: Shapes) -> None:

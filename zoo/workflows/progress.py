@@ -74,12 +74,7 @@ class Progress:
         self._safely(lambda bar: bar.close())
 
     def step(self, label: str, figures: Mapping[str, str]) -> None:
-        """One step is done.
-
-        Args:
-            label: where the run is, such as ``epoch 3/200``.
-            figures: the latest of each figure.
-        """
+        """One step is done, at a place such as ``epoch 3/200``; ``figures`` are the latest of each."""
         self._show(label, figures, num_steps=1)
         self._show_time_left()
 
@@ -178,12 +173,7 @@ def _has_room_for_a_bar() -> bool:
 
 
 class Board:
-    """TensorBoard's event files, if the package is installed; else nothing.
-
-    Args:
-        folder: where they are written.
-        step: records from this step on replace those of an earlier process.
-    """
+    """TensorBoard's event files in a folder, if the package is installed; those from ``step`` on are replaced."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self._folder, self._step = folder, step

@@ -19,18 +19,15 @@ _DECIDING = ("data", "model", "train", "eval", "test")
 
 
 def new_recipe(source: Path, out: Path, assignments: Sequence[str] = ()) -> Recipe:
-    """Copy a recipe to a file of another name.
+    """Copy a recipe to a file of another name, whose stem becomes the name of the recipe.
 
     The copy repeats no defaults, as the source does not. It has no ``source``: published figures belong to the
     published recipe.
 
     Args:
         source: the recipe file to copy.
-        out: the new file; its stem becomes the recipe's name.
+        out: the new file.
         assignments: ``key.key=value`` changes.
-
-    Returns:
-        The new recipe.
 
     Raises:
         RecipeError: if ``out`` is there already or is no name of a recipe, or the source or a change is at fault.
@@ -49,21 +46,15 @@ def new_recipe(source: Path, out: Path, assignments: Sequence[str] = ()) -> Reci
 
 
 def read_recipe_data(path: Path) -> dict[str, Any]:
-    """The content of a recipe file in the present version, not yet checked.
-
-    Raises:
-        RecipeError: if it is no JSON object, or of a newer version.
-    """
+    """The content of a recipe file in the present version, not yet checked."""
     return upgrade_recipe(read_json_object(path, error=RecipeError), where=str(path))
 
 
 def recipe_on_data(path: Path, data_path: Path, assignments: Sequence[str]) -> Recipe:
-    """A recipe whose data, and all that follows from them, are those of another recipe.
-
-    Its model, optimizer and epochs stay. Data, evaluation, test, loss and the partition of training are the other's.
+    """A recipe, with its name, on the data of another: with its evaluation, test, loss and partition of training too.
 
     Args:
-        path: the recipe; its name stays.
+        path: the recipe; its model, optimizer and epochs stay.
         data_path: the recipe whose data are taken.
         assignments: overrides of the result, as ``key.key=value``.
 
@@ -103,16 +94,7 @@ def is_longer(held: Recipe, recipe: Recipe) -> bool:
 
 
 def check_same_recipe(path: Path, held: Recipe, recipe: Recipe) -> None:
-    """Make sure that a run directory is of the recipe that is asked for.
-
-    Args:
-        path: the run directory.
-        held: its recipe.
-        recipe: the one that is asked for.
-
-    Raises:
-        RunError: with the first places where they differ.
-    """
+    """Raise a RunError with the first places where the recipe of a run directory differs from the one asked for."""
     if recipe_digest(held) == recipe_digest(recipe):
         return
     before, after = dict(leaves(held.to_json())), dict(leaves(recipe.to_json()))

@@ -57,13 +57,7 @@ _FIRST_FILES = (".lock", RECIPE_FILE, GRAPH_FILE, *_REPORTS)
 
 
 class BestEpoch(Spec):
-    """The epoch with the best validation so far; saved with its weights.
-
-    Attributes:
-        epoch: its number.
-        value: its validation metric or loss, whichever the recipe selects by.
-        shape: of the model's inputs and outputs.
-    """
+    """The epoch with the best validation so far, and the metric or loss by which the recipe selects it."""
 
     epoch: int = Field(ge=1)
     value: float
@@ -84,12 +78,6 @@ class RunDir:
 
     Args:
         path: the folder.
-
-    Attributes:
-        bundle_path: folder of the bundle of this run unless something else is asked for.
-        teacher_path: the run directory of the teacher, under self-distillation.
-        curves_path: the picture of the learning curves.
-        tensorboard_path: the folder of TensorBoard's event files.
 
     Raises:
         RunError: if it is not a run directory.
@@ -124,11 +112,7 @@ class RunDir:
         return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(graph.absolute())})})
 
     def results(self) -> RunResults | None:
-        """The results of a finished run; None if it is not finished.
-
-        Raises:
-            RunError: if the file was damaged.
-        """
+        """The results of a finished run; None if it is not finished, a RunError if the file was damaged."""
         path = self.path / "results.json"
         if not path.is_file():
             return None
@@ -139,19 +123,11 @@ class RunDir:
             raise RunError(*lines, f"{last}; without that file, train --resume measures the results again") from error
 
     def write_results(self, results: RunResults) -> None:
-        """Mark the run as finished.
-
-        Raises:
-            RunError: if they cannot be stored.
-        """
+        """Mark the run as finished."""
         write_json(self.path / "results.json", results.to_json(), RunError)
 
     def best(self) -> Best | None:
-        """The weights with the best validation; None before the first evaluation.
-
-        Raises:
-            RunError: if the file is damaged.
-        """
+        """The weights with the best validation; None before the first evaluation, a RunError if they are damaged."""
         path = self.path / "best.safetensors"
         if not path.exists():
             return None
@@ -160,13 +136,10 @@ class RunDir:
         return Best(epoch, saved.tensors, saved.sha256)
 
     def write_best(self, epoch: BestEpoch, tensors: Mapping[str, Tensor]) -> str:
-        """Replace the best weights.
+        """Replace the best weights; if that fails, the previous ones are still there.
 
         Returns:
             Their SHA-256, by which a state names them.
-
-        Raises:
-            RunError: if they cannot be stored; the previous ones are then still there.
         """
         # One file holds both, so that no crash can separate the weights from their epoch and value.
         return write_saved(self.path / "best.safetensors", tensors, epoch.model_dump(mode="json"))
@@ -208,13 +181,10 @@ class RunDir:
         return None
 
     def _check_best(self, path: Path, saved: Saved) -> None:
-        """Make sure that the best weights are those that a state names, or later ones.
+        """Raise a RunError if the best weights are neither those that a state names, nor later ones.
 
         Later ones were written after the state and before the run was killed; when the run comes to their epoch again,
         it finds them again.
-
-        Raises:
-            RunError: if they are damaged, missing or older.
         """
         named = saved.tree.get("best")
         # No evaluation was done before this state was saved.
@@ -226,11 +196,7 @@ class RunDir:
             raise RunError(f"{path}: its best weights are lost: best.safetensors {held} and has not SHA-256 {named}")
 
     def write_state(self, step: int, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> Path:
-        """Save a state and then forget all but the newest two.
-
-        Raises:
-            RunError: if it cannot be stored; the previous ones are then still there.
-        """
+        """Save a state and then forget all but the newest two; if that fails, these are still there."""
         path, log = self.path / f"state-{step}.safetensors", self.path / "metrics.jsonl"
         if log.exists():
             # The state records its length. After a power failure a log shorter than that could not be continued.
@@ -246,11 +212,7 @@ class RunDir:
         return path
 
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of ``metrics.jsonl``: every figure of an epoch by name, at least ``epoch`` and ``train_loss``.
-
-        Raises:
-            RunError: if a line is damaged.
-        """
+        """The lines of ``metrics.jsonl``: every figure of an epoch by name, at least ``epoch`` and ``train_loss``."""
         path = self.path / "metrics.jsonl"
         lines = path.read_bytes().splitlines() if path.is_file() else []
         records = []
@@ -307,12 +269,8 @@ def fresh_folder(name: str) -> Path:
 def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
     """Create a run directory, or open the one that holds the same recipe, and keep other processes out of it.
 
-    Of the ranks of a run only the first has it; the others get an :class:`Onlooker`.
-
-    Args:
-        path: the folder; its parents are created.
-        recipe: whose run it is.
-        resume: whether an unfinished run may be continued, and any run for more epochs.
+    Of the ranks of a run only the first has it; the others get an :class:`Onlooker`. With ``resume`` an unfinished run
+    may be continued, and any run for more epochs.
 
     Raises:
         RunError: if the folder holds something else, is in use, or cannot be written.
@@ -371,11 +329,7 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
 
 
 def _extend(run: RunDir, recipe: Recipe) -> None:
-    """Give a run, finished or not, more epochs.
-
-    Raises:
-        RunError: if the epochs that are done would have been others in a longer run, or no state is left.
-    """
+    """Give a run more epochs; a RunError if those that are done would have been others, or no state is left."""
     reason = ""
     if recipe.train.schedule.type == "cosine":
         reason = "its learning rate follows a cosine that ends with the last epoch"

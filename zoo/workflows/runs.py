@@ -116,18 +116,7 @@ class Run:
 
 
 class ManyResults(Spec):
-    """The content of ``runs.json``: what leaderboards ask for.
-
-    Attributes:
-        name: of the recipe.
-        metric: of the figures.
-        protocol: how they were measured.
-        runs: one for each split and seed.
-        valid: mean and sample standard deviation over the runs.
-        test: the same on test nodes.
-        num_parameters: of the model.
-        environment: that of the first run.
-    """
+    """The content of ``runs.json``, what leaderboards ask for; ``environment`` is that of the first run."""
 
     name: str
     metric: str
@@ -211,11 +200,7 @@ def train_many(
 
 
 def first_splits(graph: Graph, num_splits: int | Literal["all"] | None) -> tuple[int, ...]:
-    """The first so many splits of a graph; "all" and None: all.
-
-    Raises:
-        RunError: if there are not so many.
-    """
+    """The first so many splits of a graph; "all" and None: all. A RunError if there are not so many."""
     count = len(graph.splits)
     wanted = count if num_splits in (None, "all") else int(num_splits)
     if not 1 <= wanted <= count:

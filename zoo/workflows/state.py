@@ -72,14 +72,10 @@ class RunState:
     """Everything that a resume needs.
 
     Attributes:
-        recipe: that is trained.
         run: where it is saved.
-        model: its weights and buffers.
-        optimizer: its state, saved under the names of the parameters.
+        optimizer: its state is saved under the names of the parameters.
         identity: what must be the same when the run goes on.
         environment: what had better be the same.
-        cursor: the place in the run.
-        best: the best epoch so far.
         partials: logits so far of evaluations that are not complete, by purpose.
     """
 
@@ -104,10 +100,9 @@ class RunState:
     _save_s: float = 0.0
 
     def restore(self) -> bool:
-        """Continue from the newest state that can be continued, if there is one.
+        """Continue from the newest state that can be continued, and tell if there is one.
 
-        Returns:
-            Whether there was one. If not, the log of a process that was stopped before its first save is emptied.
+        Else the log of a process that was stopped before its first save is emptied.
 
         Raises:
             RunError: if it was saved by a run on other data, or does not fit the model.
@@ -143,12 +138,7 @@ class RunState:
         return (self.cursor.epoch - 1) // every - self.best.epoch // every >= patience
 
     def keep_best(self, value: float, shape: GraphShape) -> BestEpoch:
-        """Keep the weights of the model if the value by which the recipe selects is the best one so far.
-
-        They are stored with the next state.
-
-        Returns:
-            The best epoch.
+        """The best epoch so far, with the value of the current one; its weights are stored with the next state.
 
         Raises:
             DivergedError: if some are not finite; the best ones so far are then still there.
@@ -188,11 +178,7 @@ class RunState:
 
     @contextmanager
     def step_errors(self, *, may_skip: bool) -> Iterator[None]:
-        """Skip a step whose numbers are not finite, if it may be: count it, and report the first.
-
-        Raises:
-            FloatingPointError: if it may not.
-        """
+        """Skip a step whose numbers are not finite, if ``may_skip``: count it, and report the first."""
         # The forward pass updates statistics of batch normalization, and a step that is skipped must leave no NaN.
         buffers = [buffer.clone() for buffer in self.model.buffers()] if may_skip else []
         try:
@@ -222,11 +208,7 @@ class RunState:
             self.add_inversion_error(error)
 
     def check_inversion(self, *, is_captured: bool) -> None:
-        """Let the model's reversible stack note how exactly it restores its input.
-
-        Raises:
-            RunError: if it has none, or one of captured layers.
-        """
+        """Let the reversible stack note how exactly it restores its input; a RunError if there is none."""
         stack = getattr(self.model, "stack", None)
         if is_captured or not isinstance(stack, ReversibleStack | OscillatorStack) or not stack.reversible:
             raise RunError("--check-inversion: needs a model with a reversible stack, and goes without --capture")
@@ -256,11 +238,7 @@ class RunState:
         return self.best
 
     def pause_if_asked(self, stop: StopRequest) -> None:
-        """Save the state if that is due, and stop if that is asked for.
-
-        Raises:
-            StoppedError: after the state is saved.
-        """
+        """Save the state if that is due; if a stop is asked for, save it and raise a StoppedError."""
         if ranks.group.size > 1:
             self._agree(stop)
         # An epoch may take hours, so it is saved within too: a crash then costs minutes.
@@ -283,10 +261,10 @@ class RunState:
                 log.merge(other) if ranks.group.rank == 0 else log.take()
 
     def save(self) -> Path:
-        """Save the state now, and before it all that it relies on.
+        """Save the state now, and before it all that it relies on; if that fails, earlier states are still there.
 
         Raises:
-            RunError: if it cannot be stored; earlier states are still there.
+            RunError: if it cannot be stored.
             DivergedError: if some of its numbers are not finite.
         """
         # The best weights and the log come before the state that names them. A crash in between leaves an older state
@@ -324,10 +302,8 @@ class RunState:
     def save_if_due(self, *, epoch_is_done: bool) -> None:
         """Save the state if that is cheap beside the work done since the last time.
 
-        A full disk is no reason to lose the run: it is reported, and tried again later.
-
-        Raises:
-            DivergedError: if some numbers are not finite.
+        A full disk is no reason to lose the run: it is reported, and tried again later. Numbers that are not finite are
+        one.
         """
         started = time.monotonic()
         since_s = started - self._saved_at
@@ -348,11 +324,7 @@ class RunState:
         self._unsaved_lines.clear()
 
     def warn_once(self, kind: str, text: str) -> bool:
-        """Warn unless this process has warned of the same kind of thing.
-
-        Returns:
-            Whether it did.
-        """
+        """Warn unless this process has warned of the same kind of thing, and tell if it did."""
         if kind in self._warned:
             return False
         self._warned.add(kind)

@@ -100,11 +100,7 @@ def training_step(
 
 
 def _backward(model: nn.Module, part: Part, objective: Objective, *, summed: bool = False) -> float | None:
-    """Leave in the parameters the gradient of a part's loss, or of that times the number of its labels.
-
-    Returns:
-        The loss; None if the part has no train node.
-    """
+    """Leave in the parameters the gradient of a part's loss, or of that times its labels; None without a train node."""
     if len(part.nodes) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
         raise RunError("a part has one node, and batch normalization needs two; lower train.partition.num_parts")
     loss = objective.step_loss(model, part)
@@ -224,11 +220,7 @@ def diverged(run: RunDir, place: str, fault: str, model: nn.Module) -> DivergedE
 
 
 def report_norms(run: RunDir, place: str, fault: str, model: nn.Module) -> None:
-    """Write the norms of the weights and gradients of each layer, in the model's order, into the run directory.
-
-    Raises:
-        RunError: if they cannot be stored.
-    """
+    """Write the norms of the weights and gradients of each layer, in the model's order, into the run directory."""
     if ranks.group.rank > 0:
         return
     layers = {}

@@ -189,11 +189,7 @@ def random_graph(recipe: Recipe, num_nodes: int, num_edges: int) -> tuple[Graph,
 
 
 def data_set_size(recipe: Recipe) -> tuple[int, int]:
-    """Nodes and messages of a recipe's data set, known without its files.
-
-    Raises:
-        RunError: if they are not known.
-    """
+    """Nodes and messages of a recipe's data set, known without its files; a RunError if they are not."""
     known = OGB.get(recipe.data.dataset)
     if known is None:
         raise RunError(f"{recipe.data.dataset}: its size is known only when it is read; give --nodes and --edges")

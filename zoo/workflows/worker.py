@@ -42,13 +42,7 @@ _POLL_S = 0.05
 
 
 class TrainRequest(TrainOptions):
-    """Train a recipe, or continue its run, with the options of any run.
-
-    Attributes:
-        task: tells requests apart.
-        recipe: what to train.
-        folder: the run directory.
-    """
+    """Train a recipe, or continue its run in a folder, with the options of any run."""
 
     task: Literal["train"] = "train"
     recipe: Recipe
@@ -59,15 +53,9 @@ class MeasureRequest(Spec):
     """Measure training steps.
 
     Attributes:
-        task: tells requests apart.
-        recipe: its data, and how it trains.
         folder: a run directory or bundle that holds the model; None: the recipe's model with fresh weights.
         graph_size: nodes and edges of a random graph in place of the recipe's data.
         num_steps: steps that are timed.
-        capture: replay CUDA graphs of one layer, on a GPU.
-        edge_precision: of the edge features on a GPU.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        num_threads: of the CPU; None: as PyTorch chooses.
     """
 
     task: Literal["measure"] = "measure"
@@ -102,14 +90,7 @@ class Task:
 
 
 class Answer(Spec):
-    """The answer of a worker.
-
-    Attributes:
-        result: of the work, if it was done.
-        error: one line that says why it was not.
-        is_out_of_memory: whether memory ran out.
-        warnings: each of them once.
-    """
+    """The answer of a worker: the result of the work or, in one line, why it was not done, and its warnings."""
 
     result: dict[str, Any] | None = None
     error: str = ""
@@ -118,11 +99,7 @@ class Answer(Spec):
 
 
 def serve(work: Callable[[str], dict[str, Any]]) -> None:
-    """Answer each request on stdin until its end.
-
-    Args:
-        work: makes the result from the JSON text of the request; a ZooError becomes the answer's error.
-    """
+    """Answer each request on stdin, JSON text, with what ``work`` makes of it; a ZooError becomes its error."""
     answers = sys.stdout
     for request in sys.stdin:
         messages: list[str] = []
@@ -297,11 +274,7 @@ def _text(file: IO[bytes], start: int) -> str:
 
 
 def work(request: TrainRequest | MeasureRequest) -> dict[str, Any]:
-    """Do what a request asks for: the content of ``results.json``, or of a StepCost.
-
-    Raises:
-        ZooError: as :func:`zoo.workflows.train.train` and :func:`zoo.workflows.step_cost.measure_training`.
-    """
+    """Do what a request asks for: the content of ``results.json``, or of a StepCost."""
     recipe, num_threads = request.recipe, request.num_threads
     if isinstance(request, TrainRequest):
         # A warm process has had other runs; where the peak cannot be reset, it counts theirs too.
