@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,11 +17,13 @@ from zoo.layers.equilibrium import solve_logs
 from zoo.layers.oscillator import OscillatorStack
 from zoo.layers.reversible import ReversibleStack
 from zoo.spec.recipe import Recipe
-from zoo.spec.results import Environment
+from zoo.spec.results import Environment, Measured, RunResults
 from zoo.spec.shape import GraphShape
 from zoo.tensor_file import Saved, first_nonfinite
 from zoo.workflows import memory, ranks
 from zoo.workflows.evaluate import Partial
+from zoo.workflows.graphs import is_synthetic
+from zoo.workflows.objective import Objective
 from zoo.workflows.run_dir import BestEpoch, RunDir
 from zoo.workflows.session import StoppedError, StopRequest
 from zoo.workflows.step import DivergedError, diverged, report_norms
@@ -236,6 +238,26 @@ class RunState:
         self.model.load_state_dict(best_weights(self.run))
         assert self.best is not None
         return self.best
+
+    def results(self, figures: Sequence[Measured], objective: Objective, teacher: RunResults | None) -> RunResults:
+        """The content of ``results.json``, given the figures of the best weights."""
+        assert self.best is not None
+        inversion_errors = [r["max_inversion_error"] for r in self.run.metrics() if "max_inversion_error" in r]
+        return RunResults(
+            name=self.recipe.name,
+            results=tuple(figures),
+            best_epoch=self.best.epoch,
+            num_epochs=self.cursor.epoch - 1,
+            num_steps=self.cursor.step,
+            num_parameters=sum(p.numel() for p in self.model.parameters()),
+            train_s=round(self.cursor.train_s, 3),
+            peak_memory_bytes=self.peak_memory_bytes(objective.device),
+            max_inversion_error=max(inversion_errors, default=None),
+            data_sha256=self.identity["data"],
+            data_is_synthetic=is_synthetic(self.recipe, objective.graph),
+            environment=self.environment,
+            teacher=teacher,
+        )
 
     def pause_if_asked(self, stop: StopRequest) -> None:
         """Save the state if that is due; if a stop is asked for, save it and raise a StoppedError."""

@@ -36,7 +36,7 @@ from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.depth_report import report_depth
 from zoo.workflows.distributed import check_same, check_world_size
 from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, predict, test_protocol
-from zoo.workflows.graphs import complete_recipe, graph_digest, is_synthetic, kept_graph, place_graph, recipe_graph
+from zoo.workflows.graphs import complete_recipe, graph_digest, kept_graph, place_graph, recipe_graph
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.options import TrainOptions
 from zoo.workflows.plot import plot
@@ -234,8 +234,7 @@ def _train_teacher(job: _Job, graph: Graph | None) -> RunResults:
     """Train the recipe without its distillation in a run directory of its own, unless that is done already."""
     recipe = job.recipe.model_copy(update={"train": job.recipe.train.model_copy(update={"distillation": None})})
     with open_run(job.run.teacher_path, recipe, resume=job.resume) as run:
-        results = ranks.share(run.results())
-        if results is not None:
+        if (results := ranks.share(run.results())) is not None:
             return results
         log(f"{run.path}: the teacher comes first", quiet=job.options.quiet)
         # A log of the run is about the student.
@@ -320,23 +319,7 @@ def _finish(
         for protocol in protocols:
             with run_errors(run, state.model, f"epoch {best.epoch}, evaluation", protocol.purpose):
                 figures += _measure(state, objective, protocol, on_part)[0]
-    inversion_errors = [r["max_inversion_error"] for r in run.metrics() if "max_inversion_error" in r]
-    results = RunResults(
-        name=recipe.name,
-        results=tuple(figures),
-        best_epoch=best.epoch,
-        num_epochs=state.cursor.epoch - 1,
-        num_steps=state.cursor.step,
-        num_parameters=sum(p.numel() for p in state.model.parameters()),
-        train_s=round(state.cursor.train_s, 3),
-        peak_memory_bytes=state.peak_memory_bytes(objective.device),
-        max_inversion_error=max(inversion_errors, default=None),
-        data_sha256=state.identity["data"],
-        data_is_synthetic=is_synthetic(recipe, objective.graph),
-        environment=state.environment,
-        teacher=teacher,
-    )
-    results = ranks.share(results)
+    results = ranks.share(state.results(figures, objective, teacher))
     run.write_results(results)
     # Results mark the run as finished, so they are written before the picture, which can be made again.
     try:
