@@ -6,25 +6,14 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import (
-    common_options,
-    device_options,
-    echo,
-    echo_json,
-    echo_table,
-    example,
-    json_option,
-    training_options,
-)
+from zoo.cli.common import device_options, echo, echo_json, echo_table, json_option, training_options, zoo_command
 
 HEAD = ("layers", "parameters", "s/step", "s/epoch", "step memory", "memory in all")
-EXAMPLE = example(
-    "revgnn-zoo bench quickstart --layers 7,14,28",
-    "revgnn-zoo bench rev_deep --layers 14,112 --random-graph",
+
+
+@zoo_command(
+    "bench", "revgnn-zoo bench quickstart --layers 7,14,28", "revgnn-zoo bench rev_deep --layers 14,112 --random-graph"
 )
-
-
-@click.command("bench", epilog=EXAMPLE)
 @click.argument("recipe")
 @click.option("--layers", "depths", metavar="L,L,...", help="Depths to measure. [default: the recipe's]")
 @click.option("--random-graph", is_flag=True, help="Take a random graph of the data set's size in place of the data.")
@@ -34,7 +23,6 @@ EXAMPLE = example(
 @training_options
 @device_options
 @json_option
-@common_options
 def command(
     *,
     recipe: str,

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, echo, example
+from zoo.cli.common import echo, zoo_command
 
 
-@click.command("card", epilog=example("revgnn-zoo card runs/quickstart", "revgnn-zoo card ./bundle --check"))
+@zoo_command("card", "revgnn-zoo card runs/quickstart", "revgnn-zoo card ./bundle --check")
 @click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Write nothing; report what README.md lacks.")
 @click.option("--license", default="", help="License of the model, such as apache-2.0. [default: what README.md says]")
 @click.option("--replace", is_flag=True, help="Render README.md anew even if somebody wrote its words.")
-@common_options
 def command(*, source: Path, check: bool, license: str, replace: bool, quiet: bool) -> None:
     """Render README.md of a bundle from its configuration, the recipe's card and the learning curves.
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_json, example, json_option, set_option
+from zoo.cli.common import echo, echo_json, json_option, set_option, zoo_command
 from zoo.errors import NotFoundError, RecipeError
 from zoo.spec.shipped import recipe_path
 
-EXAMPLE = example("revgnn-zoo check rev_deep my_recipe.json")
 
-
-@click.command("check", epilog=EXAMPLE)
+@zoo_command("check", "revgnn-zoo check rev_deep my_recipe.json")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @set_option
 @json_option
-@common_options
 def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Check recipes and report every fault with its place.
 

@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
-def common_options(function: CommandT) -> CommandT:
-    """``-q`` and ``--debug``, which every command has."""
-    function = click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks.")(function)
-    # Read by main() itself.
-    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
+def zoo_command(name: str, *examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command with ``-q`` and ``--debug``, whose help ends with examples."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        command = click.command(name, epilog=example(*examples))(function)
+        command.params += [
+            # Read by main() itself.
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error."),
+            click.Option(["-q", "--quiet"], is_flag=True, help="No progress and no remarks."),
+        ]
+        return command
+
+    return decorate
 
 
 def device_options(function: CommandT, *names: str, several: str = "") -> CommandT:

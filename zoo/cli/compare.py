@@ -9,29 +9,27 @@ import click
 
 from zoo.cli.common import (
     check_free_split,
-    common_options,
     echo,
     echo_json,
     echo_table,
-    example,
     json_option,
     many_options,
     reference,
     set_option,
+    zoo_command,
 )
 from zoo.spec.shipped import recipe_path
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
 
-EXAMPLE = example(
+
+@zoo_command(
+    "compare",
     "revgnn-zoo compare rev_64 res_64 deq_64 --data minesweeper --out runs/mines",
     "revgnn-zoo compare mine.json other.json --splits 3 --seeds 2",
     "revgnn-zoo compare runs/mine runs/mines/rev_64 --out runs/both",
 )
-
-
-@click.command("compare", epilog=EXAMPLE)
 @click.argument("models", metavar="RECIPE...", nargs=-1, required=True)
 @click.option("--data", "data", metavar="RECIPE", help="Put every recipe on the data of this one.")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs on each split.")
@@ -39,7 +37,6 @@ EXAMPLE = example(
 @click.option("--out", type=click.Path(path_type=Path), help="The folder of all files. [default: runs/compare-DATA]")
 @many_options
 @json_option
-@common_options
 def command(
     *,
     models: tuple[str, ...],

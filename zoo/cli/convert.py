@@ -6,21 +6,19 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_json, example, json_option, set_option
+from zoo.cli.common import echo, echo_json, json_option, set_option, zoo_command
 
-EXAMPLE = example(
+
+@zoo_command(
+    "convert",
     "revgnn-zoo convert official.pth --recipe rev_deep --out ./rev_deep",
     "revgnn-zoo eval ./rev_deep --split test",
 )
-
-
-@click.command("convert", epilog=EXAMPLE)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, help="The recipe of the model in the checkpoint: a shipped name or a file.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder. [default: CHECKPOINT without .pth]")
 @set_option
 @json_option
-@common_options
 def command(
     *, checkpoint: Path, recipe: str, out: Path | None, assignments: tuple[str, ...], as_json: bool, quiet: bool
 ) -> None:

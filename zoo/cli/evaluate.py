@@ -7,22 +7,18 @@ from typing import Any
 import click
 
 from zoo.cli.common import (
-    common_options,
     device_options,
     echo,
     echo_compared,
     echo_json,
     edge_precision_option,
-    example,
     json_option,
+    zoo_command,
 )
 from zoo.errors import ZooError
 
 
-@click.command(
-    "eval",
-    epilog=example("revgnn-zoo eval runs/quickstart", "revgnn-zoo eval org/name --split test --views 10 --parts 3"),
-)
+@zoo_command("eval", "revgnn-zoo eval runs/quickstart", "revgnn-zoo eval org/name --split test --views 10 --parts 3")
 @click.argument("model", metavar="MODEL")
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), help="Only this split. [default: all]")
 @click.option(
@@ -41,7 +37,6 @@ from zoo.errors import ZooError
 @edge_precision_option
 @device_options
 @json_option
-@common_options
 def command(*, model: str, split: str | None, as_json: bool, **options: Any) -> None:
     """Evaluate a model on its data set, beside what was published of it.
 

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_json, example, json_option, run_or_bundle
-
-EXAMPLE = example("revgnn-zoo export runs/quickstart")
+from zoo.cli.common import echo, echo_json, json_option, run_or_bundle, zoo_command
 
 
-@click.command("export", epilog=EXAMPLE)
+@zoo_command("export", "revgnn-zoo export runs/quickstart")
 @click.argument("run")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder. [default: RUN/bundle]")
 @click.option("--onnx", is_flag=True, help="Write model.onnx beside the bundle too; needs revgnn-zoo[onnx].")
 @json_option
-@common_options
 def command(*, run: str, out: Path | None, onnx: bool, as_json: bool, quiet: bool) -> None:
     """Write the best weights of a finished run as a bundle: config.json, model.safetensors, README.md."""
     from zoo.workflows.export import export

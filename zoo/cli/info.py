@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.cli.common import (
-    common_options,
-    echo,
-    echo_facts,
-    echo_figures,
-    echo_json,
-    example,
-    json_option,
-    printable,
-    reference,
-)
+from zoo.cli.common import echo, echo_facts, echo_figures, echo_json, json_option, printable, reference, zoo_command
 from zoo.spec.shipped import recipe_path
 
 if TYPE_CHECKING:
@@ -28,13 +18,10 @@ if TYPE_CHECKING:
     from zoo.spec.shape import GraphShape
 
 
-@click.command(
-    "info", epilog=example("revgnn-zoo info rev_deep", "revgnn-zoo info runs/quickstart", "revgnn-zoo info --env")
-)
+@zoo_command("info", "revgnn-zoo info rev_deep", "revgnn-zoo info runs/quickstart", "revgnn-zoo info --env")
 @click.argument("name", required=False)
 @click.option("--env", "environment", is_flag=True, help="Print versions, devices and kernels instead.")
 @json_option
-@common_options
 def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) -> None:
     """Describe a recipe, a run directory, a bundle or this installation.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_json, echo_table, example, json_option
+from zoo.cli.common import echo, echo_json, echo_table, json_option, zoo_command
 from zoo.errors import BundleError, NotFoundError
 from zoo.json_object import read_json_object
 from zoo.spec.shipped import list_models, recipe_path, shipped_dir
@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
 
 
-@click.command(
+@zoo_command(
     "list",
-    epilog=example(
-        "revgnn-zoo list --pretrained",
-        "revgnn-zoo list 'rev_*' --family rev --dataset ogbn-proteins",
-        "revgnn-zoo list --remote --author org --search proteins",
-    ),
+    "revgnn-zoo list --pretrained",
+    "revgnn-zoo list 'rev_*' --family rev --dataset ogbn-proteins",
+    "revgnn-zoo list --remote --author org --search proteins",
 )
 @click.argument("pattern", default="*")
 @click.option("--family", help="Only models of this family, such as rev, res, deq or rev_gat.")
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 @click.option("--author", help="With --remote: only those of this user or organization.")
 @click.option("--search", metavar="TEXT", help="With --remote: only those whose name holds this text.")
 @json_option
-@common_options
 def command(
     *,
     pattern: str,

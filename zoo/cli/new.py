@@ -6,20 +6,14 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, echo, example, set_option
+from zoo.cli.common import echo, set_option, zoo_command
 from zoo.spec.shipped import recipe_path
 
-EXAMPLE = example(
-    "revgnn-zoo new my.json --from small_rev --set model.num_layers=64",
-    "revgnn-zoo train my.json",
-)
 
-
-@click.command("new", epilog=EXAMPLE)
+@zoo_command("new", "revgnn-zoo new my.json --from small_rev --set model.num_layers=64", "revgnn-zoo train my.json")
 @click.argument("out", metavar="FILE.json", type=click.Path(path_type=Path))
 @click.option("--from", "source", metavar="RECIPE", required=True, help="The recipe to copy: a shipped name or a file.")
 @set_option
-@common_options
 def command(*, out: Path, source: str, assignments: tuple[str, ...], quiet: bool) -> None:
     """Copy a recipe under your own name for it, to be edited.
 

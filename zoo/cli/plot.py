@@ -6,15 +6,12 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, echo, example
-
-EXAMPLE = example("revgnn-zoo plot runs/quickstart")
+from zoo.cli.common import echo, zoo_command
 
 
-@click.command("plot", epilog=EXAMPLE)
+@zoo_command("plot", "revgnn-zoo plot runs/quickstart")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The PNG file. [default: RUN/curves.png]")
-@common_options
 def command(*, run: Path, out: Path | None, quiet: bool) -> None:
     """Plot the learning curves of a run, finished or not."""
     from zoo.workflows.plot import plot

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, device_options, echo, example
+from zoo.cli.common import device_options, echo, zoo_command
 from zoo.errors import ZooError
 
 
-@click.command("predict", epilog=example("revgnn-zoo predict runs/mine --data graph.npz --out logits.npz --parts 4"))
+@zoo_command("predict", "revgnn-zoo predict runs/mine --data graph.npz --out logits.npz --parts 4")
 @click.argument("model", metavar="MODEL")
 @click.option("--data", required=True, help="The graph: a .npz file, a folder of .npy files, or a data set's name.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The .npz file of the logits, [N, T].")
@@ -20,7 +20,6 @@ from zoo.errors import ZooError
 )
 @click.option("--views", "num_views", type=click.IntRange(1), help="Divisions to average over. [default: recipe]")
 @device_options
-@common_options
 def command(
     *, model: str, data: str, out: Path, device: str | None, num_threads: int | None, quiet: bool, **options: Any
 ) -> None:

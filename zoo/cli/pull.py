@@ -6,20 +6,16 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_json, example, json_option
+from zoo.cli.common import echo, echo_json, json_option, zoo_command
 
 
-@click.command(
-    "pull",
-    epilog=example("revgnn-zoo pull org/revgnn-deep@v1", "revgnn-zoo pull org/revgnn-deep --to ./revgnn-deep"),
-)
+@zoo_command("pull", "revgnn-zoo pull org/revgnn-deep@v1", "revgnn-zoo pull org/revgnn-deep --to ./revgnn-deep")
 @click.argument("reference", metavar="OWNER/NAME[@REVISION]")
 @click.option("--to", "out", type=click.Path(path_type=Path), help="Copy the files to this folder.")
 @click.option("--update", is_flag=True, help="With --to: replace the bundle that the folder holds.")
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded, with sizes; download nothing.")
 @click.option("--offline", is_flag=True, help="Use only what is in the cache, without network access.")
 @json_option
-@common_options
 def command(
     *, reference: str, out: Path | None, update: bool, dry_run: bool, offline: bool, as_json: bool, quiet: bool
 ) -> None:

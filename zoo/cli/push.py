@@ -7,15 +7,13 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, echo, echo_json, example, json_option, run_or_bundle
+from zoo.cli.common import echo, echo_json, json_option, run_or_bundle, zoo_command
 
 
-@click.command(
+@zoo_command(
     "push",
-    epilog=example(
-        "revgnn-zoo push runs/quickstart me/quickstart --dry-run",
-        "revgnn-zoo push runs/quickstart me/quickstart --tag v1",
-    ),
+    "revgnn-zoo push runs/quickstart me/quickstart --dry-run",
+    "revgnn-zoo push runs/quickstart me/quickstart --tag v1",
 )
 @click.argument("source", metavar="RUN_OR_BUNDLE")
 @click.argument("repo_id", metavar="OWNER/NAME")
@@ -30,7 +28,6 @@ from zoo.cli.common import common_options, echo, echo_json, example, json_option
 @click.option("--sign", metavar="KEY", help="Sign it with this private key, a PEM file; needs revgnn-zoo[sign].")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be sent; send nothing.")
 @json_option
-@common_options
 def command(*, source: str, repo_id: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Publish a bundle, or the bundle of a finished run, to the Hub in one commit.
 

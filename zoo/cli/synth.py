@@ -6,20 +6,18 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.common import common_options, echo, example
+from zoo.cli.common import echo, zoo_command
 
-EXAMPLE = example(
+
+@zoo_command(
+    "synth",
     "revgnn-zoo synth ./data --nodes 3000",
     "ZOO_DATA=./data revgnn-zoo train rev_deep --set model.num_layers=28",
 )
-
-
-@click.command("synth", epilog=EXAMPLE)
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--nodes", "num_nodes", type=click.IntRange(64, 10_000_000), default=13_000, show_default=True)
 @click.option("--degree", "mean_degree", type=float, help="Messages per node. [default: scaled from ogbn-proteins]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@common_options
 def command(*, root: Path, num_nodes: int, mean_degree: float | None, seed: int, quiet: bool) -> None:
     """Write a synthetic data set in the raw format of ogbn-proteins under ROOT.
 

@@ -12,30 +12,28 @@ from click.core import ParameterSource
 
 from zoo.cli.common import (
     check_free_split,
-    common_options,
     echo,
     echo_figures,
     echo_json,
     echo_table,
-    example,
     json_option,
     many_options,
     printable,
     training_options,
+    zoo_command,
 )
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
 
-EXAMPLE = example(
+
+@zoo_command(
+    "train",
     "revgnn-zoo train quickstart",
     "revgnn-zoo train my.json --set train.num_epochs=5 --out runs/mine",
     "revgnn-zoo train minesweeper --seeds 2 --splits all --devices cuda:0,cuda:1",
     "revgnn-zoo train --resume runs/mine --set train.num_epochs=50  # longer",
 )
-
-
-@click.command("train", epilog=EXAMPLE)
 @click.argument("recipe", metavar="RECIPE")
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: runs/NAME-TIME]")
 @click.option("--resume", is_flag=True, help="Continue a run: RECIPE is its directory, or --out names it.")
@@ -49,7 +47,6 @@ EXAMPLE = example(
 @training_options
 @many_options
 @json_option
-@common_options
 def command(
     *,
     recipe: str,

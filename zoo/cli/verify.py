@@ -8,17 +8,16 @@ from typing import Any
 
 import click
 
-from zoo.cli.common import common_options, device_options, echo, echo_json, example, json_option, reference
+from zoo.cli.common import device_options, echo, echo_json, json_option, reference, zoo_command
 
 
-@click.command("verify", epilog=example("revgnn-zoo verify quickstart", "revgnn-zoo verify me/mine --device cuda"))
+@zoo_command("verify", "revgnn-zoo verify quickstart", "revgnn-zoo verify me/mine --device cuda")
 @click.argument("model", metavar="MODEL")
 @click.option("--offline", is_flag=True, help="Use only what is in the cache, without network access.")
 @click.option("--key", type=click.Path(path_type=Path), help="Check the signature too, by this public key, a PEM file.")
 @click.option("--renew", is_flag=True, help="Give a bundle of your own, MODEL, a new probe first.")
 @device_options
 @json_option
-@common_options
 def command(
     *, model: str, offline: bool, key: Path | None, renew: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
