@@ -55,7 +55,6 @@ def command(
     resume: bool,
     num_seeds: int | None,
     num_splits: int | str | None,
-    device: str | None,
     max_time: float | None,
     dry_run: bool,
     world_size: int | None,
@@ -79,35 +78,36 @@ def command(
     """
     if world_size is not None and not dry_run:
         raise click.UsageError("--world-size: goes with --dry-run; torchrun --nproc-per-node starts processes")
+    from zoo.spec.recipe import read_recipe
+
+    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if dry_run:
         if out is not None or resume or as_json or num_seeds is not None or num_splits is not None:
             raise click.UsageError("--dry-run: goes without --out, --resume, --json, --seeds and --splits")
-        from zoo.spec.recipe import read_recipe
         from zoo.workflows.bench import dry_run as measure
 
-        kept = ("num_threads", "capture", "edge_precision")
-        spec = read_recipe(recipe, assignments)
-        for line in measure(spec, world_size or 1, device=device, **{key: options[key] for key in kept}):
+        kept = {key: options[key] for key in ("device", "num_threads", "capture", "edge_precision")}
+        for line in measure(read_recipe(recipe, assignments), world_size or 1, **kept):
             echo(line)
         return
-    max_time_s = None if max_time is None else max_time * 3600
-    options |= {"device": device, "max_time_s": max_time_s}
+    options["max_time_s"] = None if max_time is None else max_time * 3600
     if num_seeds is not None or num_splits is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if is_shared:
             raise click.UsageError("--seeds and --splits: start them without torchrun, with --devices")
         if resume:
             raise click.UsageError("--resume: of one run; with --seeds or --splits, the same command continues")
-        _train_many(recipe, assignments, out, num_seeds or 1, num_splits, as_json=as_json, **options)
+        check_free_split(assignments, num_splits)
+        runs = {"num_seeds": num_seeds or 1, "num_splits": num_splits}
+        _train_many(read_recipe(recipe, assignments), out, as_json=as_json, **runs, **options)
         return
-    if device is not None and "," in device:
+    device = options["device"] or ""
+    if "," in device:
         raise click.UsageError(f"--devices {device}: one run uses one device; several need --seeds or --splits")
     if out is None and (resume or (Path(recipe) / "recipe.json").is_file()):
         spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)
     else:
-        from zoo.spec.recipe import read_recipe
-
         spec = read_recipe(recipe, assignments)
-        if out is None and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        if out is None and ("TORCHELASTIC_RUN_ID" in os.environ or is_shared):
             raise click.UsageError("under torchrun, --out names the run, for all processes and when they start again")
         from zoo.workflows.run_dir import fresh_folder
 
@@ -135,25 +135,12 @@ def command(
     echo(f"run: {out}")
 
 
-def _train_many(
-    recipe: str,
-    assignments: tuple[str, ...],
-    out: Path | None,
-    num_seeds: int,
-    num_splits: Any,
-    *,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def _train_many(spec: Recipe, out: Path | None, *, as_json: bool, **options: Any) -> None:
     """Several runs of a recipe, and their mean."""
-    check_free_split(assignments, num_splits)
-    from zoo.spec.recipe import read_recipe
-
-    spec = read_recipe(recipe, assignments)
     from zoo.workflows.runs import train_many
 
     out = out or Path("runs") / spec.name
-    results = train_many(spec, out, num_seeds=num_seeds, num_splits=num_splits, **options)
+    results = train_many(spec, out, **options)
     if as_json:
         echo_json({"out": str(out), **results.model_dump(mode="json", exclude_none=True)})
         return
