@@ -20,11 +20,16 @@ def command(*, run: str, out: Path | None, onnx: bool, as_json: bool, quiet: boo
 
     if onnx:
         # Before anything is written. Imported only here, because torch.export takes a second.
-        from zoo.workflows.onnx import check_packages
+        from zoo.workflows.onnx import ONNX_FILE, check_packages, export_onnx
 
         check_packages()
     path, config = export(run_or_bundle(run), out)
-    onnx_path = _write_onnx(path) if onnx else None
+    onnx_path = None
+    if onnx:
+        from zoo.workflows.load import load
+
+        onnx_path = path.parent / ONNX_FILE
+        export_onnx(load(path), onnx_path)
     if as_json:
         facts = {"bundle": str(path), "sha256": config.weights.sha256, "num_bytes": config.weights.num_bytes}
         echo_json(facts if onnx_path is None else {**facts, "onnx": str(onnx_path)})
@@ -32,12 +37,3 @@ def command(*, run: str, out: Path | None, onnx: bool, as_json: bool, quiet: boo
         echo(f"bundle: {path} ({config.weights.num_bytes:,} bytes of weights, SHA-256 {config.weights.sha256[:16]}...)")
         if onnx_path is not None:
             echo(f"onnx: {onnx_path} ({onnx_path.stat().st_size:,} bytes)")
-
-
-def _write_onnx(bundle: Path) -> Path:
-    from zoo.workflows.load import load
-    from zoo.workflows.onnx import ONNX_FILE, export_onnx
-
-    path = bundle.parent / ONNX_FILE
-    export_onnx(load(bundle), path)
-    return path

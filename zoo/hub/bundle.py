@@ -171,10 +171,5 @@ def differences(found: Shapes, expected: Mapping[str, Tensor]) -> str:
             faults.append(f"tensor {name!r} has shape {list(shape)} instead of {list(tensor.shape)}")
         elif dtype != tensor.dtype:
             faults.append(f"tensor {name!r} holds {dtype} instead of {tensor.dtype}")
-    return _some(faults)
-
-
-def _some(items: list[str]) -> str:
-    """The first three of a list and how many more there are."""
-    more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""
-    return "; ".join(items[:3]) + more
+    more = f" and {len(faults) - 3:,} more" if len(faults) > 3 else ""
+    return "; ".join(faults[:3]) + more

@@ -72,7 +72,8 @@ def pull(hub: Hub, reference: Reference, *, optional: bool = True) -> Pulled:
 
     def fetch(source: _Source) -> Pulled:
         pulled = source.fetch_config()
-        source.fetch_files(pulled.config)
+        for name, stored in pulled.config.files.items():
+            source.fetch(name, stored=stored)
         for name in OPTIONAL_FILES if optional else ():
             source.fetch_optional(name)
         return pulled
@@ -173,23 +174,19 @@ class _Source:
     commit: str
 
     def fetch_config(self) -> Pulled:
-        path = self._fetch(CONFIG_FILE, max_bytes=MAX_JSON_BYTES)
+        path = self.fetch(CONFIG_FILE, max_bytes=MAX_JSON_BYTES)
         where = f"{self.reference.at(self.commit)}: {CONFIG_FILE}"
         config = parse_config(read_regular(path, max_bytes=MAX_JSON_BYTES), where=where)
         return Pulled(self.reference, self.commit, path.parent, config)
-
-    def fetch_files(self, config: BundleConfig) -> None:
-        for name, stored in config.files.items():
-            self._fetch(name, stored=stored)
 
     def fetch_optional(self, name: str) -> None:
         found = self.cached(name)
         if not isinstance(found, str) and (found is not None or self.hub.is_offline):
             return
         with contextlib.suppress(NotFoundError):
-            self._fetch(name, max_bytes=OPTIONAL_FILES[name])
+            self.fetch(name, max_bytes=OPTIONAL_FILES[name])
 
-    def _fetch(self, name: str, *, max_bytes: int = 0, stored: Stored | None = None) -> Path:
+    def fetch(self, name: str, *, max_bytes: int = 0, stored: Stored | None = None) -> Path:
         """Take a file from the cache or, if it is not there or damaged, from the Hub."""
         where = f"{self.reference.at(self.commit)}: {name}"
         with plain_errors(self.hub, where):

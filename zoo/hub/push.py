@@ -138,15 +138,20 @@ def push(hub: Hub, target: Target, files: Mapping[str, Content], options: Option
     result = Published(target.repo_id, target.head, tuple(changes), url, options.tag, is_new)
     if options.dry_run:
         return result
-    commit = target.head or _create(hub, target.repo_id, private=options.private)
+    commit = target.head
+    if commit is None:
+        with plain_errors(hub, target.repo_id):
+            patiently(lambda: hub.api.create_repo(target.repo_id, private=options.private))
+            info = patiently(lambda: hub.api.model_info(target.repo_id))
+            commit = checked_commit(hub, target.repo_id, info.sha)
     if options.branch not in (DEFAULT_REVISION, *target.branches) and not options.create_pr:
         with plain_errors(hub, f"{target.repo_id}: branch {options.branch}"):
             patiently(lambda: hub.api.create_branch(target.repo_id, branch=options.branch, revision=commit))
     if changes:
-        info = _commit(hub, target.repo_id, commit, files, changes, options)
+        sent = _commit(hub, target.repo_id, commit, files, changes, options)
         if options.create_pr:
-            return replace(result, commit=None, url=info, tag="")
-        commit = info
+            return replace(result, commit=None, url=sent, tag="")
+        commit = sent
     if options.tag and target.tags.get(options.tag) != commit:
         _tag(hub, target.repo_id, commit, options.tag)
     return replace(result, commit=commit)
@@ -188,12 +193,6 @@ def _check_refs(target: Target, options: Options, *, is_changed: bool) -> None:
         raise ZooError(
             f"{target.repo_id}: the tag {options.tag} exists at {stands_at[:12]} and is never moved; choose another"
         )
-
-
-def _create(hub: Hub, repo_id: str, *, private: bool) -> str:
-    with plain_errors(hub, repo_id):
-        patiently(lambda: hub.api.create_repo(repo_id, private=private))
-        return checked_commit(hub, repo_id, patiently(lambda: hub.api.model_info(repo_id)).sha)
 
 
 def _commit(

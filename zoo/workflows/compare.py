@@ -20,7 +20,7 @@ from zoo.hub.config import read_config
 from zoo.json_object import read_json_object
 from zoo.spec.base import parse_spec
 from zoo.spec.recipe import Recipe
-from zoo.spec.results import Mean, RunScores, baseline_in_words
+from zoo.spec.results import RunScores, baseline_in_words
 from zoo.spec.shape import DataSpec
 from zoo.workflows import compare_report as report
 from zoo.workflows import session
@@ -39,6 +39,7 @@ from zoo.workflows.runs import (
     Run,
     check_runs,
     first_splits,
+    means,
     run_recipe,
     run_scores,
     runs_of,
@@ -183,14 +184,14 @@ def _measure(entries: Sequence[Entry], job: _Job) -> list[StepCost]:
     The weights are those at the end of training: some models take longer the further they are.
     """
     keys = {f"{entry.name}, a training step": _cost_key(entry, job) for entry in entries}
-    runs = {label: entry.runs[0] for label, entry in zip(keys, entries, strict=True)}
-    missing = {label: run for label, run in runs.items() if keys[label] not in job.measured}
-    for label in runs.keys() - missing.keys():
-        job.progress.step(label, {})
     tasks = []
-    for label, run in missing.items():
-        request = MeasureRequest(recipe=run.recipe, folder=str(run.folder), num_threads=job.num_threads)
-        tasks.append(Task(label, request, model=run.recipe.name))
+    for (label, key), entry in zip(keys.items(), entries, strict=True):
+        if key in job.measured:
+            job.progress.step(label, {})
+            continue
+        recipe, folder = entry.runs[0].recipe, str(entry.runs[0].folder)
+        request = MeasureRequest(recipe=recipe, folder=folder, num_threads=job.num_threads)
+        tasks.append(Task(label, request, model=recipe.name))
     # A new process for each: what others leave in memory would be taken for free.
     for task, answer in run_tasks(tasks, devices=job.devices[:1], stop=job.stop, progress=job.progress):
         if isinstance(answer, RunError):
@@ -230,16 +231,14 @@ def _scores(run: Run, job: _Job) -> RunScores:
 
 
 def _row(entry: Entry, cost: StepCost, job: _Job) -> CompareEntry:
-    runs = tuple(_scores(run, job) for run in entry.runs)
+    runs = [_scores(run, job) for run in entry.runs]
     times = [run.train_s for run in runs if run.train_s is not None]
     return CompareEntry(
         name=entry.name,
         type=entry.recipe.model.type,
         num_layers=entry.recipe.model.num_layers,
         hidden_channels=entry.recipe.model.hidden_channels,
-        runs=runs,
-        valid=Mean.of([run.valid for run in runs]),
-        test=Mean.of([run.test for run in runs]),
+        **means(runs),
         num_parameters=cost.num_parameters,
         peak_bytes=cost.peak_bytes,
         step_s=cost.median_step_s,
@@ -263,8 +262,7 @@ def _baseline(recipe: Recipe, graph: Graph, splits: Sequence[int], job: _Job) ->
         job.stop_if_asked()
         scores = job.measured[key]
         rows.append(RunScores(split=index, valid=scores["valid"], test=scores["test"]))
-    valid, test = Mean.of([row.valid for row in rows]), Mean.of([row.test for row in rows])
-    return BaselineEntry(name=baseline_in_words(recipe.metric), runs=tuple(rows), valid=valid, test=test)
+    return BaselineEntry(name=baseline_in_words(recipe.metric), **means(rows))
 
 
 def _notes(entries: Sequence[Entry], num_jobs: int) -> list[str]:

@@ -204,12 +204,22 @@ def _with_new_ends(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     The new ones are initialized by PyTorch's global generator.
     """
     info = info_of(model)
-    shape = _with_widths(info.shape, widths)
+    given = ", ".join(f"{name}={width!r}" for name, width in widths.items())
+    fields = {**info.shape.model_dump(), **widths}
+    if "num_node_features" in widths:
+        # Other features have no one-hot code of categories in their last columns.
+        fields["num_node_categories"] = 0
+    try:
+        shape = GraphShape.model_validate(fields)
+    except ValidationError:
+        raise ZooError(f"{', '.join(widths)}: expected an integer from 1 to 1,000,000, got {given}") from None
     # A model wider by one at the same ends shows which weights depend on them. The encoder or head that holds one is
     # replaced as a whole: what else is in it was trained beside that weight and means nothing without it.
     wider_shape = shape.model_copy(update={name: getattr(shape, name) + 1 for name in widths})
     wider = empty_model(info.recipe.model, wider_shape).state_dict()
-    recipe = _for_other_data(info.recipe, widths)
+    # Its data set and what was published of it fit no other inputs or outputs.
+    data, summary = DataSpec(dataset="file", path=GRAPH_FILE), f"{info.recipe.name}, fine-tuned with {given}"
+    recipe = info.recipe.model_copy(update={"data": data, "source": None, "summary": summary})
     result = build_model(recipe.model, shape)
     state, trained = result.state_dict(), model.state_dict()
     ends = {name.partition(".")[0] for name in state if state[name].shape != wider[name].shape}
@@ -222,26 +232,6 @@ def _with_new_ends(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
         stacklevel=3,
     )
     return set_info(result, replace(info, recipe=recipe, shape=shape, results=(), sha256="")).eval()
-
-
-def _with_widths(shape: GraphShape, widths: Mapping[str, int]) -> GraphShape:
-    fields = {**shape.model_dump(), **widths}
-    if "num_node_features" in widths:
-        # Other features have no one-hot code of categories in their last columns.
-        fields["num_node_categories"] = 0
-    try:
-        return GraphShape.model_validate(fields)
-    except ValidationError:
-        given = ", ".join(f"{name}={width!r}" for name, width in widths.items())
-        raise ZooError(f"{', '.join(widths)}: expected an integer from 1 to 1,000,000, got {given}") from None
-
-
-def _for_other_data(recipe: Recipe, widths: Mapping[str, int]) -> Recipe:
-    """The recipe without its data set and what was published of it, neither of which fits other inputs or outputs."""
-    changed = ", ".join(f"{name}={width}" for name, width in widths.items())
-    data = DataSpec(dataset="file", path=GRAPH_FILE)
-    summary = f"{recipe.name}, fine-tuned with {changed}"
-    return recipe.model_copy(update={"data": data, "source": None, "summary": summary})
 
 
 def _load_run(run: RunDir) -> nn.Module:

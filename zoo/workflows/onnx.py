@@ -47,7 +47,9 @@ def export_program(model: nn.Module) -> ExportedProgram:
         RunError: if the model is of another kind.
     """
     if not isinstance(model, GNN) or not isinstance(model.stack, ReversibleStack | ResidualStack):
-        raise RunError(f"export: {_kind(model)} cannot be exported; expected family rev or res")
+        raise RunError(
+            f"export: {type(getattr(model, 'stack', model)).__name__} cannot be exported; expected family rev or res"
+        )
     for block in model.modules():
         # Other convolutions reduce by operators that ONNX lacks.
         if isinstance(block, Block) and not isinstance(block.conv, GENConv | GCNConv | SAGEConv):
@@ -100,21 +102,14 @@ def check_packages() -> None:
         raise RunError(f'ONNX needs {" and ".join(missing)}, not installed here; pip install "revgnn-zoo[onnx]"')
 
 
-def _kind(model: nn.Module) -> str:
-    return type(model.stack if isinstance(model, GNN) else model).__name__
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence remarks of the exporter on its own code and on packages that no model here needs."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)

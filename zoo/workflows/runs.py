@@ -184,14 +184,12 @@ def train_many(
     ):
         train_runs(runs, chosen, devices=devices, stop=stop, progress=progress)
     found = [(run, results) for run in runs if (results := run.results()) is not None]
-    scores = tuple(run_scores(run, results) for run, results in found)
+    scores = [run_scores(run, results) for run, results in found]
     summary = ManyResults(
         name=recipe.name,
         metric=recipe.metric,
         protocol=str(test_protocol(recipe)),
-        runs=scores,
-        valid=Mean.of([score.valid for score in scores]),
-        test=Mean.of([score.test for score in scores]),
+        **means(scores),
         num_parameters=found[0][1].num_parameters,
         environment=found[0][1].environment,
     )
@@ -293,6 +291,12 @@ def test_figures(figures: Sequence[Measured], recipe: Recipe) -> dict[str, Any]:
     """The figures on valid and test nodes that were measured as the recipe's test says, by split."""
     protocol = str(test_protocol(recipe))
     return {f.split: f.value for f in figures if f.protocol == protocol and f.split in ("valid", "test")}
+
+
+def means(runs: Sequence[RunScores]) -> dict[str, Any]:
+    """Runs with the means of their scores, as a row of results holds them."""
+    valid, test = Mean.of([run.valid for run in runs]), Mean.of([run.test for run in runs])
+    return {"runs": tuple(runs), "valid": valid, "test": test}
 
 
 def run_scores(run: Run, results: RunResults) -> RunScores:
