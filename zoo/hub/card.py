@@ -23,7 +23,7 @@ from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from zoo.errors import BundleError, ZooError
 from zoo.hub.client import LIBRARY
-from zoo.hub.config import CONFIG_FILE, CURVES_FILE, BundleConfig
+from zoo.hub.config import CARD_FILE, CONFIG_FILE, CURVES_FILE, BundleConfig
 from zoo.hub.reference import ReferenceFormatError, check_repo_id
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.shipped import card_path, list_recipes, recipe_path
@@ -102,6 +102,7 @@ def render_card(
     has_curves: bool = False,
     license: str = "",
     old: str = "",
+    where: str = CARD_FILE,
     replace: bool = False,
 ) -> str:
     """The card of a bundle; the same arguments always give the same text.
@@ -112,12 +113,13 @@ def render_card(
         has_curves: the bundle holds a picture of the learning curves.
         license: of the model, as the Hub names it; empty: that of ``old``, if it names one.
         old: the card that is there; empty: none.
+        where: ``old`` lies, as errors name it.
         replace: render the words anew too, even if somebody wrote them.
 
     Raises:
-        ValueError: if the metadata of ``old`` cannot be read; not with ``replace``.
+        BundleError: if the metadata of ``old`` cannot be read; not with ``replace``.
     """
-    owned, words = _parts(old, is_lenient=replace)
+    owned, words = _parts(old, where, is_lenient=replace)
     if license:
         owned["license"] = license
     head, table = _metadata(config, repo_id, owned), _these_weights(config, has_curves=has_curves)
@@ -132,10 +134,10 @@ def render_card(
 
 def license_of(text: str) -> str:
     """The license that a card names; empty if it names none, or cannot be read."""
-    return str(_parts(text, is_lenient=True)[0].get("license") or "")
+    return str(_parts(text, "", is_lenient=True)[0].get("license") or "")
 
 
-def _parts(text: str, *, is_lenient: bool) -> tuple[dict[str, Any], str]:
+def _parts(text: str, where: str, *, is_lenient: bool) -> tuple[dict[str, Any], str]:
     """A card's metadata, without the figures, and its text."""
     text = text.replace("\r\n", "\n")
     if not text.lstrip().startswith("---\n"):
@@ -146,7 +148,9 @@ def _parts(text: str, *, is_lenient: bool) -> tuple[dict[str, Any], str]:
         # The text may be anything, and the YAML library raises its own kinds of errors.
         if is_lenient:
             return {}, ""
-        raise ValueError(f"its metadata (the YAML at its top) cannot be read: {str(error).splitlines()[0]}") from error
+        fault = f"its metadata (the YAML at its top) cannot be read: {str(error).splitlines()[0]}"
+        advice = "mend it there, or replace it with --replace (card) or --replace-card (push)"
+        raise BundleError(f"{where}: {fault}; {advice}") from error
     data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
     data.pop("model-index", None)
     return data, card.text.strip("\n")
@@ -198,10 +202,10 @@ def is_generated(text: str) -> bool:
     return mark is not None and hashlib.sha256(text[: mark.start() - 1].encode()).hexdigest() == mark[1]
 
 
-def is_current(text: str, config: BundleConfig, *, has_curves: bool) -> bool:
-    """Tell if a card says of the weights what ``config`` says; a ValueError if its metadata cannot be read."""
+def is_current(text: str, config: BundleConfig, *, has_curves: bool, where: str = CARD_FILE) -> bool:
+    """Tell if a card, which lies at ``where``, says of the weights what ``config`` says."""
     loaded = _LOAD.search(text)
-    renewed = render_card(config, repo_id=loaded[1] if loaded else "", has_curves=has_curves, old=text)
+    renewed = render_card(config, repo_id=loaded[1] if loaded else "", has_curves=has_curves, old=text, where=where)
     now, then = (ModelCard(_ANY_MARK.sub("\n", card.replace("\r\n", "\n"))) for card in (text, renewed))
     metadata, renewed_metadata = (card.data.to_dict() for card in (now, then))  # type: ignore[no-untyped-call]
     return bool(metadata == renewed_metadata and now.text.split() == then.text.split())

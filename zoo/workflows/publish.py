@@ -141,14 +141,12 @@ def _merged_card(folder: Path, config: BundleConfig, target: Target, *, license:
     old, where = (local, str(folder / CARD_FILE)) if is_local else (target.card, there)
     license = license or license_of(old) or license_of(local) or license_of(target.card)
     has_curves = (folder / CURVES_FILE).is_file()
-    try:
-        card = render_card(
-            config, repo_id=target.repo_id, has_curves=has_curves, license=license, old=old, replace=replace
-        )
-    except ValueError as error:
-        raise BundleError(f"{where}: {error}; mend it there, or --replace-card") from error
+    repo_id = target.repo_id
+    card = render_card(
+        config, repo_id=repo_id, has_curves=has_curves, license=license, old=old, where=where, replace=replace
+    )
     if not license:
-        warn(f"{target.repo_id}: the model has no license, so nobody may use it; to choose one: --license apache-2.0")
+        warn(f"{repo_id}: the model has no license, so nobody may use it; to choose one: --license apache-2.0")
     return card
 
 
@@ -184,11 +182,10 @@ def write_card(source: Path, *, license: str = "", replace: bool = False) -> Pat
         BundleError: if there is no whole bundle, or the metadata of README.md cannot be read.
     """
     folder = prepare_bundle(source)
-    has_curves, old, path = (folder / CURVES_FILE).is_file(), read_card(folder), folder / CARD_FILE
-    try:
-        card = render_card(read_config(folder), has_curves=has_curves, license=license, old=old, replace=replace)
-    except ValueError as error:
-        raise BundleError(f"{path}: {error}; mend it, or --replace it") from error
+    path, has_curves = folder / CARD_FILE, (folder / CURVES_FILE).is_file()
+    old, where = read_card(folder), str(path)
+    config = read_config(folder)
+    card = render_card(config, has_curves=has_curves, license=license, old=old, where=where, replace=replace)
     atomic_write(path, [card.encode()], BundleError)
     return path
 
@@ -208,10 +205,7 @@ def check_card(source: Path) -> Path:
     config, path = read_config(folder), folder / CARD_FILE
     if not path.is_file():
         raise ZooError(f"{folder}: it has no {CARD_FILE}; write it with: revgnn-zoo card {folder}")
-    try:
-        is_renewed = is_current(read_card(folder), config, has_curves=(folder / CURVES_FILE).is_file())
-    except ValueError as error:
-        raise ZooError(f"{path}: {error}") from error
-    if not is_renewed:
+    has_curves = (folder / CURVES_FILE).is_file()
+    if not is_current(read_card(folder), config, has_curves=has_curves, where=str(path)):
         raise ZooError(f"{path}: does not say what {CONFIG_FILE} says; renew it with: revgnn-zoo card {folder}")
     return path
