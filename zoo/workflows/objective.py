@@ -218,18 +218,9 @@ class Objective:
         return (1 - alpha) * loss + alpha * distillation_loss(logits, self._teacher[part.nodes], temperature)
 
     def valid_loss(self, logits: Tensor) -> float:
-        """The loss of the labels alone, on the valid nodes; ``logits`` are [N, T] on the CPU.
-
-        Raises:
-            FloatingPointError: if a prediction of any node or the loss is not finite.
-        """
-        if not bool(torch.isfinite(logits).all()):
-            raise FloatingPointError("some predictions are NaN or infinite")
+        """The loss of the labels alone, on the valid nodes; ``logits`` are [N, T] on the CPU."""
         nodes = self._valid
-        loss = self.loss(logits[nodes].to(self.device), self.y[nodes.to(self.device)]).item()
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss on the valid nodes is {loss}")
-        return loss
+        return self.loss(logits[nodes].to(self.device), self.y[nodes.to(self.device)]).item()
 
 
 def sample_read(train: Tensor, mask_rate: float) -> Tensor:

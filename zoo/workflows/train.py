@@ -288,8 +288,12 @@ def _measure(
         on_part=on_part,
         partial=state.partials.setdefault(protocol.purpose, nothing),
     )
-    # First the loss, which may not be NaN: a metric would accept that, as argmax gives some class for it.
+    # A metric would accept NaN without an error: argmax gives some class for it.
+    if not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("some predictions are NaN or infinite")
     loss = objective.valid_loss(logits)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss on the valid nodes is {loss}")
     return measure(graph, objective.split, state.recipe.metric, logits, protocol), loss
 
 
