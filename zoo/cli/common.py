@@ -132,11 +132,8 @@ def echo_table(
 ) -> None:
     """A table on stdout: fitted to the width of a terminal; elsewhere a line for each row.
 
-    Args:
-        head: the titles of the columns.
-        rows: cells as text.
-        right: columns that are aligned to the right.
-        optional: columns that a terminal may be too narrow for; the first goes first.
+    Of the columns, ``right`` are aligned to the right, and a terminal may be too narrow for ``optional``, the first
+    first.
     """
     table = [[printable(cell) for cell in row] for row in [head, *rows]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -28,14 +28,9 @@ _SLACK_BYTES = 1 << 26
 
 
 def convert(checkpoint: Path, recipe: Recipe, out: Path) -> BundleConfig:
-    """Write the weights of a checkpoint of github.com/lightaime/deep_gcns_torch as a bundle.
+    """Write the weights of a checkpoint of github.com/lightaime/deep_gcns_torch, a ``.pth`` file, as a bundle.
 
     The file is unpickled with ``weights_only=True`` and in no other way; that admits tensors and plain containers only.
-
-    Args:
-        checkpoint: a local ``.pth`` file, a dictionary with ``model_state_dict``.
-        recipe: the model that it holds.
-        out: the bundle's folder.
 
     Raises:
         BundleError: if the file is not such a checkpoint or does not fit the recipe, or the bundle cannot be written.

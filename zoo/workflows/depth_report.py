@@ -33,16 +33,10 @@ _PANELS = {
 def report_depth(run: RunDir, place: str, model: nn.Module, objective: Objective, parts: Iterable[Part]) -> None:
     """Measure one forward and backward pass by layer; write ``depth.json`` and ``depth.png`` into the run directory.
 
-    A copy of the model is measured, without dropout. Norms are Frobenius norms divided by the square root of the number
-    of entries. The gain is that of the branch f in h + f(h): |f(h + v) - f(h)| / |v| for one random v, an estimate of
-    the Frobenius norm of its Jacobian divided by the square root of its width.
-
-    Args:
-        run: where to write.
-        place: ``start`` or ``end``, the key of the figures in the file.
-        model: with a stack of layers.
-        objective: gives the loss.
-        parts: of which the first with a train node is used.
+    A copy of the model is measured, without dropout, on the first part with a train node. Norms are Frobenius norms
+    divided by the square root of the number of entries. The gain is that of the branch f in h + f(h): |f(h + v) - f(h)|
+    / |v| for one random v, an estimate of the Frobenius norm of its Jacobian divided by the square root of its width.
+    ``place`` is the key of the figures in the file, ``start`` or ``end``.
 
     Raises:
         RunError: if the model has no layers, such as an equilibrium, or the files cannot be stored.

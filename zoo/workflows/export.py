@@ -23,11 +23,7 @@ from zoo.workflows.run_dir import RunDir
 
 
 def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
-    """Write the best weights of a finished run as a bundle.
-
-    Args:
-        folder: the run directory.
-        out: the bundle's folder; None: ``bundle`` in the run directory.
+    """Write the best weights of a finished run as a bundle, by default in the folder ``bundle`` of the run directory.
 
     Returns:
         The bundle's folder and its configuration.

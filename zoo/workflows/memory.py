@@ -34,13 +34,8 @@ class Steps(NamedTuple):
 def measure_steps(step: Callable[[], None], model: nn.Module, *, device: torch.device, num_steps: int) -> Steps:
     """Time steps and the memory they need beyond parameters, gradients, optimizer state and the graph.
 
-    One step goes before and is not counted: it compiles kernels and creates the optimizer's state.
-
-    Args:
-        step: forward, backward and the optimizer, or an evaluation; leaves no gradients behind.
-        model: has these gradients while a step runs.
-        device: where.
-        num_steps: how many are counted.
+    One step goes before and is not counted: it compiles kernels and creates the optimizer's state. Gradients of the
+    model are there while a step runs, and none are left behind.
     """
     step()
     before = reset_peak(device)

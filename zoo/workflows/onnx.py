@@ -70,14 +70,10 @@ def export_program(model: nn.Module) -> ExportedProgram:
 
 
 def export_onnx(model: nn.Module, path: Path) -> None:
-    """Write a model as an ONNX file of standard operators, for graphs of any size.
+    """Write a model of :func:`export_program` as an ONNX file of standard operators, for graphs of any size.
 
-    Its inputs are ``x`` [N, F], ``edge_index`` [2, E] int64 and, if the model reads edge features, ``edge_attr``
-    [E, D]; its output is ``logits`` [N, T].
-
-    Args:
-        model: as for :func:`export_program`.
-        path: the file; its folder exists.
+    Its inputs are ``x`` [N, F], ``edge_index`` [2, E] int64 and, if the model reads edge features, ``edge_attr`` [E,
+    D]; its output is ``logits`` [N, T].
 
     Raises:
         RunError: if the model is of another kind, a package is missing, or the file cannot be written.

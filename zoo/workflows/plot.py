@@ -21,12 +21,8 @@ _BLUE, _ORANGE, GREY = "#2a6f97", "#e07a28", "#666666"
 def plot(run: RunDir, out: Path | None = None) -> Path:
     """Plot the training loss and the validation metric of a run, finished or not, over its epochs.
 
-    Args:
-        run: the run.
-        out: the PNG file; None: ``curves.png`` in the run directory.
-
     Returns:
-        The file.
+        The PNG file, which is ``curves.png`` in the run directory unless another is given.
 
     Raises:
         RunError: if nothing was recorded yet, or the picture cannot be stored.

@@ -19,15 +19,10 @@ _DECIDING = ("data", "model", "train", "eval", "test")
 
 
 def new_recipe(source: Path, out: Path, assignments: Sequence[str] = ()) -> Recipe:
-    """Copy a recipe to a file of another name, whose stem becomes the name of the recipe.
+    """Copy a recipe to a file of another name, which becomes the recipe's, with changes ``key.key=value``.
 
     The copy repeats no defaults, as the source does not. It has no ``source``: published figures belong to the
     published recipe.
-
-    Args:
-        source: the recipe file to copy.
-        out: the new file.
-        assignments: ``key.key=value`` changes.
 
     Raises:
         RecipeError: if ``out`` is there already or is no name of a recipe, or the source or a change is at fault.
@@ -53,10 +48,7 @@ def read_recipe_data(path: Path) -> dict[str, Any]:
 def recipe_on_data(path: Path, data_path: Path, assignments: Sequence[str]) -> Recipe:
     """A recipe, with its name, on the data of another: with its evaluation, test, loss and partition of training too.
 
-    Args:
-        path: the recipe; its model, optimizer and epochs stay.
-        data_path: the recipe whose data are taken.
-        assignments: overrides of the result, as ``key.key=value``.
+    Its model, optimizer and epochs stay. ``assignments`` are overrides of the result, as ``key.key=value``.
 
     Raises:
         RecipeError: if one of the two is at fault, or the result.

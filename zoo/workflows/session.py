@@ -36,10 +36,7 @@ class StoppedError(ZooError):
 
 
 def resolve_device(name: str | torch.device | None) -> torch.device:
-    """The device to compute on.
-
-    Args:
-        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; None takes the first CUDA GPU if there is one, else the CPU.
+    """The device ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; None: the first CUDA GPU if there is one, else the CPU.
 
     Raises:
         RunError: if the device does not exist here.
@@ -97,16 +94,10 @@ def start(device: str | None, num_threads: int | None = None) -> torch.device:
 
 
 def derive_seed(*key: int | str) -> int:
-    """A seed for one purpose.
+    """A seed of 63 bits for one purpose.
 
     All randomness of a run is a function of the recipe's seed and the place in the run, so a resumed run needs no
-    generator's state.
-
-    Args:
-        key: the recipe's seed, the purpose and the place, such as ``0, "dropout", epoch, part``.
-
-    Returns:
-        63 bits.
+    generator's state. The key holds these: the seed, the purpose and the place, such as ``0, "dropout", epoch, part``.
     """
     # One bit less than eight bytes hold, so that the seed fits into a signed 64-bit integer.
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
@@ -129,14 +120,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 @contextmanager
 def oom_as_run_error(place: str, remedy: str) -> Iterator[None]:
-    """Turn running out of memory, of the machine or of a GPU, into an error of one line.
-
-    Args:
-        place: where that was; begins the line.
-        remedy: what helps; ends it.
+    """Turn the many errors of a lack of memory, of the machine or of a GPU, into one: "PLACE: ...; REMEDY".
 
     Raises:
-        OutOfMemoryError: in place of the many errors that say so.
+        OutOfMemoryError: in their place.
     """
     try:
         yield
@@ -219,10 +206,8 @@ class StopRequest:
 def stop_requests(max_time_s: float | None = None) -> Iterator[StopRequest]:
     """Let signals only set a flag, which a run looks at between two steps.
 
-    A second SIGINT interrupts at once. Outside the main thread, signals are left alone.
-
-    Args:
-        max_time_s: seconds until the flag sets itself; None: never.
+    A second SIGINT interrupts at once. Outside the main thread, signals are left alone. After ``max_time_s`` seconds
+    the flag sets itself; None: never.
     """
     request = StopRequest(max_time_s)
     # Python allows only the main thread to set signal handlers.

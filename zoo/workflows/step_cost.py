@@ -38,12 +38,8 @@ class StepCost(Spec):
     """The cost of training steps of one model on one part of a graph.
 
     Attributes:
-        num_nodes: N of the whole graph.
-        num_edges: messages on the whole graph; an undirected edge counts twice.
-        num_parts: P.
-        num_parameters: of the model.
+        num_nodes, num_edges: of the whole graph; an undirected edge counts twice.
         step_s: seconds of each counted step.
-        median_step_s: their median.
         partition_s: seconds in which the graph is divided into the parts of an epoch.
         epoch_s: seconds of an epoch: the division, and all its steps.
         graph_bytes: the whole graph, if it is on a GPU; 0 on the CPU, where it may be mapped from a file.
@@ -82,17 +78,10 @@ def measure_training(
     capture: bool = False,
     edge_precision: EdgePrecision = "fp32",
 ) -> StepCost:
-    """Measure training steps of a model on the first part of an epoch.
+    """Measure training steps of a model, which they train, on the first part of an epoch.
 
-    Args:
-        model: is trained by this. Models that solve for a fixed point take longer the further they are trained.
-        recipe: how it trains; its data and its model are not looked at.
-        graph: with node features.
-        split: whose train nodes count.
-        device: where to compute.
-        num_steps: steps that are timed; those whose memory is watched come before.
-        capture: replay CUDA graphs of one layer, on a GPU.
-        edge_precision: of the edge features on a GPU.
+    Models that solve for a fixed point take longer the further they are trained. Of the recipe only ``train`` is looked
+    at. The steps whose memory is watched come before the ``num_steps`` that are timed.
 
     Raises:
         RunError: if no part has a train node, or memory runs out.
@@ -147,15 +136,12 @@ def measure_training(
 
 
 def random_graph(recipe: Recipe, num_nodes: int, num_edges: int) -> tuple[Graph, Split]:
-    """A random graph in place of a recipe's data, with features and labels as wide as theirs.
+    """A random graph of N nodes in place of a recipe's data, with features and labels as wide as theirs.
 
-    Args:
-        recipe: of a data set whose widths are known without its files.
-        num_nodes: N, at least 64.
-        num_edges: messages; the graph is undirected, so an odd number loses one.
+    The graph is undirected, so that of an odd number of messages one is lost.
 
     Raises:
-        ZooError: if the widths are not known, or the sizes do not fit.
+        ZooError: if the widths are not known without the files of the data, or the sizes do not fit.
     """
     shape, known = known_shape(recipe), DATASETS.get(recipe.data.dataset)
     if shape is None or known is None or known.task is None:

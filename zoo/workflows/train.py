@@ -271,11 +271,7 @@ def _teacher_logits(recipe: Recipe, run: RunDir, graph: Graph, split: Split, dev
 def _measure(
     state: RunState, objective: Objective, protocol: Protocol, on_part: Callable[[], None]
 ) -> tuple[list[Measured], float]:
-    """Figures of all splits, and the loss on the valid nodes; an evaluation that was stopped goes on where it was.
-
-    Raises:
-        FloatingPointError: if a prediction or the loss is not finite.
-    """
+    """Figures of all splits and the valid loss, continued where it was stopped; a FloatingPointError if not finite."""
     graph = objective.graph
     nothing = Partial(torch.zeros(graph.num_nodes, graph.num_tasks))
     logits = predict(

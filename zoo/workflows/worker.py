@@ -126,8 +126,8 @@ def run_tasks(
     """Run tasks in order, one at a time on each device.
 
     When a stop is asked for, SIGTERM goes to the processes that run, which save their state; no further task is
-    started. The caller looks at ``stop`` afterwards. A caller that leaves the loop early stops the tasks that
-    still run.
+    started. The caller looks at ``stop`` afterwards. A caller that leaves the loop early stops the tasks that still
+    run.
 
     Args:
         tasks: what to do; all by the same module. The request's ``device`` is set to the one that is free.
