@@ -1,6 +1,6 @@
-"""The command ``revgnn-zoo``: one file per command, each a thin shell around one workflow.
+"""The command ``revgnn-zoo``: each command a thin shell around one workflow.
 
-A command's file imports nothing heavy at its top, so that help, lists and checks answer at once. Options that a command
+No file here imports anything heavy at its top, so that help, lists and checks answer at once. Options that a command
 does not look at itself have the names of its workflow's arguments and are passed on as ``**options``.
 """
 
@@ -24,23 +24,23 @@ import zoo
 from zoo.cli.common import example, printable
 from zoo.errors import ZooError, ZooWarning, nearest
 
-# Name to the module that holds it as ``command``.
+# Name to the module that holds it as ``NAME_command``.
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "list": "zoo.cli.list_recipes",
         "info": "zoo.cli.info",
-        "check": "zoo.cli.check",
-        "new": "zoo.cli.new",
+        "check": "zoo.cli.recipe",
+        "new": "zoo.cli.recipe",
         "train": "zoo.cli.train",
         "eval": "zoo.cli.evaluate",
         "predict": "zoo.cli.predict",
         "plot": "zoo.cli.plot",
-        "export": "zoo.cli.export",
-        "push": "zoo.cli.push",
-        "pull": "zoo.cli.pull",
-        "verify": "zoo.cli.verify",
-        "card": "zoo.cli.card",
-        "convert": "zoo.cli.convert",
+        "export": "zoo.cli.bundle",
+        "push": "zoo.cli.hub",
+        "pull": "zoo.cli.hub",
+        "verify": "zoo.cli.bundle",
+        "card": "zoo.cli.bundle",
+        "convert": "zoo.cli.bundle",
         "synth": "zoo.cli.synth",
         "compare": "zoo.cli.compare",
         "bench": "zoo.cli.bench",
@@ -73,7 +73,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), f"{cmd_name}_command")
         return command
 
 

@@ -23,7 +23,7 @@ HEAD = ("layers", "parameters", "s/step", "s/epoch", "step memory", "memory in a
 @training_options
 @device_options
 @json_option
-def command(
+def bench_command(
     *,
     recipe: str,
     depths: str | None,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="The folder of all files. [default: runs/compare-DATA]")
 @many_options
 @json_option
-def command(
+def compare_command(
     *,
     models: tuple[str, ...],
     data: str | None,

@@ -37,7 +37,7 @@ from zoo.errors import ZooError
 @edge_precision_option
 @device_options
 @json_option
-def command(*, model: str, split: str | None, as_json: bool, **options: Any) -> None:
+def eval_command(*, model: str, split: str | None, as_json: bool, **options: Any) -> None:
     """Evaluate a model on its data set, beside what was published of it.
 
     MODEL is a run directory, a bundle, the name of a shipped model, or OWNER/NAME[@REVISION] on the Hub. The partitions

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.option("--env", "environment", is_flag=True, help="Print versions, devices and kernels instead.")
 @json_option
-def command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) -> None:
+def info_command(*, name: str | None, environment: bool, as_json: bool, quiet: bool) -> None:
     """Describe a recipe, a run directory, a bundle or this installation.
 
     NAME is a shipped recipe, a recipe file, a folder, or OWNER/NAME[@REVISION] on the Hub, whose weights stay there.

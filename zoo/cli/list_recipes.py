@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--author", help="With --remote: only those of this user or organization.")
 @click.option("--search", metavar="TEXT", help="With --remote: only those whose name holds this text.")
 @json_option
-def command(
+def list_command(
     *,
     pattern: str,
     family: str | None,

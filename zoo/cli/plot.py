@@ -12,7 +12,7 @@ from zoo.cli.common import echo, zoo_command
 @zoo_command("plot", "revgnn-zoo plot runs/quickstart")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The PNG file. [default: RUN/curves.png]")
-def command(*, run: Path, out: Path | None, quiet: bool) -> None:
+def plot_command(*, run: Path, out: Path | None, quiet: bool) -> None:
     """Plot the learning curves of a run, finished or not."""
     from zoo.workflows.plot import plot
     from zoo.workflows.run_dir import RunDir

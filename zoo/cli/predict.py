@@ -20,7 +20,7 @@ from zoo.errors import ZooError
 )
 @click.option("--views", "num_views", type=click.IntRange(1), help="Divisions to average over. [default: recipe]")
 @device_options
-def command(
+def predict_command(
     *, model: str, data: str, out: Path, device: str | None, num_threads: int | None, quiet: bool, **options: Any
 ) -> None:
     """Predict every node of a graph and write the logits.

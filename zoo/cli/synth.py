@@ -18,7 +18,7 @@ from zoo.cli.common import echo, zoo_command
 @click.option("--nodes", "num_nodes", type=click.IntRange(64, 10_000_000), default=13_000, show_default=True)
 @click.option("--degree", "mean_degree", type=float, help="Messages per node. [default: scaled from ogbn-proteins]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-def command(*, root: Path, num_nodes: int, mean_degree: float | None, seed: int, quiet: bool) -> None:
+def synth_command(*, root: Path, num_nodes: int, mean_degree: float | None, seed: int, quiet: bool) -> None:
     """Write a synthetic data set in the raw format of ogbn-proteins under ROOT.
 
     At 132,534 nodes it has the true size. Scores on it say nothing about scores on the real one.

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @training_options
 @many_options
 @json_option
-def command(
+def train_command(
     *,
     recipe: str,
     assignments: tuple[str, ...],

@@ -1,6 +1,8 @@
-"""``revgnn-zoo check``."""
+"""``revgnn-zoo check`` and ``new``."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -13,7 +15,7 @@ from zoo.spec.shipped import recipe_path
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @set_option
 @json_option
-def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def check_command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Check recipes and report every fault with its place.
 
     RECIPE is a shipped name or a file.
@@ -37,3 +39,19 @@ def command(*, recipes: tuple[str, ...], assignments: tuple[str, ...], as_json: 
         raise next(iter(faults.values()))
     if faults:
         raise RecipeError(*(line for fault in faults.values() for line in fault.lines))
+
+
+@zoo_command("new", "revgnn-zoo new my.json --from small_rev --set model.num_layers=64", "revgnn-zoo train my.json")
+@click.argument("out", metavar="FILE.json", type=click.Path(path_type=Path))
+@click.option("--from", "source", metavar="RECIPE", required=True, help="The recipe to copy: a shipped name or a file.")
+@set_option
+def new_command(*, out: Path, source: str, assignments: tuple[str, ...], quiet: bool) -> None:
+    """Copy a recipe under your own name for it, to be edited.
+
+    The name of the file becomes the name of the recipe. A file that is there already is never overwritten.
+    """
+    from zoo.workflows.recipes import new_recipe
+
+    recipe = new_recipe(recipe_path(source), out, assignments)
+    if not quiet:
+        echo(f"{out}: {recipe.name}, a copy of {source}; train it with: revgnn-zoo train {out}")
