@@ -52,10 +52,7 @@ class Contents:
 def write_bundle(folder: Path, contents: Contents, finish: Callable[[Path], object]) -> BundleConfig:
     """Write a bundle: the whole folder appears at once or not at all; one that holds this bundle is left alone.
 
-    Args:
-        folder: of the bundle.
-        contents: of the bundle.
-        finish: adds the probe while the files stand elsewhere, or raises if they must not get their place.
+    ``finish`` adds the probe while the files stand elsewhere, or raises if they must not get their place.
 
     Raises:
         BundleError: if the folder holds something else, cannot be written, or the weights are not all finite.
@@ -84,13 +81,10 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(folder: Path, config: BundleConfig, build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Read the weights.
+    """Read the weights of a bundle with this configuration.
 
-    Args:
-        folder: the bundle.
-        config: of the same bundle.
-        build: makes the state dict of the model that ``config`` describes, of which names, shapes and types are
-            compared (meta tensors will do). It is called once the header of the file can be that of such a model.
+    ``build`` makes the state dict of its model, of which names, shapes and types are compared (meta tensors will do).
+    It is called once the header of the file can be that of such a model.
 
     Raises:
         BundleError: if the file is damaged, holds anything else, or is not the one that ``config`` speaks of.

@@ -42,13 +42,9 @@ class CachedModel(TypedDict):
 def list_remote(
     hub: Hub, *, author: str | None = None, search: str | None = None, dataset: str | None = None
 ) -> list[RemoteModel]:
-    """The models of this library on the Hub, those most downloaded first.
+    """The models of this library on the Hub, those most downloaded first; by default those of all users.
 
-    Args:
-        hub: the host.
-        author: only those of this user or organization.
-        search: only those whose name holds this text.
-        dataset: only those whose card names this data set.
+    Only those whose name holds the text ``search``, and whose card names the data set.
 
     Raises:
         ZooError: if the Hub cannot be reached or refuses the token.
@@ -101,8 +97,7 @@ def weights_header(hub: Hub, pulled: Pulled) -> dict[str, int]:
     """Parameters by type, read from the header of the weights alone; empty offline.
 
     Raises:
-        NetworkError: if the Hub cannot be reached.
-        BundleError: if the weights are not a safetensors file.
+        ZooError: if the Hub cannot be reached, or the weights are not a safetensors file.
     """
     if hub.is_offline or pulled.is_stale:
         return {}

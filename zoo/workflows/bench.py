@@ -47,7 +47,7 @@ def bench(
     quiet: bool = False,
     **options: Any,
 ) -> BenchResults:
-    """Measure training steps of a model with fresh weights, each depth in a process of its own.
+    """Measure training steps of a recipe with fresh weights at several depths, each in a process of its own.
 
     Args:
         recipes: one recipe at different depths.
@@ -94,17 +94,9 @@ def bench(
 def dry_run(
     recipe: Recipe, world_size: int = 1, *, device: str | None = None, num_threads: int | None = None, **options: Any
 ) -> list[str]:
-    """Check what a run would need: take the steps of one of its processes, and say what they cost.
+    """Lines on what a run of so many processes would need: the steps of one of them are taken here.
 
-    Args:
-        recipe: what would be trained.
-        world_size: W, the processes that would share it.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
-        num_threads: of the CPU.
-        options: ``capture`` and ``edge_precision``, as of :func:`measure_training`.
-
-    Returns:
-        Lines of text.
+    ``options`` are ``capture`` and ``edge_precision`` of :func:`measure_training`.
 
     Raises:
         ZooError: if such a run could not begin, or memory runs out.

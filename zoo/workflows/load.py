@@ -139,10 +139,7 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 def locate(reference: str | os.PathLike[str], *, revision: str | None = None, **access: Any) -> Located:
     """The folder that a reference to a model means, see :func:`load`; what is on the Hub is fetched.
 
-    Args:
-        reference: as of :func:`load`.
-        revision: on the Hub.
-        access: to the Hub, as of :func:`zoo.hub.client.connect`.
+    ``access`` are the options of :func:`zoo.hub.client.connect`.
 
     Raises:
         NotFoundError: if there is no such model.

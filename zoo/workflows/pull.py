@@ -21,13 +21,9 @@ from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
 
 
 def fetch(reference: str, *, revision: str | None = None, optional: bool = True, **access: Any) -> Pulled:
-    """Fetch and verify a bundle; see :func:`pull`.
+    """Fetch and verify a bundle; see :func:`pull`. Without ``optional``, only the files that loading reads.
 
-    Args:
-        reference: ``owner/name``, perhaps with ``@`` and a revision.
-        revision: if ``reference`` names none.
-        optional: fetch also the files that loading does not read.
-        access: as of :func:`zoo.hub.client.connect`.
+    ``access`` are the options of :func:`zoo.hub.client.connect`.
 
     Raises:
         ZooError: if it does not exist, may not be read, cannot be reached or is damaged.
@@ -86,11 +82,8 @@ def tried_as_folder() -> Iterator[None]:
 def copy_bundle(pulled: Pulled, out: Path, *, update: bool = False) -> None:
     """Copy a bundle out of the cache: a new folder appears at once or not at all.
 
-    Args:
-        pulled: the bundle.
-        out: the folder; new, empty, or with ``update`` that of a bundle, whose files are replaced. Other files stay,
-            and so does a folder that holds exactly these files.
-        update: replace the bundle that is there.
+    A folder that holds exactly these files is left alone. With ``update`` it may be that of another bundle, whose files
+    are replaced; other files stay.
 
     Raises:
         BundleError: if the folder holds something else.

@@ -222,15 +222,11 @@ class RunDir:
         return records
 
     def append_metrics(self, records: Sequence[Mapping[str, float]], at: int) -> int:
-        """Add lines to ``metrics.jsonl``.
+        """Add the figures of epochs to ``metrics.jsonl``, at this length in bytes; return the new one.
 
-        Args:
-            records: the figures of epochs.
-            at: length of the file in bytes; what is longer is removed: lines that were written after a state was saved,
-                or the rest of one that a full disk has cut short.
-
-        Returns:
-            The new length.
+        What is longer is removed: lines that were written after a state was saved, or the rest of one that a full disk
+        has cut
+        short.
 
         Raises:
             RunError: if the file is shorter than that, or cannot be written.

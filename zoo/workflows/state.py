@@ -41,11 +41,9 @@ class Cursor:
     """The place in a run.
 
     Attributes:
-        epoch: the current epoch, from 1.
-        part: how many parts of it are done.
+        epoch: the current epoch, from 1; part: how many parts of it are done.
         step: optimizer steps done in all.
-        loss_sum: over the steps of the current epoch.
-        num_losses: how many of them there were.
+        loss_sum, num_losses: over the steps of the current epoch, and how many there were.
         log_bytes: length of the log when the current epoch began.
         train_s: seconds spent in earlier epochs, all processes together.
         epoch_s: seconds spent in the current epoch by earlier processes.

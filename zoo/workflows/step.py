@@ -64,14 +64,12 @@ class StepParts(Sequence[Part]):
 def training_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Part], objective: Objective, spec: TrainSpec
 ) -> float | None:
-    """One optimizer step on the train nodes of some parts, which the ranks share.
+    """One optimizer step on the train nodes of some parts, which the ranks share; returns the loss.
 
     The loss is the mean over all labels that the parts predict, however many each of them has: the gradient is the sum
     of those of the parts, each times its number of labels, over the number of all. Every part finds the statistics of
-    batch normalization as they were before the step, which moves them by the mean of what the parts would.
-
-    Returns:
-        The loss; None if no part has a train node, and then the weights are unchanged.
+    batch normalization as they were before the step, which moves them by the mean of what the parts would. If no part
+    has a train node, there is no loss, and the weights are unchanged.
 
     Raises:
         FloatingPointError: if the loss or a gradient is not finite; the weights are then unchanged.
@@ -238,11 +236,7 @@ def report_norms(run: RunDir, place: str, fault: str, model: nn.Module) -> None:
 def run_errors(run: RunDir, model: nn.Module, place: str, key: str) -> Iterator[None]:
     """Turn numbers that are not finite and a lack of memory into errors that say where that was and what helps.
 
-    Args:
-        run: whose saved states are named.
-        model: whose norms are reported.
-        place: in the run, such as its epoch and part.
-        key: part of the recipe whose partition decides how much memory is needed.
+    ``key`` names the part of the recipe, such as ``train``, whose partition decides how much memory is needed.
 
     Raises:
         RunError: in place of FloatingPointError and of errors about memory.
