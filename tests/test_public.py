@@ -296,8 +296,12 @@ def test_a_run_is_continued_by_its_folder(tmp_path: Path) -> None:
         (lambda: zoo.predict("cora", some_data()), "str: not a model of the zoo"),  # type: ignore[arg-type]
         (lambda: zoo.save_graph(some_data(), "g.npz"), "expected a zoo.Graph, got Data; zoo.Graph.from_pyg"),
         (lambda: zoo.push(torch.nn.Linear(1, 1), "me/mine"), "expected the folder of a run or a bundle, got Linear"),  # type: ignore[arg-type]
-        (lambda: zoo.train("small_rev", edge_precision="fp8"), "edge_precision: expected one of fp32, fp16, got 'fp8'"),  # type: ignore[arg-type]
+        (
+            lambda: zoo.train("small_rev", edge_precision="fp8"),
+            "options: edge_precision: expected one of fp32, fp16, got",
+        ),
         (lambda: zoo.train("small_rev", on_epoch=3), "on_epoch: expected a function, got 3"),  # type: ignore[arg-type]
+        (lambda: zoo.train("small_rev", devise="cpu"), "options: devise: unknown key; did you mean 'device'"),
         (lambda: zoo.train("small_rev", num_threads=0), "num_threads: expected an integer of at least 1, got 0"),
     ],
 )

@@ -166,7 +166,7 @@ def train_many(
     """
     if num_seeds < 1:
         raise RunError(f"num_seeds: expected an integer of at least 1, got {num_seeds!r}")
-    chosen = parse_spec(TrainOptions, options, where="train_many", error=RunError)
+    chosen = parse_spec(TrainOptions, options, where="options", error=RunError)
     out, devices = Path(out), session.resolve_devices(chosen.device)
     if is_run(out):
         raise RunError(f"{out}: holds a single run; choose another --out for several")

@@ -178,11 +178,8 @@ _TIME_IS_UP = 14
 class StopRequest:
     """A flag that a signal, or the end of the time that a run may take, sets to ask it to stop; true once it is set.
 
-    Args:
-        max_time_s: seconds until it sets itself; None: never.
-
     Attributes:
-        signum: the signal, SIGALRM at the end of the time, or 0.
+        signum: the signal, SIGALRM after ``max_time_s`` seconds, or 0.
         at_once: while nothing is there to be saved, a signal raises StoppedError where the program is.
     """
 

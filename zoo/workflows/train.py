@@ -75,7 +75,7 @@ def train(
         StoppedError: after a signal or ``max_time_s``; the state is saved.
         ZooError: if the recipe does not fit its data, or these cannot be loaded.
     """
-    chosen = parse_spec(TrainOptions, options, where="train", error=RunError)
+    chosen = parse_spec(TrainOptions, options, where="options", error=RunError)
     check_world_size(recipe.train.parts_per_step, ranks.group.size)
     shared = chosen.model_dump_json(include={"capture", "check_inversion", "edge_precision"})
     num_threads = str(chosen.num_threads or torch.get_num_threads())
