@@ -298,7 +298,7 @@ def test_a_run_is_continued_by_its_folder(tmp_path: Path) -> None:
         (lambda: zoo.push(torch.nn.Linear(1, 1), "me/mine"), "expected the folder of a run or a bundle, got Linear"),  # type: ignore[arg-type]
         (
             lambda: zoo.train("small_rev", edge_precision="fp8"),
-            "options: edge_precision: expected one of fp32, fp16, got",
+            "edge_precision: expected one of fp32, fp16, got",
         ),
         (lambda: zoo.train("small_rev", on_epoch=3), "on_epoch: expected a function, got 3"),  # type: ignore[arg-type]
         (lambda: zoo.train("small_rev", devise="cpu"), "options: devise: unknown key; did you mean 'device'"),

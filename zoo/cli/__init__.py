@@ -33,7 +33,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "new": "zoo.cli.recipe",
         "train": "zoo.cli.train",
         "eval": "zoo.cli.evaluate",
-        "predict": "zoo.cli.predict",
+        "predict": "zoo.cli.evaluate",
         "plot": "zoo.cli.plot",
         "export": "zoo.cli.bundle",
         "push": "zoo.cli.hub",
