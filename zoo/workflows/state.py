@@ -120,61 +120,12 @@ class RunState:
         self._started = time.monotonic()
         return saved is not None
 
-    def epoch_s(self) -> float:
-        """Seconds spent in the current epoch, those of earlier processes included."""
-        return self.cursor.epoch_s + time.monotonic() - self._started
-
-    def peak_memory_bytes(self, device: torch.device) -> int:
-        """The most memory that any process of this run has used."""
-        self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, *ranks.exchange(memory.peak(device)))
-        return self.cursor.peak_memory_bytes
-
-    def is_out_of_patience(self) -> bool:
-        """True if too many evaluations before the current epoch have brought nothing better."""
-        every, patience = self.recipe.eval.every, self.recipe.train.patience
-        if self.best is None or not patience:
-            return False
-        # Counted in evaluations, since epochs between two of them cannot bring a better value.
-        return (self.cursor.epoch - 1) // every - self.best.epoch // every >= patience
-
-    def keep_best(self, value: float, shape: GraphShape) -> BestEpoch:
-        """The best epoch so far, with the value of the current one; its weights are stored with the next state.
-
-        Raises:
-            DivergedError: if some are not finite; the best ones so far are then still there.
-        """
-        best, lower = self.best, self.recipe.eval.lower_is_better
-        if best is not None and not (value < best.value if lower else value > best.value):
-            return best
-        weights = self.model.state_dict()
-        # These may be the last good weights of a run that diverges, so bad ones must not replace them.
-        self._check_finite({f"model/{name}": tensor for name, tensor in weights.items()})
-        self.best = BestEpoch(epoch=self.cursor.epoch, value=value, shape=shape)
-        # A copy, because the optimizer changes the weights in place. To store them at each better validation would take
-        # a short epoch longer than the epoch itself.
-        if ranks.group.rank == 0:
-            self._unsaved_best = _copied(weights)
-        return self.best
-
-    def end_epoch(self, record: dict[str, float], epoch_s: float) -> None:
-        """Log the figures of the current epoch and move on to the next."""
-        self._unsaved_lines.append(record)
-        try:
-            self._store_lines()
-        except RunError as error:
-            self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
-        # They are predictions of the present weights, which the next epoch changes.
-        self.partials.clear()
-        cursor = self.cursor
-        # Epochs of warm-up solve nothing and do not count.
-        if num_solves := cursor.record.get("num_forward_solves", 0):
-            is_unsolved = cursor.record["num_forward_unconverged"] == num_solves
-            cursor.num_unsolved_epochs = cursor.num_unsolved_epochs + 1 if is_unsolved else 0
-        cursor.epoch += 1
-        cursor.part, cursor.loss_sum, cursor.num_losses, cursor.epoch_s = 0, 0.0, 0, 0.0
-        cursor.step_figures, cursor.record = {}, {}
-        cursor.train_s += epoch_s
-        self._started = time.monotonic()
+    def check_inversion(self, *, is_captured: bool) -> None:
+        """Let the reversible stack note how exactly it restores its input; a RunError if there is none."""
+        stack = getattr(self.model, "stack", None)
+        if is_captured or not isinstance(stack, ReversibleStack | OscillatorStack) or not stack.reversible:
+            raise RunError("--check-inversion: needs a model with a reversible stack, and goes without --capture")
+        stack.inversion_error = 0.0
 
     @contextmanager
     def step_errors(self, *, may_skip: bool) -> Iterator[None]:
@@ -207,13 +158,6 @@ class RunState:
         if error is not None:
             self.add_inversion_error(error)
 
-    def check_inversion(self, *, is_captured: bool) -> None:
-        """Let the reversible stack note how exactly it restores its input; a RunError if there is none."""
-        stack = getattr(self.model, "stack", None)
-        if is_captured or not isinstance(stack, ReversibleStack | OscillatorStack) or not stack.reversible:
-            raise RunError("--check-inversion: needs a model with a reversible stack, and goes without --capture")
-        stack.inversion_error = 0.0
-
     def add_inversion_error(self, error: float) -> None:
         """Note how exactly the reversible stack restored its input in a step, and warn if its gradients suffer."""
         figures = self.cursor.step_figures
@@ -222,6 +166,33 @@ class RunState:
             text = f"the reversible stack restored its input only to {error:.1g} of its largest entry"
             self.warn_once("inversion", f"{text}, so gradients are inexact; set model.norm or lower train.optimizer.lr")
 
+    def keep_best(self, value: float, shape: GraphShape) -> BestEpoch:
+        """The best epoch so far, with the value of the current one; its weights are stored with the next state.
+
+        Raises:
+            DivergedError: if some are not finite; the best ones so far are then still there.
+        """
+        best, lower = self.best, self.recipe.eval.lower_is_better
+        if best is not None and not (value < best.value if lower else value > best.value):
+            return best
+        weights = self.model.state_dict()
+        # These may be the last good weights of a run that diverges, so bad ones must not replace them.
+        self._check_finite({f"model/{name}": tensor for name, tensor in weights.items()})
+        self.best = BestEpoch(epoch=self.cursor.epoch, value=value, shape=shape)
+        # A copy, because the optimizer changes the weights in place. To store them at each better validation would take
+        # a short epoch longer than the epoch itself.
+        if ranks.group.rank == 0:
+            self._unsaved_best = _copied(weights)
+        return self.best
+
+    def is_out_of_patience(self) -> bool:
+        """True if too many evaluations before the current epoch have brought nothing better."""
+        every, patience = self.recipe.eval.every, self.recipe.train.patience
+        if self.best is None or not patience:
+            return False
+        # Counted in evaluations, since epochs between two of them cannot bring a better value.
+        return (self.cursor.epoch - 1) // every - self.best.epoch // every >= patience
+
     def check_solves(self) -> None:
         """Raise a RunError if no forward solve has converged in as many epochs as the recipe says, if it does."""
         patience = self.recipe.train.solve_patience
@@ -229,6 +200,35 @@ class RunState:
             place = f"{self.run.path}: epoch {self.cursor.epoch - 1}"
             advice = "raise model.solver.max_iters or lower train.optimizer.lr in another --out"
             raise RunError(f"{place}: no forward solve converged in {patience} epochs in a row; {advice}")
+
+    def end_epoch(self, record: dict[str, float], epoch_s: float) -> None:
+        """Log the figures of the current epoch and move on to the next."""
+        self._unsaved_lines.append(record)
+        try:
+            self._store_lines()
+        except RunError as error:
+            self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
+        # They are predictions of the present weights, which the next epoch changes.
+        self.partials.clear()
+        cursor = self.cursor
+        # Epochs of warm-up solve nothing and do not count.
+        if num_solves := cursor.record.get("num_forward_solves", 0):
+            is_unsolved = cursor.record["num_forward_unconverged"] == num_solves
+            cursor.num_unsolved_epochs = cursor.num_unsolved_epochs + 1 if is_unsolved else 0
+        cursor.epoch += 1
+        cursor.part, cursor.loss_sum, cursor.num_losses, cursor.epoch_s = 0, 0.0, 0, 0.0
+        cursor.step_figures, cursor.record = {}, {}
+        cursor.train_s += epoch_s
+        self._started = time.monotonic()
+
+    def epoch_s(self) -> float:
+        """Seconds spent in the current epoch, those of earlier processes included."""
+        return self.cursor.epoch_s + time.monotonic() - self._started
+
+    def peak_memory_bytes(self, device: torch.device) -> int:
+        """The most memory that any process of this run has used."""
+        self.cursor.peak_memory_bytes = max(self.cursor.peak_memory_bytes, *ranks.exchange(memory.peak(device)))
+        return self.cursor.peak_memory_bytes
 
     def use_best_weights(self) -> BestEpoch:
         """Give the model the best weights; states that are saved from now on keep those of the last step."""
@@ -280,6 +280,26 @@ class RunState:
             for log, other in zip(logs, more, strict=True):
                 log.merge(other) if ranks.group.rank == 0 else log.take()
 
+    def save_if_due(self, *, epoch_is_done: bool) -> None:
+        """Save the state if that is cheap beside the work done since the last time.
+
+        A full disk is no reason to lose the run: it is reported, and tried again later. Numbers that are not finite are
+        one.
+        """
+        started = time.monotonic()
+        since_s = started - self._saved_at
+        if since_s * _MAX_SHARE < self._save_s or (since_s < _PERIOD_S and not epoch_is_done):
+            return
+        try:
+            self.save()
+        except DivergedError:
+            raise
+        except RunError as error:
+            self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
+        # Also of a save that failed: a full disk must not be tried more often than one with room.
+        self._saved_at = time.monotonic()
+        self._save_s = self._saved_at - started
+
     def save(self) -> Path:
         """Save the state now, and before it all that it relies on; if that fails, earlier states are still there.
 
@@ -318,26 +338,6 @@ class RunState:
         # The next full disk is worth a word again.
         self._warned.discard("unsaved")
         return path
-
-    def save_if_due(self, *, epoch_is_done: bool) -> None:
-        """Save the state if that is cheap beside the work done since the last time.
-
-        A full disk is no reason to lose the run: it is reported, and tried again later. Numbers that are not finite are
-        one.
-        """
-        started = time.monotonic()
-        since_s = started - self._saved_at
-        if since_s * _MAX_SHARE < self._save_s or (since_s < _PERIOD_S and not epoch_is_done):
-            return
-        try:
-            self.save()
-        except DivergedError:
-            raise
-        except RunError as error:
-            self.warn_once("unsaved", f"{error}; training goes on, it is stored later")
-        # Also of a save that failed: a full disk must not be tried more often than one with room.
-        self._saved_at = time.monotonic()
-        self._save_s = self._saved_at - started
 
     def _store_lines(self) -> None:
         self.cursor.log_bytes = self.run.append_metrics(self._unsaved_lines, self.cursor.log_bytes)
