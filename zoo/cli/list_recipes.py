@@ -87,7 +87,8 @@ def _models(wanted: dict[str, str | None] | None, *, as_json: bool, quiet: bool)
     from zoo.hub.listing import list_cached, list_remote
 
     hub = connect(quiet=quiet)
-    remote, cached = ([], list_cached(hub)) if wanted is None else (list_remote(hub, **wanted), [])
+    remote = [] if wanted is None else list_remote(hub, **wanted)
+    cached = list_cached(hub) if wanted is None else []
     rows = remote or cached
     if as_json:
         echo_json(rows)

@@ -42,8 +42,6 @@ def bench(
     random_graph: bool = False,
     num_nodes: int | None = None,
     num_edges: int | None = None,
-    device: str | None = None,
-    num_threads: int | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> BenchResults:
@@ -54,21 +52,19 @@ def bench(
         random_graph: take a random graph in place of the recipe's data.
         num_nodes: of the random graph; None: as many as the data set has.
         num_edges: of the random graph, each direction counted; None: as many as the data set has.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU if there is one.
-        num_threads: of the CPU.
         quiet: show no progress.
-        options: ``num_steps``, ``capture`` and ``edge_precision`` of a :class:`MeasureRequest`.
+        options: the other attributes of a :class:`MeasureRequest`, such as ``device`` and ``num_steps``.
 
     Raises:
         StoppedError: after a signal.
         RunError: if a depth fails for want of something other than memory.
     """
-    where = session.start(device, num_threads)
+    request = MeasureRequest(recipe=recipes[0], **options)
+    where = session.start(request.device, request.num_threads)
     if random_graph:
         # A user's own data set has no size before it is read, so it is looked up only where a number is missing.
         size = (num_nodes, num_edges) if num_nodes and num_edges else data_set_size(recipes[0])
-        options["graph_size"] = (num_nodes or size[0], num_edges or size[1])
-    request = MeasureRequest(recipe=recipes[0], num_threads=num_threads, **options)
+        request = request.model_copy(update={"graph_size": (num_nodes or size[0], num_edges or size[1])})
     tasks = [
         Task(f"{recipe.name}, {recipe.model.num_layers} layers", request.model_copy(update={"recipe": recipe}))
         for recipe in recipes

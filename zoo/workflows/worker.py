@@ -56,6 +56,7 @@ class MeasureRequest(Spec):
         folder: a run directory or bundle that holds the model; None: the recipe's model with fresh weights.
         graph_size: nodes and edges of a random graph in place of the recipe's data.
         num_steps: steps that are timed.
+        capture, edge_precision, device, num_threads: as of TrainOptions.
     """
 
     task: Literal["measure"] = "measure"
