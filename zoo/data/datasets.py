@@ -16,6 +16,7 @@ from zoo.data.graph import Graph, Task
 from zoo.data.ogb import OGB, load_ogb
 from zoo.data.published import (
     PARTS,
+    city_arrays,
     copurchase_arrays,
     digits_graph,
     heterophilous_arrays,
@@ -27,7 +28,7 @@ from zoo.files import locked, make_folder
 from zoo.spec.base import parse_spec
 from zoo.spec.plugins import Table
 from zoo.spec.results import ReportedResult
-from zoo.spec.shape import GeneratedName, GeneratedSpec
+from zoo.spec.shape import CityName, GeneratedName, GeneratedSpec
 from zoo.spec.train import MetricName
 
 Array = np.ndarray[Any, Any]
@@ -37,6 +38,7 @@ HETEROPHILOUS_URL = "https://github.com/yandex-research/heterophilous-graphs/raw
 PLANETOID_URL = "https://github.com/kimiyoung/planetoid/raw/master/data"
 COPURCHASE_URL = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
 WIKICS_URL = "https://github.com/pmernyei/wiki-cs-dataset/raw/master/dataset"
+CITY_URL = "https://github.com/LeonResearch/City-Networks/raw/refs/heads/main/data"
 # Each is published without a split; the benchmark's splits are in another repository, of which this is one commit.
 SPLITS_URL = "https://github.com/LUOyk1999/tunedGNN/raw/23f9604e8b13a9a6d3faa2f691cd844006979153/medium_graph/data"
 COPURCHASE_FILES = {
@@ -147,6 +149,10 @@ def _wikics(name: str, root: str | Path | None) -> Graph:
     return _converted(name, root, [f"{WIKICS_URL}/data.json"], lambda raw: wikics_arrays(raw / "data.json"))
 
 
+def _city(name: str, root: str | Path | None) -> Graph:
+    return _converted(name, root, [f"{CITY_URL}/{name}.tar.gz"], lambda raw: city_arrays(raw / f"{name}.tar.gz", name))
+
+
 def _converted(
     name: str, root: str | Path | None, urls: list[str], convert: Callable[[Path], Mapping[str, Array]]
 ) -> Graph:
@@ -162,8 +168,10 @@ def _converted(
                 if not target.exists():
                     download(url, target, manual=_manual(name, urls, raw), max_bytes=MAX_FILE_BYTES)
             if not path.exists():
-                part_path = raw / f"{name}.part.npz"
-                np.savez_compressed(part_path, **convert(raw))  # type: ignore[arg-type]
+                arrays, part_path = convert(raw), raw / f"{name}.part.npz"
+                # What is no graph must not be stored.
+                graph_from_arrays(name, arrays, str(raw))
+                np.savez_compressed(part_path, **arrays)  # type: ignore[arg-type]
                 part_path.replace(path)
     return graph_from_arrays(name, read_arrays(path), str(path))
 
@@ -181,6 +189,7 @@ _HETEROPHILOUS = "https://github.com/yandex-research/heterophilous-graphs"
 _COPURCHASE = "https://github.com/shchur/gnn-benchmark"
 _TUNED = "https://github.com/LUOyk1999/tunedGNN"
 _PLANETOID = "https://github.com/kimiyoung/planetoid"
+_CITY = "https://github.com/LeonResearch/City-Networks"
 _ECHO = "https://github.com/Graph-ECHO-Benchmark/ECHO"
 
 
@@ -288,6 +297,10 @@ DATASETS: Mapping[str, Dataset] = Table(
         ),
         "citeseer": _planetoid_entry("Papers and citations, 6 topics, 20 train papers per topic."),
         "pubmed": _planetoid_entry("Papers on diabetes and citations, 3 topics, 20 train papers per topic."),
+        **{
+            name: Dataset(_city, "multiclass", "ODbL (OpenStreetMap)", _CITY, f"Roads of {city}, 10 classes of reach.")
+            for name, city in zip(get_args(CityName), ("Paris", "Shanghai", "Los Angeles", "London"), strict=True)
+        },
         **{
             f"graph-transfer-{shape}": _generated_entry(
                 "multiclass",

@@ -3,23 +3,28 @@
 Sources: Platonov et al., A critical look at heterophilous graphs, arXiv 2302.11640; Shchur et al., Pitfalls of graph
 neural network evaluation, arXiv 1811.05868, with the splits of Luo et al., Classic GNNs are strong baselines, arXiv
 2406.08993; Mernyei and Cangea, Wiki-CS, arXiv 2007.02901; Yang et al., Revisiting semi-supervised learning with graph
-embeddings, arXiv 1603.08861 (cora, citeseer, pubmed); the digits of scikit-learn.
+embeddings, arXiv 1603.08861 (cora, citeseer, pubmed); the digits of scikit-learn; Liang et al., arXiv 2503.09008.
 """
 
 from __future__ import annotations
 
 import collections
+import gzip
 import io
 import json
+import math
 import pickle
+import pickletools
+import tarfile
+import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from zoo.data.arrays import multiclass_arrays, read_arrays, undirected_edges
+from zoo.data.arrays import MASKS, multiclass_arrays, read_arrays, undirected_edges
 from zoo.data.graph import Graph, Split, validate
 from zoo.errors import DataError
 
@@ -30,6 +35,10 @@ _SPARSE = tuple(f"{kind}_{part}" for kind in ("adj", "attr") for part in ("data"
 PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 _NUM_PLANETOID_VALID, _MAX_PICKLE_BYTES = 500, 256 << 20
 _NUM_NEIGHBORS, _NUM_SPLITS, _TRAIN_PER_CLASS, _NUM_VALID = 8, 10, 10, 500
+_CITY_FILES = ("node_features_augmented", "10-chunk_16-hop_node_labels", "edge_indices", *MASKS)
+_STORAGES = {"torch FloatStorage": torch.float32, "torch LongStorage": torch.int64, "torch BoolStorage": torch.uint8}
+# All tensors of London have about 300 MB.
+_MAX_CITY_BYTES, _MAX_CITY_MEMBERS = 1 << 30, 1000
 
 
 def heterophilous_arrays(raw: Mapping[str, Array], where: str) -> dict[str, Array]:
@@ -239,6 +248,91 @@ def planetoid_arrays(folder: Path, name: str) -> dict[str, Array]:
         return multiclass_arrays(np.array(edges, dtype=np.int64).T, x, y, masks)
     except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: the files of {name} do not make a graph ({error})") from error
+
+
+def city_arrays(path: Path, name: str) -> dict[str, Array]:
+    """Read the roads of a city of City-Networks; nothing is unpickled, and nothing is written.
+
+    As in ``torch_geometric.datasets.CityNetwork``, the features of a junction include the mean of those of its roads.
+    The latter, which that class leaves out, are length in meters, speed limit in km/h, and one-hot codes of one-way,
+    lanes, reversed and kind (``dataset_generation/generate_dataset.py`` of github.com/LeonResearch/City-Networks).
+
+    Args:
+        path: ``NAME.tar.gz`` as published.
+        name: of the data set.
+
+    Returns:
+        Arrays as in ``zoo.data.arrays``; each road once, with its features if the archive has them.
+
+    Raises:
+        DataError: if the archive is damaged, unsafe or incomplete.
+    """
+    try:
+        tensors = _city_tensors(path, name)
+        if missing := [key for key in _CITY_FILES if key not in tensors]:
+            raise ValueError(f"no {name}/{missing[0]}.pt in it")
+        x, y, edges, *sets = (tensors[key] for key in _CITY_FILES)
+        if any(values.dtype.kind not in "ib" or values.min(initial=0) < 0 for values in (y, edges, *sets)):
+            raise ValueError("labels, edges and sets must be whole numbers from 0")
+        masks = np.zeros((3, len(y)), dtype=bool)
+        # Published archives hold masks; the code of the authors that makes them writes the nodes of a set.
+        for mask, nodes in zip(masks, sets, strict=True):
+            mask[nodes] = True
+        arrays = multiclass_arrays(edges, x, y, masks)
+        if (features := tensors.get("edge_features")) is not None:
+            there, back = np.lexsort(edges[::-1]), np.lexsort(edges)
+            if len(features) != len(there) or not np.array_equal(edges[:, there], edges[::-1, back]):
+                raise ValueError("edges must be listed in both directions, with a row of edge_features each")
+            # The features of both directions are equal but for rounding.
+            arrays["edge_attr"] = features[there][edges[0, there] < edges[1, there]]
+        return arrays
+    except Exception as error:
+        # Arbitrary bytes make gzip, tarfile, zipfile and pickletools raise nearly anything.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: not the network of {name} ({reason}); remove the file to get it anew") from error
+
+
+def _city_tensors(path: Path, name: str) -> dict[str, Array]:
+    """The tensors in the folder ``name`` of an archive, by file stem."""
+    with gzip.open(path) as unpacked:
+        content = unpacked.read(_MAX_CITY_BYTES + 1)
+    if len(content) > _MAX_CITY_BYTES:
+        raise ValueError(f"it unpacks to more than {_MAX_CITY_BYTES:,} bytes")
+    tensors, wanted = {}, {f"{name}/{stem}.pt": stem for stem in (*_CITY_FILES, "edge_features")}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        for count, member in enumerate(archive):
+            place = PurePosixPath(member.name)
+            # A sparse file may declare any size.
+            is_plain = member.isdir() or (member.isreg() and not member.issparse())
+            if not is_plain or place.is_absolute() or ".." in place.parts or count == _MAX_CITY_MEMBERS:
+                raise ValueError(f"it holds the unsafe member {member.name!r}")
+            if str(place) in wanted and (file := archive.extractfile(member)) is not None:
+                try:
+                    tensors[wanted[str(place)]] = _tensor(file.read())
+                except Exception as error:
+                    raise ValueError(f"{place}: {error}") from error
+    return tensors
+
+
+def _tensor(content: bytes) -> Array:
+    """Read a file of one dense tensor by the arguments of the opcodes of its pickle, none of which is executed."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # Without compression, no value is larger than the file.
+        if any(member.compress_type for member in archive.infolist()):
+            raise ValueError("compressed, which torch.save does not do")
+        [index] = [member for member in archive.namelist() if member.endswith("data.pkl")]
+        opcodes = pickletools.genops(archive.read(index)[:4096])
+        words = [word for opcode, word, _ in opcodes if word is not None and "PUT" not in opcode.name]
+        if words[1:3] != ["torch._utils _rebuild_tensor_v2", "storage"] or words[3] not in _STORAGES:
+            raise ValueError("not one dense tensor")
+        kind, key, _, count, offset, *view, _ = words[3:]
+        values = torch.frombuffer(bytearray(archive.read(f"{index[:-4]}/{key}")), dtype=_STORAGES[kind])
+    sizes, strides = view[: len(view) // 2], view[len(view) // 2 :]
+    if len(values) != count or math.prod(sizes) > count:
+        raise ValueError("it declares other values than it has")
+    # PyTorch refuses a view that leaves the values.
+    tensor = values.as_strided(sizes, strides, offset).clone()
+    return (tensor != 0 if kind == "torch BoolStorage" else tensor).numpy()
 
 
 def digits_graph() -> Graph:

@@ -79,6 +79,7 @@ GeneratedName = Literal[
     "diameter",
     "road",
 ]
+CityName = Literal["paris", "shanghai", "la", "london"]
 DatasetName = Literal[
     "ogbn-proteins",
     "ogbn-arxiv",
@@ -100,6 +101,7 @@ DatasetName = Literal[
     "cora",
     "citeseer",
     "pubmed",
+    CityName,
     GeneratedName,
     "file",
 ]
@@ -134,6 +136,7 @@ DATASET_WIDTHS: Mapping[str, Widths] = Table(
         "cora": Widths(1433, 0, 0, 7),
         "citeseer": Widths(3703, 0, 0, 6),
         "pubmed": Widths(500, 0, 0, 3),
+        **dict.fromkeys(get_args(CityName), Widths(37, 25, 0, 10)),
         "graph-transfer-line": Widths(7, 0, 0, 5),
         "graph-transfer-ring": Widths(7, 0, 0, 5),
         "graph-transfer-crossed-ring": Widths(7, 0, 0, 5),
