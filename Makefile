@@ -46,7 +46,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python benchmarks/size.py
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 site: $(VENV)/.site
 	PYTHONPATH=site $(BIN)/python -m gallery --out build/site

@@ -2,5 +2,8 @@
 
 import os
 
-# Threads that spin while they wait take the cores from whoever could work; read once, when torch loads its thread pool.
+# Read once, when torch loads its thread pool. Tests run on all cores, a process on each, and their graphs are small:
+# threads would only take the cores from each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Threads that spin while they wait take the cores from whoever could work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.workflows.small import small_recipe, write_recipe
 from zoo.cli import main
@@ -29,22 +28,19 @@ class Result:
 
 @pytest.fixture(autouse=True, scope="package")
 def _small_is_quick() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with use_backend("chunked"):
         yield
-    torch.set_num_threads(num_threads)
 
 
-@pytest.fixture(scope="package")
-def finished(tmp_path_factory: pytest.TempPathFactory, _small_is_quick: None) -> Path:
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe, its graph, a finished run and its bundle."""
     folder = tmp_path_factory.mktemp("cli")
     write_recipe(folder)
-    with pytest.MonkeyPatch.context() as context:
+    with pytest.MonkeyPatch.context() as context, use_backend("chunked"):
         context.setattr(train_module, "plot", lambda run: None)
         train(small_recipe(folder), folder / "run", device="cpu", quiet=True)
-    export(folder / "run")
+        export(folder / "run")
     return folder
 
 
@@ -72,7 +68,7 @@ def zoo_process(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[st
 
     def run(*arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "zoo", *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_BACKEND": "chunked", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_BACKEND": "chunked"}
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False, **options
         )

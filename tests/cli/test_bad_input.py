@@ -364,7 +364,7 @@ CLOSED = {
 def test_closed_and_full_streams_do_not_end_in_a_traceback(case: str, tmp_path: Path) -> None:
     redirection, arguments, code = CLOSED[case]
     write_recipe(tmp_path, train__num_epochs=1)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_BACKEND": "chunked", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_BACKEND": "chunked"}
     command = f"{sys.executable} -m zoo {arguments} {redirection}"
     result = subprocess.run(
         ["bash", "-c", command],

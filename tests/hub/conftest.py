@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent, _xet, close_session
 
@@ -144,7 +143,6 @@ def use_hub(hf_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the small recipe; tests that change it make a copy."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("finished")
     train(small_recipe(folder), folder / "run", device="cpu", quiet=True)
     return folder / "run"

@@ -1,4 +1,4 @@
-"""Run by test_parity_triton.py in a process of its own, where Triton interprets its kernels on the CPU."""
+"""The GPU kernels in whole models give the numbers recorded from the authors' code; run by test_interpreted.py."""
 
 import pytest
 

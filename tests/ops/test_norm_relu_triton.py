@@ -1,4 +1,4 @@
-"""The GPU kernels of norm_relu without a GPU: interpreted they compute the definition, compiled they do not spill."""
+"""The GPU kernels of norm_relu without a GPU: compiled they do not spill."""
 
 import re
 import subprocess
@@ -9,15 +9,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tests.interpreted import assert_checks_pass
 from zoo.ops.norm_relu import MAX_CHANNELS, cuda
 
 HOPPER = GPUTarget("cuda", 90, 32)
 NUMBERS = dict.fromkeys(("x_stride", "mask_stride", "grad_stride", "N", "C"), "i32") | {"eps": "fp32"}
-
-
-def test_interpreted_kernels_equal_the_definition():
-    assert_checks_pass(__file__, "norm_relu_triton_checks.py")
 
 
 @pytest.mark.parametrize("kernel", [cuda.forward_kernel, cuda.backward_kernel])

@@ -1,4 +1,4 @@
-"""Run by test_triton.py in a process of its own, where Triton interprets its kernels on the CPU."""
+"""The GPU kernels compute the definition; run by test_interpreted.py."""
 
 import pytest
 import torch

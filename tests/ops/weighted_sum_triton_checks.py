@@ -1,4 +1,4 @@
-"""Run by test_weighted_sum_triton.py in a process of its own, where Triton interprets its kernels on the CPU."""
+"""The GPU kernels of the weighted sum compute the definition; run by test_interpreted.py."""
 
 import pytest
 import torch

@@ -2,7 +2,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.workflows.small import small_recipe
 from zoo.ops.dispatch import use_backend
@@ -12,19 +11,17 @@ from zoo.workflows.train import train
 
 @pytest.fixture(autouse=True, scope="package")
 def _small_is_quick() -> Iterator[None]:
-    """Graphs this small gain nothing from threads, which on a busy machine only wait, nor from compiled kernels."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Graphs this small gain nothing from compiled kernels."""
     with use_backend("chunked"):
         yield
-    torch.set_num_threads(num_threads)
 
 
-@pytest.fixture(scope="package")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, _small_is_quick: None) -> Path:
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the small recipe; tests that change it make a copy."""
     folder = tmp_path_factory.mktemp("finished")
-    train(small_recipe(folder), folder / "run", device="cpu", quiet=True)
+    with use_backend("chunked"):
+        train(small_recipe(folder), folder / "run", device="cpu", quiet=True)
     return folder / "run"
 
 

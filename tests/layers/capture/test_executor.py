@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.interpreted import assert_checks_pass
 from tests.layers.capture.recorders import CallRecorder
 from tests.layers.graphs import gen_stack, gradients, stack_inputs
 from zoo.errors import DataError, ZooWarning
@@ -382,10 +381,6 @@ def test_a_captured_stack_is_copied_saved_and_forgotten_like_any_other():
     del stack, copied
     gc.collect()
     assert gone() is None
-
-
-def test_recorded_work_never_waits_for_the_gpu():
-    assert_checks_pass(__file__, "waiting_checks.py")
 
 
 def test_graphs_are_recorded_after_warming_up_and_share_the_memory_of_those_alive(monkeypatch):

@@ -1,4 +1,4 @@
-"""Run by test_executor.py in a process of its own, where Triton interprets its kernels on the CPU."""
+"""Recorded work never waits for the GPU; run by test_interpreted.py."""
 
 import pytest
 import torch
