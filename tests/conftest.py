@@ -1,9 +1,13 @@
 """What holds for all tests."""
 
 import os
+import sys
 
 # Read once, when torch loads its thread pool. Tests run on all cores, a process on each, and their graphs are small:
 # threads would only take the cores from each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Threads that spin while they wait take the cores from whoever could work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Many tests start processes, which would each compile every module of this checkout again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False

@@ -94,6 +94,7 @@ def small_models() -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:.*without converging")
 def test_every_kernel_is_run_by_a_recipe() -> None:
     """Observed on the CPU; on a GPU the same operators run the kernels beside those of the CPU."""
+    kernels = {str(path) for path in OPS.glob("*/cpu.py")}
     called: set[str] = set()
 
     def note(frame: Any, event: str, argument: Any) -> None:
@@ -111,6 +112,8 @@ def test_every_kernel_is_run_by_a_recipe() -> None:
             model(x, edge_index, edge_attr if spec.reads_edges else None).sum().backward()
         finally:
             sys.setprofile(before)
-    unused = [path for path in OPS.glob("*/cpu.py") if str(path) not in called]
-    assert unused == []
+        # Further models could add nothing.
+        if kernels <= called:
+            break
+    assert kernels - called == set()
     assert {path.parent for path in OPS.glob("*/cuda.py")} <= {path.parent for path in OPS.glob("*/cpu.py")}

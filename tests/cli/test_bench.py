@@ -47,9 +47,9 @@ def test_a_depth_that_does_not_fit_is_a_row(
 
     monkeypatch.setattr(bench_module, "run_tasks", run_tasks)
     result = zoo_command("bench", finished / "small.json", "-q", "--device", "cpu")
-    assert result.out.splitlines()[1].split() == ["3", "-", "-", "-", "-", "out", "of", "memory"]
+    assert result.out.splitlines()[1].split() == ["2", "-", "-", "-", "-", "out", "of", "memory"]
     rows = json.loads(zoo_command("bench", finished / "small.json", "-q", "--json").out)["rows"]
-    assert rows == [{"num_layers": 3, "cost": None}]
+    assert rows == [{"num_layers": 2, "cost": None}]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_info_describes_runs_and_bundles(finished: Path, zoo_command: Command) -
     for folder in ("run", "run/bundle"):
         out = zoo_command("info", finished / folder).out
         assert "small: A recipe for tests." in out
-        assert "parameters   947" in out
+        assert "parameters   675" in out
         assert "3 views of 2 parts" in out
 
 

@@ -144,7 +144,7 @@ def use_hub(hf_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the small recipe; tests that change it make a copy."""
     folder = tmp_path_factory.mktemp("finished")
-    train(small_recipe(folder), folder / "run", device="cpu", quiet=True)
+    train(small_recipe(folder, model__num_layers=3), folder / "run", device="cpu", quiet=True)
     return folder / "run"
 
 

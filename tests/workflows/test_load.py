@@ -274,7 +274,7 @@ def test_an_error_of_the_hub_says_that_there_is_no_such_folder(
     def nowhere(reference: str, **options: object) -> None:
         raise error(f"{reference}: not on the Hub")
 
-    monkeypatch.setattr("zoo.workflows.load.fetch", nowhere)
+    monkeypatch.setattr("zoo.workflows.pull.fetch", nowhere)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=r"^runs/typo: not on the Hub; nor is there such a folder$"):
         zoo.load("runs/typo")

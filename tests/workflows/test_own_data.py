@@ -52,6 +52,8 @@ def own_recipe(name: str, data: Any, folder: Path) -> Recipe:
     """A shipped recipe on a PyG graph, short."""
     path = zoo.save_graph(Graph.from_pyg(data), folder / "own.npz")
     short = ["train.num_epochs=2", "model.hidden_channels=8", "eval.every=1"]
+    if "deq" not in name:
+        short.append("model.num_layers=3")
     return read_recipe(recipe_path(name), ["data.dataset=file", f"data.path={path}", *short])
 
 

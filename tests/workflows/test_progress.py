@@ -2,40 +2,37 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from zoo.workflows.progress import Board, Progress, duration_in_words
 
-SCRIPT = """
-from zoo.workflows.progress import Progress
-with Progress(3, unit="step") as progress:
-    for number in range(3):
-        progress.step(f"epoch {number}", {"loss": "0.5"})
-    progress.figures("epoch 3", {"valid_accuracy": "0.9"})
-"""
+
+def three_steps() -> None:
+    with Progress(3, unit="step") as progress:
+        for number in range(3):
+            progress.step(f"epoch {number}", {"loss": "0.5"})
+        progress.figures("epoch 3", {"valid_accuracy": "0.9"})
 
 
-LONG = """
-from zoo.workflows.progress import Progress
-figures = {"loss": "0.1234", "epoch_s": "0.08", "memory": "0.70GiB", "valid_accuracy": "0.9540", "best": "0.9541"}
-with Progress(400, unit="step") as progress:
-    progress.step("epoch 94/400", figures)
-    progress.figures("epoch 94/400", figures)
-"""
+def many_figures() -> None:
+    figures = {"loss": "0.1234", "epoch_s": "0.08", "memory": "0.70GiB", "valid_accuracy": "0.9540", "best": "0.9541"}
+    with Progress(400, unit="step") as progress:
+        progress.step("epoch 94/400", figures)
+        progress.figures("epoch 94/400", figures)
 
 
-def on_a_terminal(rows: int, columns: int, script: str = SCRIPT) -> str:
-    """What the script shows on a terminal of this size."""
+def on_a_terminal(rows: int, columns: int, show: Callable[[], None] = three_steps) -> str:
+    """What is shown on a terminal of this size."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    root = Path(__file__).parent.parent.parent
-    subprocess.run([sys.executable, "-c", script], stderr=child, cwd=root, check=True, timeout=60)
-    os.close(child)
+    with os.fdopen(child, "w") as stderr, pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "stderr", stderr)
+        show()
     shown = b""
     while True:
         try:
@@ -57,10 +54,10 @@ def test_a_terminal_gets_a_bar() -> None:
 
 
 def test_on_a_narrow_terminal_the_metric_is_not_cut_off() -> None:
-    shown = on_a_terminal(40, 80, LONG)
+    shown = on_a_terminal(40, 80, many_figures)
     assert "loss=0.1234, valid_accuracy=0.9540, best=0.9541]" in shown
     assert "epoch_s" not in shown
-    assert "epoch_s=0.08" in on_a_terminal(40, 200, LONG)
+    assert "epoch_s=0.08" in on_a_terminal(40, 200, many_figures)
 
 
 def test_a_terminal_without_a_size_gets_lines() -> None:

@@ -42,7 +42,7 @@ def test_another_run_is_never_overwritten(finished_run: Path, tmp_path: Path) ->
     for resume in (False, True):
         message = refused(tmp_path, tmp_path / "run", resume=resume, train__seed=5, model__num_layers=4)
         assert "holds another run (" in message
-        assert "model.num_layers: 3 there, 4 here" in message
+        assert "model.num_layers: 2 there, 4 here" in message
         assert "train.seed: 0 there, 5 here" in message
 
 

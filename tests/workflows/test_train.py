@@ -339,7 +339,7 @@ def test_a_run_says_at_once_with_what_and_on_what_it_trains(
     assert "90 nodes" in lines["data"]
     assert "6 node and 3 edge features" in lines["data"]
     assert "40 train, 25 valid, 25 test" in lines["task"]
-    assert lines["model"] == "model   rev, 3 layers x 8 channels, 947 parameters"
+    assert lines["model"] == "model   rev, 2 layers x 8 channels, 675 parameters"
     assert lines["length"] == "length  at most 4 epochs of 2 steps"
     assert shown.index(lines["device"]) < shown.index(lines["data"])
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from zoo.errors import BundleError
 from zoo.files import atomic_write, sync_folder, write_errors, write_json
-from zoo.hub.card import render_card
 from zoo.hub.config import (
     CARD_FILE,
     CONFIG_FILE,
@@ -111,8 +110,9 @@ def read_weights(folder: Path, config: BundleConfig, build: Callable[[], Mapping
 
 
 def _write_files(folder: Path, contents: Contents) -> None:
-    weights = folder / WEIGHTS_FILE
-    recipe = _portable(contents.recipe)
+    from zoo.hub.card import render_card
+
+    weights, recipe = folder / WEIGHTS_FILE, _portable(contents.recipe)
     sha256 = write_tensors(weights, contents.state, {"format": "pt"}, BundleError)
     config = BundleConfig(
         format_version=FORMAT_VERSION,

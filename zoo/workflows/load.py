@@ -27,7 +27,6 @@ from zoo.spec.shipped import list_bundles, name_hint, shipped_dir
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of, set_info
 from zoo.workflows.probe import check_model, read_probe
-from zoo.workflows.pull import fetch, tried_as_folder
 from zoo.workflows.run_dir import GRAPH_FILE, RunDir
 
 
@@ -147,10 +146,9 @@ def locate(reference: str | os.PathLike[str], *, revision: str | None = None, **
     """
     if not isinstance(reference, str | os.PathLike):
         raise ZooError(f"reference: expected a name or a folder, got {type(reference).__name__}")
-    text = os.fspath(reference)
+    text, shipped = os.fspath(reference), list_bundles()
     # A path cannot hold a null character; pathlib would raise a ValueError instead of a ZooError.
     folder = Path(text.replace("\0", "?")).expanduser()
-    shipped = list_bundles()
     # A folder comes before a shipped name and the Hub, so that no download takes the place of a user's own files.
     if folder.is_dir() and text:
         located = Located(folder)
@@ -161,6 +159,8 @@ def locate(reference: str | os.PathLike[str], *, revision: str | None = None, **
     elif text in shipped:
         located = Located(shipped_dir("bundles") / text)
     elif "/" in text:
+        from zoo.workflows.pull import fetch, tried_as_folder
+
         with tried_as_folder():
             pulled = fetch(text, revision=revision, optional=False, **access)
         return Located(pulled.folder, pulled.reference.repo_id, pulled.reference.revision, pulled.commit)
