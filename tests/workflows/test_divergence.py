@@ -17,8 +17,7 @@ from zoo.data.graph import Part
 from zoo.errors import RecipeError, RunError, ZooWarning
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.reversible import ReversibleStack
-from zoo.spec.recipe import Recipe, read_recipe
-from zoo.spec.shipped import recipe_path
+from zoo.spec.recipe import Recipe
 from zoo.tensor_file import read_saved
 from zoo.workflows import train as module
 from zoo.workflows.objective import Objective
@@ -112,11 +111,10 @@ def test_the_norms_of_all_layers_are_reported(tmp_path: Path, monkeypatch: pytes
     run(small_recipe(tmp_path), tmp_path / "run")
 
 
-def never_solved(**train: Any) -> Recipe:
+def never_solved(folder: Path, **places: Any) -> Recipe:
     solver = {"type": "anderson", "tol": 1e-9, "max_iters": 1}
     model = {"type": "deq", "hidden_channels": 8, "num_warmup_epochs": 1, "solver": solver, "conv": {"type": "sage"}}
-    keys = [f"train.{key}={value}" for key, value in train.items()]
-    return read_recipe(recipe_path("quickstart"), [f"model={json.dumps(model)}", "train.num_epochs=6", *keys])
+    return small_recipe(folder, model=model, train__num_epochs=6, **places)
 
 
 @pytest.mark.filterwarnings("ignore:a .* solve stopped:zoo.errors.ZooWarning")
@@ -125,10 +123,10 @@ def test_a_run_without_any_converged_solve_stops_if_asked(tmp_path: Path) -> Non
         with pytest.raises(
             RunError, match=r"epoch 3: no forward solve converged in 2 epochs in a row; raise model.solv"
         ):
-            run(never_solved(solve_patience=2), tmp_path / "run", resume=resume)
+            run(never_solved(tmp_path, train__solve_patience=2), tmp_path / "run", resume=resume)
         # The first epoch is one of warm-up, in which nothing is solved.
         assert [record["epoch"] for record in RunDir(tmp_path / "run").metrics()] == [1, 2, 3]
-    assert run(never_solved(), tmp_path / "other").num_epochs == 6
+    assert run(never_solved(tmp_path), tmp_path / "other").num_epochs == 6
 
 
 def test_only_equilibria_have_solves_to_wait_for(tmp_path: Path) -> None:

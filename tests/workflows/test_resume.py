@@ -177,7 +177,7 @@ def killed_runs(reference: tuple[Path, tuple[Any, ...]]) -> Path:
     """Runs that were killed, each at another moment, by forks of one process."""
     folder = reference[0]
     command = [sys.executable, "-c", KILLED, str(folder), *KILLS]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return folder
 

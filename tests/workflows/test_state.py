@@ -15,8 +15,7 @@ import torch
 from tests.workflows.small import small_recipe
 from tests.workflows.test_resume import CLOCK, outcome, run
 from zoo.errors import RunError, ZooWarning
-from zoo.spec.recipe import Recipe, read_recipe
-from zoo.spec.shipped import recipe_path
+from zoo.spec.recipe import Recipe
 from zoo.tensor_file import digest_of, read_saved, write_tensors
 from zoo.workflows import state
 from zoo.workflows import train as module
@@ -151,10 +150,9 @@ def test_counts_of_solves_are_exact_whatever_the_stops(
 ) -> None:
     solver = {"type": "anderson", "tol": 1e-3, "max_iters": 30}
     model = {"type": "deq", "hidden_channels": 8, "solver": solver, "conv": {"type": "sage"}}
-    parts = '{"type": "random", "num_parts": 3}'
-    overrides = [f"model={json.dumps(model)}", "train.num_epochs=2", "eval.every=1", "train.patience=0"]
-    overrides += [f"train.partition={parts}", f"eval.partition={parts}"]
-    recipe = read_recipe(recipe_path("quickstart"), overrides)
+    parts = {"type": "random", "num_parts": 3}
+    evaluation = {"eval": {"metric": "accuracy", "partition": parts}, "test": {"partition": parts}}
+    recipe = small_recipe(tmp_path, model=model, train__num_epochs=2, train__partition=parts, **evaluation)
     run(recipe, tmp_path / "whole")
     autocast, calls = module.session.autocast, iter(range(1, 1000))
 
