@@ -149,6 +149,29 @@ def test_a_number_of_parts_that_does_not_fit_is_an_error(num_parts: int) -> None
         RandomParts(random_graph(), num_parts, seeded())
 
 
+@pytest.mark.parametrize("self_loops", [False, True])
+@pytest.mark.parametrize("undirected", [True, False])
+def test_own_parts_are_the_same_without_rows_of_others(undirected: bool, self_loops: bool) -> None:
+    graph = random_graph(undirected=undirected, **({"edge_attr": None} if self_loops else {}))
+    graph = with_self_loops(graph) if self_loops else graph
+    whole, own = RandomParts(graph, 5, seeded()), RandomParts(graph, 5, seeded(), lambda index: index % 2 == 1)
+    for index in (1, 3):
+        one, other = whole.build(index), own.build(index)
+        assert torch.equal(other.nodes, one.nodes)
+        assert torch.equal(other.x, one.x)
+        if one.edge_attr is not None:
+            assert torch.equal(other.edge_attr, one.edge_attr)
+        assert torch.equal(other.csr.rowptr, one.csr.rowptr)
+        assert torch.equal(other.csr.col, one.csr.col)
+    assert own._rows is not None
+    rowptr, col, _ = own._rows
+    assert len(rowptr) - 1 == len(own.nodes(1)) + len(own.nodes(3))
+    assert len(col) == sum(whole.build(index).csr.num_edges for index in (1, 3))
+    assert [own.nodes(index).tolist() for index in range(5)] == [whole.nodes(index).tolist() for index in range(5)]
+    with pytest.raises(KeyError):
+        own.build(0)
+
+
 def test_node_features_are_needed() -> None:
     with pytest.raises(DataError, match="no node features"):
         RandomParts(random_graph(x=None), 2, seeded())

@@ -19,15 +19,15 @@ from zoo.ops.csr import CSR
 class RandomParts:
     """A random partition, each of whose parts is built when it is asked for.
 
-    The partition is sampled at once; the edges are sorted when the first part is built. All tensors are on the device
-    of the graph. The incoming edges of a node are in the order of ``graph.edge_index``, its self-loop, where the graph
-    has them, comes last. Parts that got no node are left out.
+    The partition is sampled at once; the edges of own parts are sorted when the first of them is built. All tensors are
+    on the device of the graph. The incoming edges of a node are in the order of ``graph.edge_index``, its self-loop,
+    where the graph has them, comes last. Parts that got no node are left out.
 
     Args:
         graph: with node features.
         num_parts: P; 1 is the whole graph.
         generator: decides alone; it may live on another device than the graph.
-        is_own: tells of the number of a part if it will be asked for; None: all are. Edges of others are not kept.
+        is_own: tells of the number of a part if it can be built; None: all can. Of others only the nodes are known.
 
     Raises:
         DataError: if the number of parts does not fit, or the graph has no node features.
@@ -54,19 +54,21 @@ class RandomParts:
         # First and last node of each part, as places in the sorted nodes.
         self._ranges = list(zip([0, *ends[:-1]], ends, strict=True))
         self._graph, self._x, self._nodes = graph, graph.x, nodes
-        is_kept = None
-        if is_own is not None:
-            own = torch.tensor([is_own(index) for index in range(len(ends))], device=device)
-            is_kept = torch.empty(graph.num_nodes, dtype=torch.bool, device=device)
-            is_kept[nodes] = own.repeat_interleave(sizes[sizes > 0])
-        self._part_of, self._is_kept = part_of, is_kept
+        self._part_of = part_of.to(torch.int16) if num_parts <= 2**15 else part_of
+        # The first row of each own part among the rows that are kept.
+        self._first_rows: dict[int, int] = {}
+        num_rows = 0
+        for index, (first, end) in enumerate(self._ranges):
+            if is_own is None or is_own(index):
+                self._first_rows[index] = num_rows
+                num_rows += end - first
         self._rows: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def __len__(self) -> int:
         return len(self._ranges)
 
     def __iter__(self) -> Iterator[Part]:
-        return (self.build(index) for index in range(len(self)))
+        return (self.build(index) for index in self._first_rows)
 
     def nodes(self, index: int) -> Tensor:
         """The nodes of a part, ascending."""
@@ -74,31 +76,30 @@ class RandomParts:
         return self._nodes[first:end]
 
     def build(self, index: int) -> Part:
-        """The subgraph that a part induces; that is not an own one has no edges."""
+        """The subgraph that an own part induces."""
+        first_row, ids = self._first_rows[index], self.nodes(index)
         if self._rows is None:
-            self._rows = _sorted_edges(self._graph, self._part_of, self._nodes, self._is_kept)
+            is_whole = len(self._first_rows) == len(self)
+            nodes = self._nodes if is_whole else torch.cat([self.nodes(own) for own in self._first_rows])
+            self._rows = _sorted_edges(self._graph, self._part_of, nodes)
         rowptr, col, edges = self._rows
-        first, end = self._ranges[index]
-        rows = rowptr[first : end + 1]
+        rows = rowptr[first_row : first_row + len(ids) + 1]
         start, stop = int(rows[0]), int(rows[-1])
         edge_attr, edge_weight = (
             None if values is None or edges is None else values.index_select(0, edges[start:stop])
             for values in (self._graph.edge_attr, self._graph.edge_weight)
         )
-        ids = self._nodes[first:end]
         if len(self) == 1:
             # The only part takes all there is, and nothing is kept for others.
             self._rows = None
             return Part(ids, self._x.index_select(0, ids), CSR(rowptr, col), edge_attr, edge_weight)
         # Copies, so that a part kept for long does not keep the edges of all others alive.
-        csr = CSR(rows - start, col[start:stop] - first)
+        csr = CSR(rows - start, col[start:stop] - first_row)
         return Part(ids.clone(), self._x.index_select(0, ids), csr, edge_attr, edge_weight)
 
 
-def _sorted_edges(
-    graph: Graph, part_of: Tensor, nodes: Tensor, is_kept: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keep the edges inside parts and group them by target, in the order of the graph.
+def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keep the edges inside some parts and group them by target, in the order of the graph.
 
     Edges are looked at twice, a slice at a time: how many belong to each node, then where each of them goes. Besides
     the result nothing of the size of the edge list is made.
@@ -106,34 +107,34 @@ def _sorted_edges(
     Args:
         graph: the whole graph.
         part_of: [N] the part of each node.
-        nodes: [N] the nodes part by part; a node's place in it is its new number.
-        is_kept: [N] bool, the nodes whose edges are kept; None: all.
+        nodes: [R] the nodes of these parts, part by part; a node's place in it is its new number.
 
     Returns:
-        [N + 1] int64 row starts, [M] int32 new number of each source, and [M] the stored edge each comes from (None if
+        [R + 1] int64 row starts, [M] int32 new number of each source, and [M] the stored edge each comes from (None if
         edges have neither features nor weights).
     """
-    n, device = graph.num_nodes, graph.edge_index.device
-    number = torch.empty(n, dtype=torch.int32 if n < 2**31 else torch.int64, device=device)
-    number[nodes] = torch.arange(n, dtype=number.dtype, device=device)
-    part_of = part_of.to(torch.int16) if int(part_of.max()) < 2**15 else part_of
-    # No node is in part -1, so no edge seems to lie inside a part whose edges are not kept.
-    target_part = part_of if is_kept is None else torch.where(is_kept, part_of, -1)
-    loops = number if is_kept is None else number[is_kept]
-    rowptr = torch.zeros(n + 1, dtype=torch.int64, device=device)
+    num_rows, device = len(nodes), graph.edge_index.device
+    number = part_of.new_empty(graph.num_nodes, dtype=torch.int32 if graph.num_nodes < 2**31 else torch.int64)
+    number[nodes] = torch.arange(num_rows, dtype=number.dtype, device=device)
+    target_part = part_of
+    if num_rows < graph.num_nodes:
+        # No node is in part -1, so no edge seems to lie inside one of the other parts.
+        target_part = torch.full_like(part_of, -1)
+        target_part[nodes] = part_of[nodes]
+    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
     degree = rowptr[1:]
-    for _, target, _ in _kept_edges(graph, part_of, target_part, number, loops):
-        degree += torch.bincount(target, minlength=n)
+    for _, target, _ in _kept_edges(graph, part_of, target_part, number, num_rows):
+        degree += torch.bincount(target, minlength=num_rows)
     torch.cumsum(degree, 0, out=degree)
     num_kept = int(rowptr[-1])
     col = torch.empty(num_kept, dtype=number.dtype, device=device)
     edge_dtype = torch.int32 if graph.num_edges < 2**31 else torch.int64
     is_plain = graph.edge_attr is None and graph.edge_weight is None
     edges = torch.empty(0 if is_plain else num_kept, dtype=edge_dtype, device=device)
-    free = rowptr[:-1].clone()  # [N] the first place of each row that no edge has taken yet
-    for source, target, edge in _kept_edges(graph, part_of, target_part, number, loops):
+    free = rowptr[:-1].clone()  # [R] the first place of each row that no edge has taken yet
+    for source, target, edge in _kept_edges(graph, part_of, target_part, number, num_rows):
         target, order = torch.sort(target, stable=True)
-        count = torch.bincount(target, minlength=n)
+        count = torch.bincount(target, minlength=num_rows)
         # The k-th of the sorted edges is behind as many of its row as it stands after the first of them.
         place = (free - count.cumsum(0).sub_(count)).index_select(0, target)
         place += torch.arange(len(place), device=device)
@@ -145,7 +146,7 @@ def _sorted_edges(
 
 
 def _kept_edges(
-    graph: Graph, part_of: Tensor, target_part: Tensor, number: Tensor, loops: Tensor
+    graph: Graph, part_of: Tensor, target_part: Tensor, number: Tensor, num_rows: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The edges inside parts, some at a time: new numbers of sources and targets, and the stored edges.
 
@@ -153,8 +154,8 @@ def _kept_edges(
     """
     # Sorting takes many times the memory of what is sorted.
     size = max(EDGE_CHUNK // 4, 1)
-    # The caller passes over all nodes each time. Of many parts, few edges of a slice are kept, so several slices wait.
-    num_wanted = max(size, graph.num_nodes // 4)
+    # The caller passes over all rows each time. Of many parts, few edges of a slice are kept, so several slices wait.
+    num_wanted = max(size, num_rows // 4)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, graph.num_edges, size):
         source, target = graph.edge_index[:, start : start + size]
@@ -171,4 +172,5 @@ def _kept_edges(
             kept.clear()
             yield source, target, edge
     if graph.self_loops:
+        loops = torch.arange(num_rows, dtype=number.dtype, device=number.device)
         yield loops, loops, loops

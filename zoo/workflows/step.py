@@ -32,13 +32,13 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int, *, is_shared: bool = True) -> RandomParts:
+def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> RandomParts:
     """Parts of one epoch, in an order that needs no shuffling, as nodes fall into parts at random.
 
-    Those of a step are taken by the ranks in turn; only a rank's own can be built, unless they are not shared.
+    Those of a step are taken by the ranks in turn; only a rank's own can be built.
     """
     num_parts, me = spec.partition.num_parts, ranks.group
-    own = [not is_shared or index % spec.parts_per_step % me.size == me.rank for index in range(num_parts)]
+    own = [index % spec.parts_per_step % me.size == me.rank for index in range(num_parts)]
     generator = session.generator(spec.seed, "partition", epoch)
     return RandomParts(graph, num_parts, generator, None if all(own) else own.__getitem__)
 

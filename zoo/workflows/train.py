@@ -149,7 +149,7 @@ def _train(job: _Job, graph: Graph | None) -> RunResults:
     resumed = state.restore()
     reports_depth = options.report_depth and ranks.group.rank == 0
     if reports_depth and not resumed:
-        report_depth(run, "start", model, objective, epoch_parts(graph, spec, 1, is_shared=False))
+        report_depth(run, "start", model, objective, epoch_parts(graph, spec, 1))
     # From here on there is a state to save, so a signal is answered between two steps.
     stop.at_once = False
     cursor, num_parts = state.cursor, spec.partition.num_parts
@@ -226,7 +226,7 @@ def _train(job: _Job, graph: Graph | None) -> RunResults:
         # The test below may be stopped too; the run is then resumed from this state and trains no step again.
         state.save()
     if reports_depth:
-        report_depth(run, "end", model, objective, epoch_parts(graph, spec, 1, is_shared=False))
+        report_depth(run, "end", model, objective, epoch_parts(graph, spec, 1))
     return _finish(state, objective, teacher, pause_if_asked, quiet=options.quiet)
 
 
