@@ -1,12 +1,11 @@
-"""The command line, started by torchrun, in a run that saves after every step and that something happens to.
+"""The command line, started by torchrun, in a run that waits before each step and saves after it.
 
-usage: hurt.py (killed | slow) FOLDER ARGUMENTS ...
+usage: hurt.py FOLDER ARGUMENTS ...
 
-Each process leaves its number in the folder. In a run that is killed, rank 1 dies at its third step, once.
+Each process leaves ``RANK-PID`` in the folder, and at its third step ``running-PID``.
 """
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -20,18 +19,14 @@ from zoo.workflows import state
 from zoo.workflows import train as module
 
 
-def run(kind: str, folder: Path, arguments: list[str]) -> int:
-    (folder / f"pid-{os.getpid()}").touch()
+def run(folder: Path, arguments: list[str]) -> int:
+    (folder / f"{os.environ['RANK']}-{os.getpid()}").touch()
     original, calls = module.training_step, iter(range(1, 1000))
 
     def patched(*given: Any) -> Any:
-        number = next(calls)
-        if kind == "slow":
-            time.sleep(0.2)
-            if number == 3:
-                (folder / "running").touch()
-        elif number == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.1)
+        if next(calls) == 3:
+            (folder / f"running-{os.getpid()}").touch()
         return original(*given)
 
     setattr(module, "training_step", patched)  # noqa: B010
@@ -43,4 +38,4 @@ def run(kind: str, folder: Path, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(run(Path(sys.argv[1]), sys.argv[2:]))

@@ -30,9 +30,7 @@ CONTEXT.set_forkserver_preload(["tests.distributed.jobs"])
 
 def launch(world_size: int, job: Callable[..., int], *arguments: Any, folder: Path, limit_s: float = 300) -> list[int]:
     """Exit codes of the ranks; their output is in ``out-RANK`` and ``err-RANK``. None is left after the limit."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         CONTEXT.Process(target=_rank, args=(rank, world_size, port, folder, job, arguments))
         for rank in range(world_size)
@@ -48,6 +46,12 @@ def launch(world_size: int, job: Callable[..., int], *arguments: Any, folder: Pa
         processes[rank].join()
     assert not late, f"ranks {late} did not end within {limit_s} s: {[said(folder, r) for r in late]}"
     return [process.exitcode or 0 for process in processes]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def said(folder: Path, rank: int) -> str:

@@ -57,6 +57,14 @@ def test_a_process_that_fails_ends_all(fault: str, expected: str, recipe: Path, 
     assert re.match(expected, line), line
 
 
+def test_an_error_that_nobody_expects_comes_with_its_rank(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(recipe), "--out", str(tmp_path / "run"), *OPTIONS]
+    assert launch(2, command_with_fault, arguments, "unforeseen", folder=tmp_path) == [1, 1]
+    assert said(tmp_path, 0) == ""
+    assert said(tmp_path, 1).startswith("rank 1:\n")
+    assert said(tmp_path, 1).endswith("ValueError: unforeseen\n")
+
+
 def test_predictions_are_shared_and_written_once(recipe: Path, tmp_path: Path) -> None:
     run, data = str(tmp_path / "run"), str(recipe.parent / "multiclass.npz")
     assert launch(1, command, "train", str(recipe), "--out", run, *OPTIONS, folder=tmp_path) == [0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 import zoo
@@ -27,9 +30,15 @@ class CommonError(RunError):
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that ``torchrun`` has started; a ZooError of one of them, which it names, ends all."""
-    store, group.rank, group.size = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))
-    # The launcher's store outlives the processes that it starts again; they must not find addresses of earlier ones.
-    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    # A launcher that is killed cannot end its processes; by PR_SET_PDEATHSIG of prctl(2) they get a SIGTERM then.
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    try:
+        store, group.rank, group.size = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))
+        store = _own_store(store)
+    except (RuntimeError, ValueError) as error:
+        sys.stderr = sys.__stderr__
+        raise RunError(f"rank {os.environ.get('RANK')}: {' '.join(str(error).split())}") from error
     faults = PrefixStore("fault", store)
     # Messages go over Gloo also where the gradients are on GPUs.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -43,22 +52,44 @@ def process_group() -> Iterator[None]:
         check_same({"version of the code": version, "number of processes": str(group.size)})
         yield
     except Exception as error:
-        if isinstance(error, LostError):
-            ZooError.__init__(
-                error, "a process of this run ended without a word, perhaps killed; continue with --resume"
-            )
-        elif isinstance(error, ZooError) and not isinstance(error, CommonError):
+        if isinstance(error, ZooError) and not isinstance(error, CommonError | LostError):
             ZooError.__init__(error, f"rank {group.rank}: {error.lines[0]}", *error.lines[1:])
         # Of all ranks that end with it or because of it, the first alone speaks, whichever that is.
         with suppress(Exception):
             name = str(group.rank)
             is_first = faults.compare_set("first", "", name) == name.encode()
             sys.stderr = sys.__stderr__ if is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if not hasattr(error, "exit_code"):
+            print(f"rank {group.rank}:", file=sys.stderr, flush=True)
         raise
     finally:
         with suppress(Exception):
             dist.destroy_process_group()
-        group.rank, group.size = 0, 1
+        group.rank, group.size, group.is_restart = 0, 1, False
+
+
+def _own_store(store: Store) -> Store:
+    """The part of the launcher's store that belongs to these processes alone.
+
+    The store outlives processes that are started again, which must not find addresses of earlier ones, and launchers
+    of several machines count restarts each for itself. So each process takes a number that no other had, and those
+    whose numbers rank 0 has been told use its number as their prefix.
+    """
+    number = store.add("starts", 1)
+    if group.rank == 0:
+        store.set("call", str(number))
+        for other in range(1, group.size):
+            store.set(f"go/{int(store.get(f'{number}/{other}'))}", str(number))
+        store.set(f"go/{number}", str(number))
+    while not store.check([f"go/{number}"]):
+        # Of an earlier rank 0 perhaps, so this is read again.
+        call = int(store.get("call"))
+        store.set(f"{call}/{group.rank}", str(number))
+        time.sleep(0.02)
+    prefix = int(store.get(f"go/{number}"))
+    # Numbers up to that of the processes belong to the first of them.
+    group.is_restart = prefix > group.size
+    return PrefixStore(str(prefix), store)
 
 
 def check_same(facts: Mapping[str, str]) -> None:

@@ -27,10 +27,14 @@ class LostError(RunError):
 
 @dataclass
 class Group:
-    """This process among W = ``size`` ranks, of which 0 alone writes, and the seconds that messages and sums took."""
+    """This process among W = ``size`` ranks, of which 0 alone writes, and the seconds that messages and sums took.
+
+    After one of them was killed, the launcher may have started all of them again.
+    """
 
     rank: int = 0
     size: int = 1
+    is_restart: bool = False
     waited_s: float = 0.0
 
 
@@ -44,7 +48,8 @@ def _contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostError("another rank does not answer") from error
+        message = "a process of this run ended without a word, perhaps killed; continue with --resume"
+        raise LostError(message) from error
     finally:
         group.waited_s += time.monotonic() - started
 
@@ -78,8 +83,7 @@ def tree_sum(leaf: Callable[[int], Tensor | None], start: int, stride: int, end:
         return None
     if start + stride >= end:
         return leaf(start)
-    first = tree_sum(leaf, start, 2 * stride, end)
-    second = tree_sum(leaf, start + stride, 2 * stride, end)
+    first, second = (tree_sum(leaf, place, 2 * stride, end) for place in (start, start + stride))
     if first is None or second is None:
         return second if first is None else first
     return first.add_(second)

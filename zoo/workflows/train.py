@@ -11,7 +11,6 @@ begins; so it is stopped, resumed, evaluated and exported like any other.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -84,7 +83,7 @@ def train(
     if ranks.group.rank > 0:
         chosen = chosen.model_copy(update={"quiet": True})
     # A launcher that starts the processes again cannot know of --resume.
-    resume = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    resume = resume or ranks.group.is_restart
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     is_given = graph is not None
     # What follows from the labels is part of the run's recipe.
