@@ -28,7 +28,7 @@ from zoo.workflows.step import build_optimizer
 from zoo.workflows.train import train
 
 # What depends on the clock, not on the computation.
-CLOCK = ("epoch_s", "peak_memory_bytes", "train_s")
+CLOCK = ("epoch_s", "peak_memory_bytes", "train_s", "rank_memory_bytes", "rank_busy_s")
 
 
 def run(recipe: Recipe, out: Path, **options: Any) -> RunResults:

@@ -112,6 +112,7 @@ def train_command(
         from zoo.workflows.run_dir import fresh_folder
 
         out = out or fresh_folder(spec.name)
+    from zoo.spec.results import ranks_in_words
     from zoo.workflows.session import StoppedError
     from zoo.workflows.train import train
 
@@ -132,6 +133,8 @@ def train_command(
         echo_figures(results.teacher.results)
     echo()
     echo(f"best epoch {results.best_epoch} of {results.num_epochs}, {results.num_parameters:,} parameters")
+    if results.rank_memory_bytes and results.rank_busy_s:
+        echo("  ".join(map(" ".join, ranks_in_words(results.rank_memory_bytes, results.rank_busy_s).items())))
     echo(f"run: {out}")
 
 

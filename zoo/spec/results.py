@@ -107,6 +107,8 @@ class RunResults(Spec):
         environment: versions, device and threads.
         baseline: score of a logistic regression (ridge regression of numbers) by split, if one was fitted.
         teacher: results of the teacher, under self-distillation.
+        rank_memory_bytes: the peak of each process, if several shared the run.
+        rank_busy_s: seconds in which each of them, since they were last started, did not wait for others.
     """
 
     name: str
@@ -123,10 +125,18 @@ class RunResults(Spec):
     environment: Environment
     baseline: dict[str, float] | None = None
     teacher: RunResults | None = None
+    rank_memory_bytes: tuple[int, ...] | None = None
+    rank_busy_s: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The results as plain JSON data, without what there is not."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def ranks_in_words(rank_memory_bytes: Sequence[float], rank_busy_s: Sequence[float]) -> dict[str, str]:
+    """Memory of every process of a run, and the one that the others waited for."""
+    memory, busy_s = "+".join(f"{size / 2**30:.2f}" for size in rank_memory_bytes), max(rank_busy_s)
+    return {"memory": f"{memory}GiB", "slowest": f"rank {rank_busy_s.index(busy_s)}, busy {busy_s:.2f}s"}
 
 
 class Mean(Spec):

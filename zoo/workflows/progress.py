@@ -143,12 +143,10 @@ def log(*lines: str, quiet: bool = False) -> None:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def rank_figures(busy_s: float, device: torch.device) -> dict[str, str]:
-    """Memory of all ranks, and the rank that the others waited for, which was busy for the longest."""
-    told = ranks.exchange([peak(device), busy_s])
-    slowest = max(range(len(told)), key=lambda rank: told[rank][1])
-    memory = "+".join(f"{size / 2**30:.2f}" for size, _ in told)
-    return {"memory": f"{memory}GiB", "slowest": f"rank {slowest}, busy {told[slowest][1]:.2f}s"}
+def rank_costs(began: float, device: torch.device) -> dict[str, tuple[float, ...]]:
+    """Peak memory of all ranks, and how long each was busy since its clock showed a time; as the results name them."""
+    costs = ranks.exchange((peak(device), round(ranks.group.busy_clock() - began, 3)))
+    return dict(zip(("rank_memory_bytes", "rank_busy_s"), zip(*costs, strict=True), strict=True))
 
 
 def duration_in_words(seconds: float) -> str:

@@ -37,6 +37,10 @@ class Group:
     is_restart: bool = False
     waited_s: float = 0.0
 
+    def busy_clock(self) -> float:
+        """Seconds since some moment, less those that messages and sums took."""
+        return time.monotonic() - self.waited_s
+
 
 group = Group()
 

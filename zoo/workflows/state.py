@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from zoo.workflows import memory, ranks
 from zoo.workflows.evaluate import Partial
 from zoo.workflows.graphs import is_synthetic
 from zoo.workflows.objective import Objective
+from zoo.workflows.progress import rank_costs
 from zoo.workflows.run_dir import BestEpoch, RunDir
 from zoo.workflows.session import StoppedError, StopRequest
 from zoo.workflows.step import DivergedError, diverged, report_norms
@@ -95,6 +97,7 @@ class RunState:
     # In place of the model's weights, once it holds the best ones.
     _last_weights: dict[str, Tensor] | None = None
     _warned: set[str] = field(default_factory=set)
+    _began: float = field(default_factory=ranks.group.busy_clock)
     _started: float = field(default_factory=time.monotonic)
     _saved_at: float = field(default_factory=time.monotonic)
     _save_s: float = 0.0
@@ -241,6 +244,7 @@ class RunState:
         """The content of ``results.json``, given the figures of the best weights."""
         assert self.best is not None
         inversion_errors = [r["max_inversion_error"] for r in self.run.metrics() if "max_inversion_error" in r]
+        costs: Any = rank_costs(self._began, objective.device) if ranks.group.size > 1 else {}
         return RunResults(
             name=self.recipe.name,
             results=tuple(figures),
@@ -255,6 +259,7 @@ class RunState:
             data_is_synthetic=is_synthetic(self.recipe, objective.graph),
             environment=self.environment,
             teacher=teacher,
+            **costs,
         )
 
     def pause_if_asked(self, stop: StopRequest) -> None:

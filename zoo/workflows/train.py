@@ -28,7 +28,7 @@ from zoo.layers.equilibrium import start_epoch, take_solve_metrics
 from zoo.models.factory import build_model
 from zoo.spec.base import parse_spec
 from zoo.spec.recipe import Recipe
-from zoo.spec.results import Measured, RunResults
+from zoo.spec.results import Measured, RunResults, ranks_in_words
 from zoo.spec.shape import input_shape
 from zoo.workflows import ranks, session
 from zoo.workflows.baseline import linear_baseline
@@ -39,7 +39,7 @@ from zoo.workflows.graphs import complete_recipe, graph_digest, kept_graph, plac
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.options import TrainOptions
 from zoo.workflows.plot import plot
-from zoo.workflows.progress import Board, Progress, log, machine_lines, rank_figures, task_lines
+from zoo.workflows.progress import Board, Progress, log, machine_lines, rank_costs, task_lines
 from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.run_dir import RunDir, open_run
 from zoo.workflows.session import StopRequest, stop_requests
@@ -166,7 +166,7 @@ def _train(job: _Job, graph: Graph | None) -> RunResults:
         # Patience follows from the saved state alone, so that a resumed run stops at the same epoch.
         while cursor.epoch <= spec.num_epochs and not state.is_out_of_patience():
             label = f"epoch {cursor.epoch}/{spec.num_epochs}"
-            waited_s = ranks.group.waited_s
+            epoch_began = ranks.group.busy_clock()
             set_learning_rate(optimizer, spec, cursor.epoch)
             start_epoch(model, cursor.epoch)
             # A resumed epoch samples the same parts again and skips those that are done.
@@ -210,7 +210,7 @@ def _train(job: _Job, graph: Graph | None) -> RunResults:
             record |= {"lr": optimizer.param_groups[0]["lr"], "epoch_s": round(epoch_s, 3), "peak_memory_bytes": memory}
             figures |= {"epoch_s": f"{epoch_s:.2f}", "memory": f"{memory / 2**30:.2f}GiB"}
             if ranks.group.size > 1:
-                figures |= rank_figures(epoch_s - ranks.group.waited_s + waited_s, device)
+                figures |= ranks_in_words(**rank_costs(epoch_began, device))
             if metric in record:
                 progress.figures(label, figures)
             if ranks.group.rank == 0:
