@@ -58,7 +58,7 @@ def small_recipe(folder: Path, num_epochs: int) -> Recipe:
 
 def ranks_of(launcher: int) -> dict[int, int]:
     """Process of each rank that a launcher has started."""
-    found = {}
+    found: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             # The name of the program, in parentheses, may contain anything.
@@ -79,6 +79,8 @@ def is_alive(process: int) -> bool:
 
 def outcome(out: Path) -> dict[str, bytes]:
     """All that a run computed, as bytes."""
+    if not out.is_dir():
+        return {}
     run = RunDir(out)
     state, results = run.latest_state(), run.results()
     if state is None or results is None:
@@ -142,13 +144,14 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = folder / "recipe.json"
+        path = folder / "small_rev_parts.json"
         path.write_text(json.dumps(small_recipe(folder, options.epochs).to_json()), encoding="utf-8")
         whole = run(path, folder / "whole")
         expected = outcome(folder / "whole")
         if not expected:
             raise SystemExit((folder / "whole.err").read_text())
-        print(f"undisturbed: {whole['seconds']} s")
+        report = {"num_equal": 0, "num_epochs": options.epochs, "undisturbed_s": whole["seconds"]}
+        print(f"undisturbed: {whole['seconds']} s", flush=True)
         while len(rows) < options.times:
             out = folder / f"run-{len(rows)}-{time.monotonic_ns()}"
             row = run(path, out, chosen.randrange(2), chosen.uniform(0, whole["seconds"]))
@@ -157,14 +160,13 @@ def main() -> int:
                 continue
             row["is_equal"] = row["exit_code"] == 0 and outcome(out) == expected
             rows.append(row)
+            report["num_equal"] += int(row["is_equal"] and not row["num_left"])
+            write_json(options.out, {**report, "num_runs": len(rows), "runs": rows}, RunError)
             print(json.dumps(row), flush=True)
             if not row["is_equal"]:
                 print((out.parent / f"{out.name}.err").read_text(), file=sys.stderr)
-    num_good = sum(row["is_equal"] and not row["num_left"] for row in rows)
-    print(f"{num_good} of {len(rows)} runs ended as if no rank had been killed")
-    report = {"num_runs": len(rows), "num_equal": num_good, "num_epochs": options.epochs, "seed": options.seed}
-    write_json(options.out, {**report, "undisturbed_s": whole["seconds"], "runs": rows}, RunError)
-    return int(num_good < len(rows))
+    print(f"{report['num_equal']} of {len(rows)} runs ended as if no rank had been killed")
+    return int(report["num_equal"] < len(rows))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from zoo.workflows import state
 from zoo.workflows import train as module
 
 
-def run(folder: Path, arguments: list[str]) -> int:
+def run(folder: Path, arguments: list[str]) -> None:
     (folder / f"{os.environ['RANK']}-{os.getpid()}").touch()
     original, calls = module.training_step, iter(range(1, 1000))
 
@@ -34,8 +34,10 @@ def run(folder: Path, arguments: list[str]) -> int:
     state._MAX_SHARE, state._PERIOD_S = 1e9, 0.0
     torch.set_num_threads(1)
     with use_backend("chunked"):
-        return main(arguments)
+        code = main(arguments)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(run(Path(sys.argv[1]), sys.argv[2:]))
+    run(Path(sys.argv[1]), sys.argv[2:])

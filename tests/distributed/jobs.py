@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from zoo.cli import main
 from zoo.ops.dispatch import use_backend
@@ -48,13 +50,28 @@ def launch(world_size: int, job: Callable[..., int], *arguments: Any, folder: Pa
     return [process.exitcode or 0 for process in processes]
 
 
+def start_launcher(
+    folder: Path, name: str, job: Callable[..., None], *arguments: Any, **config: Any
+) -> mp.process.BaseProcess:
+    """What torchrun runs, without starting Python again for it and its ranks; their output is in ``err-NAME``."""
+    process = CONTEXT.Process(target=_launcher, args=(folder / f"err-{name}", job, arguments, config))
+    process.start()
+    return process
+
+
+def _launcher(errors: Path, job: Callable[..., None], arguments: tuple[Any, ...], config: dict[str, Any]) -> None:
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
+    elastic_launch(LaunchConfig(**config, start_method="fork", rdzv_backend="c10d"), job)(*arguments)
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
-def said(folder: Path, rank: int) -> str:
+def said(folder: Path, rank: int | str) -> str:
     return (folder / f"err-{rank}").read_text(encoding="utf-8")
 
 

@@ -39,7 +39,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "label_reuse": {**REUSE, "model__norm": "batch"},
     "distillation": {**REUSE, "train__distillation": {"alpha": 0.9, "temperature": 0.7}},
     # Of 90 nodes 40 are learned from, so that several parts have none, and some steps more or fewer parts than others.
-    "small_parts": {"train__partition": {"type": "random", "num_parts": 45}, "train__parts_per_step": 11},
+    "small_parts": {
+        "train__partition": {"type": "random", "num_parts": 45},
+        "train__parts_per_step": 11,
+        "train__num_epochs": 1,
+    },
     "skipping": {"train__on_nonfinite": "skip"},
 }
 STOPS = {"stopped": ("training_step", 3), "stopped_late": ("autocast", 8)}

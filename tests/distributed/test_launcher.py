@@ -6,20 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks import killed_rank
-from tests.distributed.jobs import command, free_port, launch
+from tests.distributed import hurt
+from tests.distributed.jobs import command, free_port, launch, said, start_launcher
 from tests.distributed.test_equal import SHARED
 from tests.workflows.small import write_recipe
 from tests.workflows.test_resume import outcome
 from zoo.workflows.run_dir import RunDir
 
-LIMIT_S = 120
+LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -32,31 +32,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def torchrun(whole: Path, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A launcher whose processes train ``folder / run``; it is gone afterwards."""
-    script = [str(Path(__file__).with_name("hurt.py")), str(folder)]
-    arguments = ["train", str(whole / "small.json"), "--out", str(folder / "run"), "--device", "cpu", "-q"]
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, *script, *arguments],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def command_line(whole: Path, folder: Path) -> list[str]:
+    return ["train", str(whole / "small.json"), "--out", str(folder / "run"), "--device", "cpu", "-q"]
 
 
-def wait_for_steps(folder: Path, *launchers: subprocess.Popen[str]) -> dict[int, int]:
+def wait_for_steps(folder: Path, is_running: Callable[[], bool]) -> dict[int, int]:
     """Wait until both processes have trained some steps; their numbers by rank."""
     deadline = time.monotonic() + LIMIT_S
     while len(running := {int(path.name.removeprefix("running-")) for path in folder.glob("running-*")}) < 2:
-        assert all(launcher.poll() is None for launcher in launchers)
+        assert is_running()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return {rank: pid for rank, pid in started(folder) if pid in running}
@@ -76,16 +60,69 @@ def left_behind(folder: Path) -> list[int]:
     return left
 
 
+def assert_saved(whole: Path, folder: Path, errors: str) -> None:
+    """The processes have said once that they stopped, none is left, and one process ends the run."""
+    lines = [line for line in errors.splitlines() if line.startswith("Stopped: SIGTERM at epoch")]
+    assert len(lines) == 1, errors
+    assert left_behind(folder) == []
+    run = RunDir(folder / "run")
+    assert run.results() is None
+    assert run.states()
+    arguments = ("train", "--resume", str(run.path), "--device", "cpu", "-q")
+    assert launch(1, command, *arguments, folder=folder) == [0]
+    assert outcome(run.path) == outcome(whole / "run")
+
+
+def test_a_signal_to_torchrun_saves_the_run_and_another_number_continues_it(whole: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(Path(__file__).with_name("hurt.py")), str(tmp_path)]
+    process = subprocess.Popen(
+        [*launcher, *script, *command_line(whole, tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for_steps(tmp_path, lambda: process.poll() is None)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert_saved(whole, tmp_path, errors)
+
+
+def test_the_processes_of_a_killed_launcher_save_the_run_and_end(whole: Path, tmp_path: Path) -> None:
+    place = {"rdzv_endpoint": f"localhost:{free_port()}", "local_addr": "localhost", "run_id": "one"}
+    config = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, **place}
+    launcher = start_launcher(tmp_path, "a", hurt.run, tmp_path, command_line(whole, tmp_path), **config)
+    try:
+        wait_for_steps(tmp_path, launcher.is_alive)
+    finally:
+        launcher.kill()
+    launcher.join()
+    assert left_behind(tmp_path) == []
+    assert_saved(whole, tmp_path, said(tmp_path, "a"))
+
+
 def test_two_machines_survive_a_killed_process_and_end_as_if_unhurt(whole: Path, tmp_path: Path) -> None:
-    place = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--local-addr", "localhost"]
-    options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1", *place]
-    with torchrun(whole, tmp_path, *options) as first, torchrun(whole, tmp_path, *options) as second:
-        pids = wait_for_steps(tmp_path, first, second)
+    arguments = command_line(whole, tmp_path)
+    place = {"rdzv_endpoint": f"localhost:{free_port()}", "local_addr": "localhost", "run_id": "two"}
+    config = {"min_nodes": 2, "max_nodes": 2, "nproc_per_node": 1, "max_restarts": 1, **place}
+    launchers = [start_launcher(tmp_path, name, hurt.run, tmp_path, arguments, **config) for name in ("a", "b")]
+    try:
+        pids = wait_for_steps(tmp_path, lambda: all(launcher.is_alive() for launcher in launchers))
         # At any of the five steps that are left.
         time.sleep(random.uniform(0, 0.5))
         os.kill(pids[random.randrange(2)], signal.SIGKILL)
-        errors = [launcher.communicate(timeout=LIMIT_S)[1] for launcher in (first, second)]
-        assert (first.returncode, second.returncode) == (0, 0), errors
+        for launcher in launchers:
+            launcher.join(LIMIT_S)
+        errors = [said(tmp_path, name) for name in ("a", "b")]
+        assert [launcher.exitcode for launcher in launchers] == [0, 0], errors
+    finally:
+        for launcher in launchers:
+            launcher.kill()
     assert len(started(tmp_path)) == 4
     assert left_behind(tmp_path) == []
     assert outcome(tmp_path / "run") == outcome(whole / "run")
@@ -94,23 +131,3 @@ def test_two_machines_survive_a_killed_process_and_end_as_if_unhurt(whole: Path,
     assert results.rank_memory_bytes is not None
     assert results.rank_busy_s is not None
     assert len(results.rank_memory_bytes) == len(results.rank_busy_s) == 2
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_the_launcher_saves_the_run_and_another_number_continues_it(
-    signum: signal.Signals, whole: Path, tmp_path: Path
-) -> None:
-    with torchrun(whole, tmp_path, "--standalone", "--nproc-per-node", "2") as launcher:
-        wait_for_steps(tmp_path, launcher)
-        launcher.send_signal(signum)
-        _, errors = launcher.communicate(timeout=LIMIT_S)
-        assert launcher.returncode != 0
-    lines = [line for line in errors.splitlines() if line.startswith("Stopped: SIGTERM at epoch")]
-    assert len(lines) == 1, errors
-    assert left_behind(tmp_path) == []
-    run = RunDir(tmp_path / "run")
-    assert run.results() is None
-    assert run.states()
-    arguments = ("train", "--resume", str(run.path), "--device", "cpu", "-q")
-    assert launch(1, command, *arguments, folder=tmp_path) == [0]
-    assert outcome(run.path) == outcome(whole / "run")
