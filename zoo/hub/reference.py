@@ -34,8 +34,12 @@ class Reference:
         return self.repo_id if self.revision == DEFAULT_REVISION else f"{self.repo_id}@{self.revision}"
 
 
-def parse_reference(text: str) -> Reference:
+def parse_reference(text: str, revision: str | None = None) -> Reference:
     """Read ``owner/name`` or ``owner/name@revision``; a ReferenceFormatError if it is neither."""
+    if revision is not None:
+        if not isinstance(revision, str) or "@" in text:
+            raise ZooError(f"revision={revision!r}: expected a text, and {text!r} without one of its own")
+        text = f"{text}@{revision}"
     repo_id, at, revision = text.partition("@")
     check_repo_id(repo_id)
     if not at:

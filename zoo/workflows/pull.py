@@ -17,7 +17,7 @@ from zoo.hub import pull as hub_pull
 from zoo.hub.client import connect
 from zoo.hub.config import CONFIG_FILE, FILES
 from zoo.hub.pull import Pulled
-from zoo.hub.reference import Reference, ReferenceFormatError, parse_reference
+from zoo.hub.reference import ReferenceFormatError, parse_reference
 
 
 def fetch(reference: str, *, revision: str | None = None, optional: bool = True, **access: Any) -> Pulled:
@@ -28,7 +28,7 @@ def fetch(reference: str, *, revision: str | None = None, optional: bool = True,
     Raises:
         ZooError: if it does not exist, may not be read, cannot be reached or is damaged.
     """
-    return hub_pull.pull(connect(**access), _at(reference, revision), optional=optional)
+    return hub_pull.pull(connect(**access), parse_reference(reference, revision), optional=optional)
 
 
 def pull(
@@ -60,14 +60,6 @@ def pull(
         return pulled.folder
     copy_bundle(pulled, Path(to), update=update)
     return Path(to)
-
-
-def _at(text: str, revision: str | None) -> Reference:
-    if revision is None:
-        return parse_reference(text)
-    if not isinstance(revision, str) or "@" in text:
-        raise ZooError(f"revision={revision!r}: expected a text, and {text!r} without one of its own")
-    return parse_reference(f"{text}@{revision}")
 
 
 @contextmanager
