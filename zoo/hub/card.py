@@ -306,11 +306,7 @@ def _these_weights(config: BundleConfig, *, has_curves: bool) -> str:
 
 
 def render_benchmark(config: BundleConfig, benchmark: str) -> str:
-    """The content of the file, with the bundle's figure of the recipe's metric on the test split.
-
-    Args:
-        config: of the bundle.
-        benchmark: OWNER/DATASET:TASK.
+    """The content of the file, for OWNER/DATASET:TASK, with the figure of the recipe's metric on the test split.
 
     Raises:
         ReferenceFormatError: if ``benchmark`` is not of that form.

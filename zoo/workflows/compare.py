@@ -179,9 +179,9 @@ def _read_cache(path: Path) -> dict[str, Any]:
 
 
 def _measure(entries: Sequence[Entry], job: _Job) -> list[StepCost]:
-    """Measure a training step of each entry, one after the other whatever ran at the same time before.
+    """Measure a training step of each entry, one after the other, with the weights at the end of training.
 
-    The weights are those at the end of training: some models take longer the further they are.
+    Some models take longer the further they are.
     """
     keys = {f"{entry.name}, a training step": _cost_key(entry, job) for entry in entries}
     tasks = []

@@ -42,13 +42,9 @@ def regression_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y:
 
 
 def log_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean of log(eps + ce) - log(eps), where ce is the cross entropy of a node and eps = 1 - ln 2.
+    """Mean of log(eps + ce) - log(eps) over [n, T] logits and [n] classes; ce is the cross entropy, eps = 1 - ln 2.
 
     The logarithm keeps a few nodes that are far off from deciding the step. It is 0 where the cross entropy is.
-
-    Args:
-        logits: [n, T].
-        y: [n] classes.
 
     Source: arXiv 2103.13355.
     """
@@ -88,14 +84,10 @@ def losses_of(task: str) -> list[str]:
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Divergence of a teacher's predictions from those of a model, both softened, times the squared temperature.
+    """Divergence of a teacher's [n, T] predictions from a model's, both softened, times the squared temperature.
 
-    The sum is divided by nodes times classes, as in the published code of RevGAT, not by nodes alone.
-
-    Args:
-        logits: [n, T].
-        teacher: [n, T] logits of the teacher.
-        temperature: divides the logits of both.
+    The temperature divides the logits of both. The sum is divided by nodes times classes, as in the published code of
+    RevGAT, not by nodes alone.
 
     Source: arXiv 1503.02531.
     """
@@ -224,11 +216,9 @@ class Objective:
 
 
 def sample_read(train: Tensor, mask_rate: float) -> Tensor:
-    """Sample the train nodes whose labels a training step reads; at least one of them is left to be predicted.
+    """Sample, of [n] labeled train nodes as a mask, those whose labels a training step reads.
 
-    Args:
-        train: [n] bool, the labeled train nodes; at least one.
-        mask_rate: chance of each.
+    Each is read with the chance ``mask_rate``; at least one of them is left to be predicted.
     """
     nodes = train.nonzero().squeeze(1)
     values = torch.rand(len(nodes))

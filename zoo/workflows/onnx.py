@@ -30,7 +30,8 @@ _NUM_NODES, _NUM_EDGES = 5, 12
 def export_program(model: nn.Module) -> ExportedProgram:
     """A model of family rev or res with GEN, GCN or SAGE as a program of PyTorch, for graphs of any size.
 
-    It computes in float32 and evaluation mode; the model itself stays as it is. The program cannot check node ids:
+    It computes in float32 and evaluation mode; the model itself stays as it is. Call ``program.module()(x,
+    edge_index)``, with ``edge_attr`` after them if the model reads edge features. The program cannot check node ids:
     they must be in 0 .. N - 1.
 
     >>> import zoo
@@ -39,9 +40,6 @@ def export_program(model: nn.Module) -> ExportedProgram:
     >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 3]])
     >>> program.module()(torch.rand(4, 16), edge_index).shape
     torch.Size([4, 3])
-
-    Returns:
-        Call ``program.module()(x, edge_index)``, with ``edge_attr`` after them if the model reads edge features.
 
     Raises:
         RunError: if the model is of another kind.

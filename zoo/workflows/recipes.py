@@ -21,8 +21,7 @@ _DECIDING = ("data", "model", "train", "eval", "test")
 def new_recipe(source: Path, out: Path, assignments: Sequence[str] = ()) -> Recipe:
     """Copy a recipe to a file of another name, which becomes the recipe's, with changes ``key.key=value``.
 
-    The copy repeats no defaults, as the source does not. It has no ``source``: published figures belong to the
-    published recipe.
+    The copy repeats no defaults and has no ``source``: published figures belong to the published recipe.
 
     Raises:
         RecipeError: if ``out`` is there already or is no name of a recipe, or the source or a change is at fault.
