@@ -27,14 +27,14 @@ from zoo.errors import ZooError, ZooWarning, nearest
 # Name to the module that holds it as ``NAME_command``.
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
-        "list": "zoo.cli.list_recipes",
-        "info": "zoo.cli.info",
+        "list": "zoo.cli.models",
+        "info": "zoo.cli.models",
         "check": "zoo.cli.recipe",
         "new": "zoo.cli.recipe",
         "train": "zoo.cli.train",
         "eval": "zoo.cli.evaluate",
         "predict": "zoo.cli.evaluate",
-        "plot": "zoo.cli.plot",
+        "plot": "zoo.cli.train",
         "export": "zoo.cli.bundle",
         "push": "zoo.cli.hub",
         "pull": "zoo.cli.hub",
@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "convert": "zoo.cli.bundle",
         "synth": "zoo.cli.synth",
         "compare": "zoo.cli.compare",
-        "bench": "zoo.cli.bench",
+        "bench": "zoo.cli.compare",
     }
 )
 _BROKEN_PIPE = 141

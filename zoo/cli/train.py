@@ -1,4 +1,4 @@
-"""``revgnn-zoo train``."""
+"""``revgnn-zoo train``, and ``plot``, which draws what it recorded."""
 
 from __future__ import annotations
 
@@ -175,3 +175,14 @@ def _continue_command(out: Path) -> str:
             value = context.params[option.name or ""]
             words += [option.opts[-1]] if value is True else [option.opts[-1], str(value)]
     return shlex.join(words)
+
+
+@zoo_command("plot", "revgnn-zoo plot runs/quickstart")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The PNG file. [default: RUN/curves.png]")
+def plot_command(*, run: Path, out: Path | None, quiet: bool) -> None:
+    """Plot the learning curves of a run, finished or not."""
+    from zoo.workflows.plot import plot
+    from zoo.workflows.run_dir import RunDir
+
+    echo(f"curves: {plot(RunDir(run), out)}")

@@ -362,17 +362,11 @@ class Comparison:
 def compare_with_published(
     figures: Sequence[Measured], recorded: Sequence[Measured], recipe: Recipe, sizes: Mapping[str, int]
 ) -> list[Comparison]:
-    """Find what was published for each figure, under the same protocol.
+    """Find what was published for each figure, under the same protocol; ``sizes`` are numbers of nodes by split.
 
-    What is recorded with the weights comes first: the same weights on the same partitions must give it again, but for
-    rounding and two nodes of the split. Else the recipe's source is quoted, which reports the mean of several runs: its
-    figure may be two standard deviations off.
-
-    Args:
-        figures: what was measured.
-        recorded: what ``config.json`` holds; empty if there is none.
-        recipe: for what its source reports.
-        sizes: number of nodes by split.
+    What is recorded with the weights, in ``config.json``, comes first: the same weights on the same partitions must
+    give it again, but for rounding and two nodes of the split. Else the recipe's source is quoted, which reports the
+    mean of several runs: its figure may be two standard deviations off.
     """
     return [_compare(figure, recorded, recipe, sizes[figure.split]) for figure in figures]
 
