@@ -20,12 +20,9 @@ Array = np.ndarray[Any, Any]
 
 
 def linear_baseline(graph: Graph, split: Split, metric: str) -> dict[str, float]:
-    """Fit a logistic regression to the standardized node features, one per label of a multilabel task.
+    """Scores, "valid" and "test", of a logistic regression on standardized node features, one per label of many.
 
     Numbers are predicted by a ridge regression. At most 20,000 train nodes are used, evenly spread over their ids.
-
-    Returns:
-        The scores under "valid" and "test".
 
     Raises:
         DataError: if the graph has no node features, or the metric does not fit.

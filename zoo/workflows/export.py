@@ -23,10 +23,8 @@ from zoo.workflows.run_dir import RunDir
 
 
 def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
-    """Write the best weights of a finished run as a bundle, by default in the folder ``bundle`` of the run directory.
-
-    Returns:
-        The bundle's folder and its configuration.
+    """Write the best weights of a finished run as a bundle; return its folder, ``bundle`` by default, and
+    configuration.
 
     Raises:
         RunError: if the run is not finished.

@@ -35,14 +35,11 @@ _MIN_PART_NODES = 1000
 
 
 def complete_recipe(recipe: Recipe, graph: Graph | None = None) -> tuple[Recipe, Graph | None]:
-    """Write into a recipe what it leaves to its graph.
+    """Write into a recipe what it leaves to its graph; return both, the graph as given or as loaded for that.
 
     Loss and metric, where left out, are the usual ones of the labels. A graph of the user's own may lack what the
     recipe
     reads: without node features the degree stands in, without edge features the model reads none. A warning says so.
-
-    Returns:
-        The recipe, and the graph as given, or as loaded if the recipe leaves something to it.
 
     Raises:
         DataError: if the data are missing or damaged.

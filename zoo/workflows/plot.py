@@ -19,10 +19,9 @@ _BLUE, _ORANGE, GREY = "#2a6f97", "#e07a28", "#666666"
 
 
 def plot(run: RunDir, out: Path | None = None) -> Path:
-    """Plot the training loss and the validation metric of a run, finished or not, over its epochs.
+    """Plot training loss and validation metric of a run, finished or not, by epoch; return the picture's path.
 
-    Returns:
-        The PNG file, which is ``curves.png`` in the run directory unless another is given.
+    It is ``curves.png`` in the run directory unless another PNG file is given.
 
     Raises:
         RunError: if nothing was recorded yet, or the picture cannot be stored.

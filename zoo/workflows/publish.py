@@ -170,13 +170,10 @@ def read_card(folder: Path) -> str:
 
 
 def write_card(source: Path, *, license: str = "", replace: bool = False) -> Path:
-    """Render README.md of a bundle, or of the bundle of a finished run.
+    """Render README.md of a bundle, or of the bundle of a finished run, and return its path.
 
     Of one that somebody wrote or edited, the words are kept unless ``replace``, and of any the license unless another
     is given.
-
-    Returns:
-        The file.
 
     Raises:
         BundleError: if there is no whole bundle, or the metadata of README.md cannot be read.
@@ -191,10 +188,7 @@ def write_card(source: Path, *, license: str = "", replace: bool = False) -> Pat
 
 
 def check_card(source: Path) -> Path:
-    """Check README.md of a bundle, or of the bundle of a finished run; nothing is written.
-
-    Returns:
-        The file.
+    """Check README.md of a bundle, or of the bundle of a finished run, and return its path; nothing is written.
 
     Raises:
         ZooError: if it is missing, cannot be read, or does not say what config.json says.

@@ -136,11 +136,7 @@ class RunDir:
         return Best(epoch, saved.tensors, saved.sha256)
 
     def write_best(self, epoch: BestEpoch, tensors: Mapping[str, Tensor]) -> str:
-        """Replace the best weights; if that fails, the previous ones are still there.
-
-        Returns:
-            Their SHA-256, by which a state names them.
-        """
+        """Replace the best weights and return their SHA-256; if that fails, the previous ones are still there."""
         # One file holds both, so that no crash can separate the weights from their epoch and value.
         return write_saved(self.path / "best.safetensors", tensors, epoch.model_dump(mode="json"))
 
