@@ -23,8 +23,7 @@ from zoo.workflows.run_dir import RunDir
 
 
 def export(folder: Path, out: Path | None = None) -> tuple[Path, BundleConfig]:
-    """Write the best weights of a finished run as a bundle; return its folder, ``bundle`` by default, and
-    configuration.
+    """Write the best weights of a finished run as a bundle; return its folder, ``bundle`` by default, and config.
 
     Raises:
         RunError: if the run is not finished.
