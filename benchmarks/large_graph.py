@@ -3,9 +3,11 @@
     python -m benchmarks.large_graph limit    train, evaluate and predict in a quarter of the graph's size
     python -m benchmarks.large_graph costs    time and memory of what is done with a whole graph, by nodes and edges
 
-Both add to benchmarks/results/large_graph.json. ``limit`` makes a control group, for which it needs the right (root).
-Its limit counts all memory of the processes, also mapped pages of files, which the system takes back if it needs them.
-Peaks of private memory are those of ``RssAnon`` in /proc/PID/status, looked at every 20 ms.
+Both add to benchmarks/results/large_graph.json. ``limit`` makes a control group of memory (version 1, without swap),
+for which it needs the right (root), and the extra ``metis``. The limit counts all memory of the processes, also pages
+of files, which the system takes back if it needs them. Each command begins with none of the graph's pages in memory.
+Peaks of private memory are those of ``RssAnon`` in /proc/PID/status, looked at every 20 ms; bytes read are those of the
+disk.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -38,13 +41,14 @@ from zoo.workflows.graphs import graph_digest
 from zoo.workflows.memory import release_eagerly, reset_peak
 
 RESULTS = Path(__file__).parent / "results" / "large_graph.json"
-LIMIT_BYTES = 512 << 20
-LIMITED = {"num_nodes": 500_000, "num_edges": 5_000_000, "width": 1024}
+LIMIT_BYTES = 640 << 20
+# Each node is linked with the next one and with one of the next twenty: its number says where in the graph it is.
+LIMITED = {"num_nodes": 680_000, "num_edges": 1_360_000, "width": 1024, "reach": 20}
 # A width of 16 instead of 128: node features are mapped and only gathered, so their size is a matter of the disk.
 SIZES = ({"num_nodes": 2_000_000, "num_edges": 20_000_000}, {"num_nodes": 10_000_000, "num_edges": 100_000_000})
 COSTS_WIDTH, NUM_CLASSES, NUM_PARTS = 16, 8, 64
-# Each part reads the pages of the files in which its rows lie, so that few parts read less.
-LIMITED_PARTS = 48
+# The rows of a part take 4 N F / P. Clusters of neighbors are runs of rows, so that a part reads little of the files.
+LIMITED_PARTITION = {"type": "metis", "num_parts": 24, "num_clusters": 96}
 CHUNK = 1 << 20
 RECIPE: dict[str, Any] = {
     "schema_version": 2,
@@ -55,16 +59,16 @@ RECIPE: dict[str, Any] = {
     "train": {
         "num_epochs": 1,
         "loss": "cross_entropy",
-        "partition": {"type": "random", "num_parts": LIMITED_PARTS},
+        "partition": LIMITED_PARTITION,
         "optimizer": {"type": "adam", "lr": 0.01},
     },
-    "eval": {"metric": "accuracy", "partition": {"type": "random", "num_parts": LIMITED_PARTS}},
-    "test": {"partition": {"type": "random", "num_parts": LIMITED_PARTS}},
+    "eval": {"metric": "accuracy", "partition": LIMITED_PARTITION},
+    "test": {"partition": LIMITED_PARTITION},
 }
 
 
-def write_graph(folder: Path, num_nodes: int, num_edges: int, width: int) -> None:
-    """Write a directed graph with classes that its features tell, a part at a time."""
+def write_graph(folder: Path, num_nodes: int, num_edges: int, width: int, reach: int = 0) -> None:
+    """Write a directed graph with classes that its features tell, a part at a time; random edges, or so far a reach."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     y = rng.integers(0, NUM_CLASSES, num_nodes)
@@ -76,7 +80,12 @@ def write_graph(folder: Path, num_nodes: int, num_edges: int, width: int) -> Non
             x[np.arange(len(classes)), classes] += 2
             write(start * width, x)
     with array_writer(folder / "edge_index.npy", (2, num_edges), np.int32) as write:
-        for start in range(0, 2 * num_edges, CHUNK):
+        if reach:
+            source = np.arange(num_edges) % num_nodes
+            step = np.where(np.arange(num_edges) < num_nodes, 1, rng.integers(2, reach + 1, num_edges))
+            write(0, source)
+            write(num_edges, (source + step) % num_nodes)
+        for start in range(0, 0 if reach else 2 * num_edges, CHUNK):
             write(start, rng.integers(0, num_nodes, min(CHUNK, 2 * num_edges - start), dtype=np.int32))
     part = rng.integers(0, 3, num_nodes)
     for index, name in enumerate(("train_mask", "valid_mask", "test_mask")):
@@ -147,64 +156,98 @@ def measure_costs(num_nodes: int, num_edges: int) -> dict[str, Any]:
     return {"num_nodes": num_nodes, "num_edges": num_edges, "disk_bytes": disk, "costs": costs}
 
 
-def run_limited(group: Path | None, *arguments: str) -> dict[str, Any]:
-    """A command of the zoo in a control group; seconds, and its peak of private memory."""
+def run_limited(group: Path | None, folder: Path, *command: str) -> dict[str, Any]:
+    """What a command of Python takes in a control group, from an empty cache of files, and how it ends."""
 
     def join() -> None:
         if group is not None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
-    start, peak = time.monotonic(), 0
-    command = [sys.executable, "-m", "zoo", *arguments, "--device", "cpu", "--threads", "1", "-q"]
-    process = subprocess.Popen(command, preexec_fn=join, stdout=subprocess.PIPE)
+    forget(folder)
+    if group is not None:
+        (group / "memory.max_usage_in_bytes").write_text("0")
+    start, before, peak = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN), 0
+    process = subprocess.Popen([sys.executable, *command], preexec_fn=join)
     while process.poll() is None:
         peak = max(peak, private_bytes(process.pid))
         time.sleep(0.02)
-    assert process.stdout is not None
-    output = process.stdout.read().decode()
-    if process.returncode:
-        name = f"stopped by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "failed"
-        raise SystemExit(f"{' '.join(arguments)}: {name}")
-    print(output, flush=True)
-    return {"seconds": round(time.monotonic() - start, 1), "peak_private_bytes": peak}
+    after, code = resource.getrusage(resource.RUSAGE_CHILDREN), process.returncode
+    cost: dict[str, Any] = {
+        "end": signal.Signals(-code).name if code < 0 else f"exit {code}",
+        "seconds": round(time.monotonic() - start, 1),
+        "cpu_s": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "read_bytes": (after.ru_inblock - before.ru_inblock) * 512,
+        "peak_private_bytes": peak,
+    }
+    if group is not None:
+        cost["peak_group_bytes"] = int((group / "memory.max_usage_in_bytes").read_text())
+    print(*command[:3], cost, flush=True)
+    return cost
+
+
+def forget(folder: Path) -> None:
+    """Drop the pages of a folder's files from memory, where a group would find them without their being counted."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager
 def control_group() -> Iterator[Path]:
     """A child of this process's control group of memory (version 1), with the limit and without swap."""
-    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line)
-    group = Path("/sys/fs/cgroup/memory") / line.split(":", 2)[2].lstrip("/") / f"large_graph_{os.getpid()}"
+    places = [
+        line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line
+    ]
+    if not places:
+        raise SystemExit("limit: this system has no control groups of memory of version 1")
+    group = Path("/sys/fs/cgroup/memory") / places[0].lstrip("/") / f"large_graph_{os.getpid()}"
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
+        (group / "memory.swappiness").write_text("0")
         yield group
     finally:
         group.rmdir()
 
 
-def limited() -> dict[str, Any]:
-    """Train, evaluate and predict within the limit, and train once without it."""
+def limited() -> None:
+    """Train, evaluate and predict within the limit, fail to load everything there, and train once without it."""
     with tempfile.TemporaryDirectory() as temporary, control_group() as group:
         folder, out = Path(temporary) / "graph", Path(temporary) / "run"
         write_graph(folder, **LIMITED)
         size = sum(path.stat().st_size for path in folder.iterdir())
+        assert size >= 4 * LIMIT_BYTES
         recipe = Path(temporary) / "larger.json"
         recipe.write_text(json.dumps({**RECIPE, "data": {**RECIPE["data"], "path": str(folder)}}))
-        found: dict[str, Any] = {"graph_bytes": size, "limit_bytes": LIMIT_BYTES, **LIMITED}
-        found["train"] = run_limited(group, "train", str(recipe), "--out", str(out))
-        found["eval"] = run_limited(group, "eval", str(out), "--split", "test")
+        found: dict[str, Any] = {
+            "graph_bytes": size,
+            "limit_bytes": LIMIT_BYTES,
+            **LIMITED,
+            "partition": LIMITED_PARTITION,
+        }
+        cpu = ("--device", "cpu", "--threads", "1", "-q")
+        train = ("-m", "zoo", "train", str(recipe), "--out", str(out), *cpu)
         logits = str(Path(temporary) / "logits.npz")
-        found["predict"] = run_limited(group, "predict", str(out), "--data", str(folder), "--out", logits)
-        found["most_in_group_bytes"] = int((group / "memory.max_usage_in_bytes").read_text())
-        found["num_killed"] = int((group / "memory.oom_control").read_text().split("oom_kill ")[1])
+        commands: dict[str, tuple[str, ...]] = {
+            "train": train,
+            "eval": ("-m", "zoo", "eval", str(out), "--split", "test", *cpu),
+            "predict": ("-m", "zoo", "predict", str(out), "--data", str(folder), "--out", logits, *cpu),
+            "load everything": ("-c", f"import numpy; numpy.load({str(folder / 'x.npy')!r})"),
+        }
+        for name, command in commands.items():
+            found[name] = run_limited(group, folder, *command)
+            write("limit", found)
+            if found[name]["end"] != ("SIGKILL" if command[0] == "-c" else "exit 0"):
+                raise SystemExit(f"{name}: not the end that was expected")
         results = json.loads((out / "results.json").read_text())
         found["test"] = next(figure["value"] for figure in results["results"] if figure["split"] == "test")
         digests = [hashlib.sha256((out / "best.safetensors").read_bytes()).hexdigest()]
         shutil.rmtree(out)
-        found["train_without_limit"] = run_limited(None, "train", str(recipe), "--out", str(out))
+        found["train without limit"] = run_limited(None, folder, *train)
         digests.append(hashlib.sha256((out / "best.safetensors").read_bytes()).hexdigest())
         found["same_weights"] = digests[0] == digests[1]
-    return found
+        write("limit", found)
 
 
 def main() -> None:
@@ -213,7 +256,7 @@ def main() -> None:
     parser.add_argument("what", choices=("limit", "costs"))
     what = parser.parse_args().what
     if what == "limit":
-        write(what, limited())
+        limited()
         return
     rows: list[dict[str, Any]] = []
     for size in SIZES:

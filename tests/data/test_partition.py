@@ -1,10 +1,13 @@
+import sys
+
 import pytest
 import torch
 
 from tests.data.conftest import small_graph
+from tests.stubs import pymetis as stub
 from zoo.data import partition
 from zoo.data.graph import Graph, directed_edges, with_self_loops
-from zoo.data.partition import RandomParts
+from zoo.data.partition import RandomParts, metis_clusters
 from zoo.errors import DataError
 from zoo.ops.csr import csr_from_edge_index
 
@@ -175,3 +178,56 @@ def test_own_parts_are_the_same_without_rows_of_others(undirected: bool, self_lo
 def test_node_features_are_needed() -> None:
     with pytest.raises(DataError, match="no node features"):
         RandomParts(random_graph(x=None), 2, seeded())
+
+
+@pytest.mark.parametrize("num_parts", [1, 3, 10])
+def test_parts_are_made_of_whole_clusters_as_many_in_each(num_parts: int) -> None:
+    graph = random_graph()
+    clusters = torch.arange(60) % 10
+    parts = list(RandomParts(graph, num_parts, seeded(), clusters=clusters))
+    assert torch.equal(torch.cat([part.nodes for part in parts]).sort().values, torch.arange(60))
+    inside = [set(clusters[part.nodes].tolist()) for part in parts]
+    assert [len(part.nodes) for part in parts] == [6 * len(numbers) for numbers in inside]
+    assert max(map(len, inside)) - min(map(len, inside)) <= 1
+    again, other = (list(RandomParts(graph, num_parts, seeded(seed), clusters=clusters)) for seed in (0, 1))
+    assert all(torch.equal(one.nodes, two.nodes) for one, two in zip(parts, again, strict=True))
+    if num_parts > 1:
+        assert any(one.nodes.tolist() != two.nodes.tolist() for one, two in zip(parts, other, strict=True))
+
+
+def two_groups(**changes: object) -> Graph:
+    """Two groups of 30 nodes, the even and the odd ones, with one edge between them."""
+    generator = seeded(5)
+    edges = 2 * torch.randint(30, (2, 400), generator=generator) + torch.arange(400) % 2
+    edges = torch.cat([edges, torch.tensor([[0], [1]])], 1).to(torch.int32)
+    return random_graph(edge_index=edges, edge_attr=None, **changes)
+
+
+@pytest.mark.parametrize("undirected", [True, False])
+def test_metis_is_given_each_edge_in_both_directions_and_no_loops(
+    undirected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pymetis", stub)
+    # The stand-in checks its input.
+    clusters = metis_clusters(random_graph(undirected=undirected), 7)
+    assert torch.equal(clusters, torch.arange(60) % 7)
+    assert int(metis_clusters(random_graph(), 100).max()) == 59
+
+
+def test_metis_finds_groups_the_same_every_time() -> None:
+    pytest.importorskip("pymetis", reason="installed with the extra 'metis'")
+    graph = two_groups()
+    clusters = metis_clusters(graph, 2)
+    assert clusters.tolist() in ([0, 1] * 30, [1, 0] * 30)
+    many = metis_clusters(graph, 12)
+    assert int(many.max()) < 12
+    assert torch.equal(metis_clusters(graph, 12), many)
+    # Clusters keep more edges inside than random parts do.
+    kept = [sum(part.csr.num_edges for part in RandomParts(graph, 4, seeded(), clusters=c)) for c in (many, None)]
+    assert kept[0] > kept[1]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymetis", None)
+    with pytest.raises(DataError, match=r"partition 'metis' needs another package; .*'revgnn-zoo\[metis\]'"):
+        metis_clusters(random_graph(), 3)

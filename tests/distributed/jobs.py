@@ -85,6 +85,7 @@ def _rank(
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.path.insert(0, str(Path(__file__).parents[1] / "stubs"))
     torch.set_num_threads(1)
     setattr(module, "plot", lambda run: None)  # noqa: B010
     with use_backend("chunked"):

@@ -44,6 +44,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "train__parts_per_step": 11,
         "train__num_epochs": 1,
     },
+    # Stubs find other clusters on each rank.
+    "clusters": {
+        "train__partition": {"type": "metis", "num_parts": 5, "num_clusters": 15},
+        "eval__partition": {"type": "metis", "num_parts": 3, "num_clusters": 9},
+    },
     "skipping": {"train__on_nonfinite": "skip"},
 }
 STOPS = {"stopped": ("training_step", 3), "stopped_late": ("autocast", 8)}

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.workflows.small import NUM_NODES, small_recipe, write_graph
 from tests.workflows.test_load import make_bundle
-from zoo.data.graph import directed_edges
+from zoo.data.graph import Graph, directed_edges
 from zoo.data.partition import RandomParts
 from zoo.data.synthetic import write_synthetic_proteins
 from zoo.errors import RecipeError, RunError, ZooError, ZooWarning
@@ -20,9 +20,10 @@ from zoo.spec.results import Measured
 from zoo.spec.shape import GraphShape
 from zoo.spec.shipped import recipe_path
 from zoo.workflows import evaluate as module
-from zoo.workflows import session
+from zoo.workflows import session, step
 from zoo.workflows.create import create_model
 from zoo.workflows.evaluate import (
+    Logits,
     Protocol,
     eval_protocol,
     evaluate,
@@ -87,6 +88,25 @@ def test_prediction_drops_nothing_and_gives_the_model_back_as_it_was(tmp_path: P
     assert model.training
     assert not predict(model.eval(), graph, protocol, device=CPU, precision="fp32").requires_grad
     assert not model.training
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_evaluation_keeps_the_logits_of_the_nodes_that_it_scores(num_views: int, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    graph, split = recipe_graph(recipe)
+    model = build_model(recipe.model, graph.shape).eval()
+    protocol = Protocol(num_views, 4, 7, "test")
+    whole = predict(model, graph, protocol, device=CPU, precision="fp32")
+    nodes = split.nodes("valid", "test")
+    assert 0 < len(nodes) < NUM_NODES
+    rows = predict(model, graph, protocol, device=CPU, precision="fp32", nodes=nodes)
+    assert torch.equal(rows, whole[nodes])
+    logits = Logits(nodes, rows)
+    assert torch.equal(logits[split.test], whole[split.test])
+    kept, all_of_them = (
+        measure(graph, split, "accuracy", source, protocol, ("valid", "test")) for source in (logits, whole)
+    )
+    assert kept == all_of_them
 
 
 def test_views_are_the_same_every_time_and_differ_from_each_other(tmp_path: Path) -> None:
@@ -196,6 +216,32 @@ def test_views_and_parts_can_be_chosen(finished_run: Path) -> None:
 def test_more_parts_than_nodes_are_refused(finished_run: Path) -> None:
     with pytest.raises(RunError, match="--parts 91: multiclass has only 90 nodes"):
         figures_of(finished_run, num_parts=91, device="cpu", quiet=True)
+
+
+def test_a_run_on_clusters_says_so_and_finds_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def halves(graph: Graph, num_clusters: int) -> torch.Tensor:
+        found.append(num_clusters)
+        return torch.arange(graph.num_nodes) * num_clusters // graph.num_nodes
+
+    monkeypatch.setattr(step, "metis_clusters", halves)
+    metis = {"type": "metis", "num_parts": 2, "num_clusters": 6}
+    recipe = small_recipe(tmp_path, train__partition=metis, eval__partition=metis, test__partition=metis)
+    results = train(recipe, tmp_path / "run", device="cpu", quiet=True)
+    assert found == [6]
+    assert results.results[0].protocol == "3 views of 2 parts of 6 clusters"
+    figures = figures_of(tmp_path / "run", device="cpu", quiet=True)
+    assert tuple(figures) == results.results[:3]
+    (whole,) = figures_of(tmp_path / "run", split="test", num_parts=1, device="cpu", quiet=True)
+    assert whole.protocol == "whole graph"
+    with pytest.raises(RunError, match="num_parts: expected 1 to 6, the number of clusters of the recipe, got 7"):
+        figures_of(tmp_path / "run", num_parts=7, device="cpu", quiet=True)
+
+
+def test_fewer_clusters_than_parts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"eval.partition: num_clusters: 3 do not fill the 4 of num_parts"):
+        small_recipe(tmp_path, eval__partition={"type": "metis", "num_parts": 4, "num_clusters": 3})
 
 
 DIGITS = GraphShape(num_node_features=64, num_tasks=10)

@@ -243,4 +243,4 @@ def test_the_validation_loss_is_that_of_the_labeled_valid_nodes(tmp_path: Path) 
     logits = torch.randn(NUM_NODES, NUM_CLASSES, generator=torch.Generator().manual_seed(6))
     nodes = split.valid[y[split.valid] >= 0]
     assert 0 < len(nodes) < len(split.valid)
-    assert objective.valid_loss(logits) == log_cross_entropy(logits[nodes], y[nodes]).item()
+    assert objective.valid_loss(logits[objective.valid]) == log_cross_entropy(logits[nodes], y[nodes]).item()

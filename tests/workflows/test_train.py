@@ -275,6 +275,10 @@ MISFITS = {
     "eval_parts": ({"eval__partition__num_parts": 91}, "eval.partition.num_parts: 91 parts of 90 nodes"),
     "test_parts": ({"test__partition__num_parts": 91}, "test.partition.num_parts: 91 parts of 90 nodes"),
     "parts": ({"train__partition__num_parts": 91}, "train.partition.num_parts: 91 parts of 90 nodes"),
+    "clusters": (
+        {"test__partition": {"type": "metis", "num_parts": 2, "num_clusters": 91}},
+        "test.partition.num_clusters: 91 clusters of 90 nodes",
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,6 +33,11 @@ class Split:
     train: Tensor
     valid: Tensor
     test: Tensor
+
+    def nodes(self, *names: str) -> Tensor:
+        """[n] the nodes of train, valid or test or of several of them, ascending, on the CPU."""
+        nodes: Tensor = torch.unique(torch.cat([getattr(self, name).cpu() for name in names]))
+        return nodes
 
     def to(self, device: torch.device | str) -> Split:
         """The same ids on another device."""
@@ -79,6 +85,11 @@ class Graph:
     def num_edges(self) -> int:
         """Number of stored edges E; an undirected graph has twice as many messages, self-loops come on top."""
         return self.edge_index.shape[1]
+
+    @cached_property
+    def clusters(self) -> dict[int, Tensor]:
+        """[N] the cluster of each node by the number of clusters, of those that were found so far."""
+        return {}
 
     @property
     def shape(self) -> GraphShape:

@@ -1,7 +1,7 @@
 """Random partitions of a graph and the subgraphs that they induce.
 
-Source: the training protocol of RevGNN on ogbn-proteins, arXiv 2106.07476: every node falls into a part by chance, and
-an edge counts while both its ends are in the same part.
+Sources: the training protocol of RevGNN on ogbn-proteins, arXiv 2106.07476: every node falls into a part by chance, and
+an edge counts while both its ends are in the same part. Cluster-GCN, arXiv 1905.07953: whole clusters fall into a part.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from zoo.data.arrays import undirected_edges
 from zoo.data.graph import EDGE_CHUNK, Graph, Part
 from zoo.errors import DataError
-from zoo.ops.csr import CSR
+from zoo.ops.csr import CSR, csr_from_edge_index
 
 
 class RandomParts:
@@ -28,6 +29,7 @@ class RandomParts:
         num_parts: P; 1 is the whole graph.
         generator: decides alone; it may live on another device than the graph.
         is_own: tells of the number of a part if it can be built; None: all can. Of others only the nodes are known.
+        clusters: [N] the cluster of each node, if these are shared out, as many to each part; None: single nodes are.
 
     Raises:
         DataError: if the number of parts does not fit, or the graph has no node features.
@@ -39,6 +41,7 @@ class RandomParts:
         num_parts: int,
         generator: torch.Generator,
         is_own: Callable[[int], bool] | None = None,
+        clusters: Tensor | None = None,
     ) -> None:
         if num_parts < 1 or num_parts > graph.num_nodes:
             raise DataError(
@@ -47,7 +50,12 @@ class RandomParts:
         if graph.x is None:
             raise DataError(f"{graph.name}: the graph has no node features; build some first, e.g. 'degree'")
         device = graph.edge_index.device
-        part_of = torch.randint(num_parts, (graph.num_nodes,), generator=generator, device=generator.device).to(device)
+        if clusters is None:
+            part_of = torch.randint(num_parts, (graph.num_nodes,), generator=generator, device=generator.device)
+        else:
+            order = torch.randperm(int(clusters.max()) + 1, generator=generator, device=generator.device)
+            part_of = order.remainder_(num_parts)[clusters.to(generator.device)]
+        part_of = part_of.to(device)
         nodes = torch.argsort(part_of, stable=True)  # [N] all nodes, part by part, ascending within each
         sizes = torch.bincount(part_of, minlength=num_parts)
         ends = sizes[sizes > 0].cumsum(0).tolist()
@@ -96,6 +104,30 @@ class RandomParts:
         # Copies, so that a part kept for long does not keep the edges of all others alive.
         csr = CSR(rows - start, col[start:stop] - first_row)
         return Part(ids.clone(), self._x.index_select(0, ids), csr, edge_attr, edge_weight)
+
+
+def metis_clusters(graph: Graph, num_clusters: int) -> Tensor:
+    """Clusters of about equal size with few edges between them, found by METIS; the same every time.
+
+    Args:
+        graph: its edges join two nodes whatever their direction, and all count alike. They are sorted in memory.
+        num_clusters: K.
+
+    Returns:
+        [N] int64 in 0 .. K - 1, on the CPU.
+
+    Raises:
+        DataError: if METIS is not installed.
+    """
+    try:
+        import pymetis
+    except ImportError as error:
+        raise DataError("partition 'metis' needs another package; try: pip install 'revgnn-zoo[metis]'") from error
+    edges = undirected_edges(graph.edge_index.cpu(), graph.num_nodes)
+    edges = edges[:, edges[0] != edges[1]]
+    csr, _ = csr_from_edge_index(torch.cat([edges, edges.flip(0)], 1), graph.num_nodes)
+    adjacency = pymetis.CSRAdjacency(*(tensor.numpy().astype(pymetis.zero_copy_dtype(), copy=False) for tensor in csr))
+    return torch.tensor(pymetis.part_graph(min(num_clusters, graph.num_nodes), adjacency).vertex_part)
 
 
 def _sorted_edges(graph: Graph, part_of: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

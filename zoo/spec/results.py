@@ -22,6 +22,7 @@ class Measured(Spec):
     value: float
     num_views: int = Field(ge=1)
     num_parts: int = Field(ge=1)
+    num_clusters: int | None = Field(default=None, ge=1)
 
     @field_validator("value")
     @classmethod
@@ -35,7 +36,7 @@ class Measured(Spec):
     @property
     def protocol(self) -> str:
         """In words, how it was measured."""
-        return protocol_in_words(self.num_views, self.num_parts)
+        return protocol_in_words(self.num_views, self.num_parts, self.num_clusters or 0)
 
 
 class ReportedResult(Spec):
@@ -187,7 +188,7 @@ def baseline_in_words(metric: str) -> str:
     return "ridge regression" if metric in REGRESSION_METRICS else "logistic regression"
 
 
-def protocol_in_words(num_views: int | None, num_parts: int | None) -> str:
+def protocol_in_words(num_views: int | None, num_parts: int | None, num_clusters: int = 0) -> str:
     """A protocol in words: the whole graph, or an average over views of it in parts; None for what is not known."""
     if num_parts == 1:
         return "whole graph"
@@ -196,4 +197,4 @@ def protocol_in_words(num_views: int | None, num_parts: int | None) -> str:
     views = "1 view" if num_views == 1 else f"{num_views} views"
     if num_parts is None:
         return "single view" if num_views == 1 else views
-    return f"{views} of {num_parts} parts"
+    return f"{views} of {num_parts} parts" + (f" of {num_clusters} clusters" if num_clusters else "")

@@ -52,17 +52,36 @@ class FullPartition(Spec):
     """The whole graph as one part."""
 
     num_parts: ClassVar[int] = 1
+    num_clusters: ClassVar[int] = 0
     type: Literal["full"]
 
 
 class RandomPartition(Spec):
     """Every node falls into one of ``num_parts`` parts at random; a part is the induced subgraph of its nodes."""
 
+    num_clusters: ClassVar[int] = 0
     type: Literal["random"]
     num_parts: int = Field(ge=1, le=1_000_000)
 
 
-Partition = Annotated[FullPartition | RandomPartition, Field(discriminator="type")]
+class MetisPartition(Spec):
+    """METIS finds clusters with few edges between them, once; a part is induced by clusters that join at random.
+
+    Source: Cluster-GCN, arXiv 1905.07953.
+    """
+
+    type: Literal["metis"]
+    num_parts: int = Field(ge=1, le=1_000_000)
+    num_clusters: int = Field(ge=1, le=1_000_000, description="a few for each part, so that parts differ by epoch")
+
+    @model_validator(mode="after")
+    def _fill_parts(self) -> Self:
+        if self.num_clusters < self.num_parts:
+            raise ValueError(f"num_clusters: {self.num_clusters} do not fill the {self.num_parts} of num_parts")
+        return self
+
+
+Partition = Annotated[FullPartition | RandomPartition | MetisPartition, Field(discriminator="type")]
 
 
 class AdamSpec(Spec):

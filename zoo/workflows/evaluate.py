@@ -23,7 +23,7 @@ from zoo.layers.equilibrium import EquilibriumLayer
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Measured, ReportedResult, protocol_in_words
 from zoo.spec.shape import input_shape
-from zoo.spec.train import lower_is_better
+from zoo.spec.train import EvalSpec, TestSpec, lower_is_better
 from zoo.workflows import ranks, session
 from zoo.workflows.create import ZooInfo, info_of
 from zoo.workflows.graphs import as_graph, graph_digest, is_synthetic, place_graph, recipe_graph
@@ -32,6 +32,7 @@ from zoo.workflows.objective import KnownLabels
 from zoo.workflows.options import EdgePrecision
 from zoo.workflows.progress import Progress
 from zoo.workflows.run_dir import RunDir
+from zoo.workflows.step import clusters_of
 
 SPLITS = ("train", "valid", "test")
 
@@ -45,12 +46,14 @@ class Protocol:
         num_parts: P; 1 is the whole graph.
         seed: with the purpose and the view's number it decides the partitions.
         purpose: evaluations with different purposes see different partitions.
+        num_clusters: that the parts are made of; 0: of single nodes.
     """
 
     num_views: int
     num_parts: int
     seed: int
     purpose: str
+    num_clusters: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -58,23 +61,35 @@ class Protocol:
         return self.num_views * self.num_parts
 
     def __str__(self) -> str:
-        return protocol_in_words(self.num_views, self.num_parts)
+        return protocol_in_words(self.num_views, self.num_parts, self.num_clusters)
 
 
 def eval_protocol(recipe: Recipe) -> Protocol:
     """The protocol of validation during training."""
-    return make_protocol(recipe.eval.num_views, recipe.eval.partition.num_parts, recipe.train.seed, "eval")
+    return make_protocol(recipe.eval, recipe.train.seed, "eval")
 
 
 def test_protocol(recipe: Recipe) -> Protocol:
     """The protocol of the final evaluation, on the best weights."""
-    return make_protocol(recipe.test.num_views, recipe.test.partition.num_parts, recipe.train.seed, "test")
+    return make_protocol(recipe.test, recipe.train.seed, "test")
 
 
-def make_protocol(num_views: int, num_parts: int, seed: int, purpose: str) -> Protocol:
-    """A protocol of so many views, or of one if the graph is not divided."""
+def make_protocol(
+    spec: EvalSpec | TestSpec, seed: int, purpose: str, num_views: int | None = None, num_parts: int | None = None
+) -> Protocol:
+    """The protocol of a recipe's evaluation or, where they are given, with other numbers of views and parts.
+
+    Raises:
+        RunError: if there are more parts than clusters.
+    """
+    num_views = spec.num_views if num_views is None else num_views
+    num_parts = spec.partition.num_parts if num_parts is None else num_parts
     # Every view of an undivided graph is the same.
-    return Protocol(1 if num_parts == 1 else num_views, num_parts, seed, purpose)
+    if num_parts == 1:
+        return Protocol(1, 1, seed, purpose)
+    if 0 < (most := spec.partition.num_clusters) < num_parts:
+        raise RunError(f"num_parts: expected 1 to {most:,}, the number of clusters of the recipe, got {num_parts:,}")
+    return Protocol(num_views, num_parts, seed, purpose, most)
 
 
 def views(graph: Graph, protocol: Protocol, num_done: int = 0) -> Iterator[tuple[RandomParts, int]]:
@@ -82,21 +97,33 @@ def views(graph: Graph, protocol: Protocol, num_done: int = 0) -> Iterator[tuple
 
     Ranks take them in turn, and only a rank's own can be built.
     """
-    first = -num_done
+    first, clusters = -num_done, clusters_of(graph, protocol.num_clusters)
     for view in range(protocol.num_views):
         own = [(first + index) % ranks.group.size == ranks.group.rank for index in range(protocol.num_parts)]
         generator = session.generator(protocol.seed, protocol.purpose, view)
-        parts = RandomParts(graph, protocol.num_parts, generator, None if all(own) else own.__getitem__)
+        parts = RandomParts(graph, protocol.num_parts, generator, None if all(own) else own.__getitem__, clusters)
         yield from ((parts, index) for index in range(max(-first, 0), len(parts)))
         first += len(parts)
 
 
 @dataclass
 class Partial:
-    """A prediction that can go on where it was stopped: the [N, T] sum of the logits so far, on the CPU."""
+    """A prediction that can go on where it was stopped: the [n, T] sum of the logits so far, on the CPU."""
 
     total: Tensor
     num_done: int = 0
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits [n, T] of some nodes, whose ids are given in ascending order."""
+
+    nodes: Tensor
+    rows: Tensor
+
+    def __getitem__(self, nodes: Tensor) -> Tensor:
+        """The rows of the nodes with these ids."""
+        return self.rows[torch.searchsorted(self.nodes, nodes)]
 
 
 @torch.no_grad()
@@ -108,6 +135,7 @@ def predict(
     device: torch.device,
     precision: str,
     known: KnownLabels | None = None,
+    nodes: Tensor | None = None,
     on_part: Callable[[], None] = lambda: None,
     partial: Partial | None = None,
 ) -> Tensor:
@@ -120,19 +148,23 @@ def predict(
         device: where the model computes.
         precision: "fp32" or "bf16".
         known: the labels that a model of a recipe with label reuse reads, on ``device``; None for all others.
+        nodes: [n] ids, whose logits are kept; None: all N.
         on_part: called after each part.
         partial: takes the sum so far; parts that are in it already are not run again.
 
     Returns:
-        [N, T] float32 logits on the CPU, averaged over the views.
+        [n, T] float32 logits on the CPU, averaged over the views.
     """
     training = model.training
     model.eval()
-    partial = partial or Partial(torch.zeros(graph.num_nodes, graph.num_tasks))
+    nodes = torch.arange(graph.num_nodes) if nodes is None else nodes
+    row_of = torch.full((graph.num_nodes,), -1)
+    row_of[nodes] = torch.arange(len(nodes))
+    partial = partial or Partial(torch.zeros(len(nodes), graph.num_tasks))
     try:
         todo = views(graph, protocol, partial.num_done)
         while turn := list(islice(todo, ranks.group.size)):
-            logits = torch.empty(0)
+            logits, rows = torch.empty(0), [row_of[parts.nodes(index).cpu()] for parts, index in turn]
             if ranks.group.rank < len(turn):
                 parts, index = turn[ranks.group.rank]
                 part = parts.build(index).to(device)
@@ -141,16 +173,18 @@ def predict(
                     logits = model(*inputs) if known is None else known.run(model, part)
                 # Summed on the CPU, where the logits of all nodes take no memory from the model, and in float32,
                 # because sums of bfloat16 would lose digits.
-                logits = logits.float().cpu()
-            for (parts, index), sent in zip(turn, ranks.exchange(logits), strict=False):
-                partial.total[parts.nodes(index).cpu()] += sent
+                logits = logits.float().cpu()[rows[ranks.group.rank] >= 0]
+                # Freed before the next part is built, which would otherwise double the memory.
+                del part, inputs
+            for places, sent in zip(rows, ranks.exchange(logits), strict=False):
+                partial.total[places[places >= 0]] += sent
             partial.num_done += len(turn)
             for _ in turn:
                 on_part()
     finally:
         # Also after a stop, which on_part raises.
         model.train(training)
-    return partial.total / protocol.num_views
+    return partial.total if protocol.num_views == 1 else partial.total / protocol.num_views
 
 
 @contextmanager
@@ -184,7 +218,7 @@ def changed_steps(model: nn.Module, num_steps: int | None) -> Iterator[None]:
 
 
 def measure(
-    graph: Graph, split: Split, metric: str, logits: Tensor, protocol: Protocol, splits: tuple[str, ...] = SPLITS
+    graph: Graph, split: Split, metric: str, logits: Tensor | Logits, protocol: Protocol, splits: Sequence[str] = SPLITS
 ) -> list[Measured]:
     """Score logits on some splits.
 
@@ -192,7 +226,7 @@ def measure(
         graph: for its labels.
         split: its nodes.
         metric: name.
-        logits: [N, T].
+        logits: [N, T], or of the nodes of these splits.
         protocol: how the logits were made; noted beside each figure.
         splits: which of train, valid and test.
 
@@ -206,7 +240,7 @@ def measure(
             value = score(metric, graph.y.cpu()[nodes], logits[nodes])
         except DataError as error:
             raise DataError(f"{graph.name}: {name} nodes: {error}") from error
-        views = {"num_views": protocol.num_views, "num_parts": protocol.num_parts}
+        views = {key: getattr(protocol, key) or None for key in ("num_views", "num_parts", "num_clusters")}
         figures.append(Measured.model_validate({"split": name, "metric": metric, "value": value, **views}))
     return figures
 
@@ -273,12 +307,10 @@ def evaluate(
     if recorded and recorded != graph_digest(graph, nodes):
         text = f"{label}: the data are not those that the model was trained on"
         warnings.warn(text, ZooWarning, stacklevel=2)
-    usual = test_protocol(recipe)
-    parts = usual.num_parts if num_parts is None else num_parts
-    if parts > graph.num_nodes:
+    protocol = make_protocol(recipe.test, recipe.train.seed, "test", num_views, num_parts)
+    if (parts := protocol.num_parts) > graph.num_nodes:
         raise RunError(f"--parts {parts:,}: {graph.name} has only {graph.num_nodes:,} nodes")
-    count = recipe.test.num_views if num_views is None else num_views
-    protocol = make_protocol(count, parts, recipe.train.seed, "test")
+    scored = nodes.nodes(*splits)
     with (
         changed_steps(model, num_steps),
         session.oom_as_run_error(label, "raise --parts"),
@@ -291,9 +323,10 @@ def evaluate(
             device=chosen,
             precision=recipe.train.precision,
             known=KnownLabels.of(recipe.train, graph, nodes, chosen),
+            nodes=scored,
             on_part=lambda: progress.step("evaluating", {}),
         )
-    figures = measure(graph, nodes, recipe.metric, logits, protocol, splits)
+    figures = measure(graph, nodes, recipe.metric, Logits(scored, logits), protocol, splits)
     sizes = {name: len(getattr(nodes, name)) for name in splits}
     if num_steps is not None or is_synthetic(recipe, graph):
         # The source reports figures on the real data with its own steps, which cannot be compared with others.
@@ -372,9 +405,8 @@ def compare_with_published(
 
 
 def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num_nodes: int) -> Comparison:
-    protocol = (figure.split, figure.metric, figure.num_views, figure.num_parts)
     for record in recorded:
-        if (record.split, record.metric, record.num_views, record.num_parts) == protocol:
+        if record.model_copy(update={"value": figure.value}) == figure:
             flips = _NUM_FLIPS / max(num_nodes, 1)
             # An error has the unit of the labels, of which only a share can be said to be small.
             is_error = lower_is_better(figure.metric)
@@ -387,7 +419,7 @@ def _compare(figure: Measured, recorded: Sequence[Measured], recipe: Recipe, num
     ]
     for other in reported:
         # A number that the source does not state is None here and equals none.
-        if (other.num_views, other.num_parts) == (figure.num_views, figure.num_parts):
+        if (other.num_views, other.num_parts, None) == (figure.num_views, figure.num_parts, figure.num_clusters):
             deviation = _UNSTATED_DEVIATION if other.std is None else other.std
             return Comparison(figure, other.mean, _NUM_DEVIATIONS * deviation, other.source)
     return Comparison(figure, elsewhere=tuple(reported))

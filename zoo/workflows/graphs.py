@@ -98,12 +98,12 @@ def recipe_graph(recipe: Recipe, graph: Graph | None = None) -> tuple[Graph, Spl
         count = f"{len(graph.splits)} split{'' if len(graph.splits) == 1 else 's'}"
         raise RecipeError(f"data.split: {recipe.data.split} is too large; {graph.name} has {count}")
     for key, spec in (("train", recipe.train), ("eval", recipe.eval), ("test", recipe.test)):
-        partition = spec.partition
-        if partition.num_parts > graph.num_nodes:
-            raise RecipeError(
-                f"{key}.partition.num_parts: {partition.num_parts:,} parts of {graph.num_nodes:,} nodes; "
-                "there must be at least a node for each part"
-            )
+        for name in ("part", "cluster"):
+            if (count := getattr(spec.partition, f"num_{name}s")) > graph.num_nodes:
+                raise RecipeError(
+                    f"{key}.partition.num_{name}s: {count:,} {name}s of {graph.num_nodes:,} nodes; "
+                    f"there must be at least a node for each {name}"
+                )
     graph = prepare_graph(recipe, graph)
     return graph, graph.splits[recipe.data.split]
 
@@ -158,10 +158,10 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
     if graph.task != "multiclass":
         changes |= {"train.label_reuse": None, "train.distillation": None}
     for key, spec in (("train", recipe.train), ("eval", recipe.eval), ("test", recipe.test)):
-        if spec.partition.type == "random":
+        if spec.partition.type != "full":
             num_parts = min(spec.partition.num_parts, graph.num_nodes // _MIN_PART_NODES)
             changes[f"{key}.partition"] = (
-                {"type": "random", "num_parts": num_parts} if num_parts > 1 else {"type": "full"}
+                spec.partition.model_dump() | {"num_parts": num_parts} if num_parts > 1 else {"type": "full"}
             )
     return complete_recipe(read_recipe(recipe, changes), graph)[0]
 

@@ -164,6 +164,7 @@ class Objective:
         spec, graph, split, device: as given.
         is_train: [N] bool, the nodes that are learned from.
         known: the labels that the model reads, if it does.
+        valid: [n] ids of the labeled valid nodes, on the CPU.
         num_predicted: how many labels the latest ``step_loss`` is a mean over.
     """
 
@@ -180,7 +181,7 @@ class Objective:
         self.known = KnownLabels.of(spec, graph, split, device)
         self.loss = LOSSES[graph.task, spec.loss or losses_of(graph.task)[0]]
         self.num_predicted = 0
-        self._valid = split.valid.cpu()[labeled[split.valid.cpu()]]
+        self.valid = split.valid.cpu()[labeled[split.valid.cpu()]]
         self._teacher = None if teacher is None else teacher.to(device)
 
     def step_loss(self, model: nn.Module, part: Part) -> Tensor | None:
@@ -210,9 +211,8 @@ class Objective:
         return (1 - alpha) * loss + alpha * distillation_loss(logits, self._teacher[part.nodes], temperature)
 
     def valid_loss(self, logits: Tensor) -> float:
-        """The loss of the labels alone, on the valid nodes; ``logits`` are [N, T] on the CPU."""
-        nodes = self._valid
-        return self.loss(logits[nodes].to(self.device), self.y[nodes.to(self.device)]).item()
+        """The loss of the labels alone; ``logits`` are [n, T], of the nodes ``valid``."""
+        return self.loss(logits.to(self.device), self.y[self.valid.to(self.device)]).item()
 
 
 def sample_read(train: Tensor, mask_rate: float) -> Tensor:

@@ -18,7 +18,7 @@ from zoo.spec.model import DeqSpec
 from zoo.spec.shape import GraphShape
 from zoo.workflows import session
 from zoo.workflows.create import ZooInfo, info_of
-from zoo.workflows.evaluate import check_shape, make_protocol, test_protocol
+from zoo.workflows.evaluate import check_shape, make_protocol
 from zoo.workflows.evaluate import predict as predict_parts
 from zoo.workflows.graphs import as_graph, as_read, prepare_graph
 from zoo.workflows.objective import KnownLabels
@@ -69,14 +69,13 @@ def predict(
     info = info_of(model)
     graph = _graph_for(data, info)
     target = next(model.parameters()).device if device is None else session.resolve_device(str(device))
-    usual = test_protocol(info.recipe)
+    test = info.recipe.test
     if num_parts is None:
-        num_parts = usual.num_parts if memory is None else parts_for(graph, info, memory)
+        num_parts = test.partition.num_parts if memory is None else parts_for(graph, info, memory)
         num_parts = min(num_parts, graph.num_nodes)
     if not 1 <= num_parts <= graph.num_nodes:
         raise RunError(f"num_parts: expected 1 to {graph.num_nodes:,}, the number of nodes, got {num_parts:,}")
-    views = info.recipe.test.num_views if num_views is None else num_views
-    protocol = make_protocol(views, num_parts, info.recipe.train.seed, "test")
+    protocol = make_protocol(test, info.recipe.train.seed, "test", num_views, num_parts)
     # The graph may have fewer splits than the recipe names. Only label reuse looks at the split.
     split = graph.splits[min(info.recipe.data.split, len(graph.splits) - 1)]
     with (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.graph import Graph, Part
-from zoo.data.partition import RandomParts
+from zoo.data.partition import RandomParts, metis_clusters
 from zoo.errors import RunError
 from zoo.files import write_json
 from zoo.spec.train import Optimizer, TrainSpec
@@ -32,15 +32,24 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+def clusters_of(graph: Graph, num_clusters: int) -> Tensor | None:
+    """The clusters of a graph that a partition shares out, found once, by rank 0 for all; None: of single nodes."""
+    if num_clusters and num_clusters not in graph.clusters:
+        found = metis_clusters(graph, num_clusters) if ranks.group.rank == 0 else torch.empty(0)
+        graph.clusters[num_clusters] = ranks.share(found)
+    return graph.clusters.get(num_clusters)
+
+
 def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> RandomParts:
-    """Parts of one epoch, in an order that needs no shuffling, as nodes fall into parts at random.
+    """Parts of one epoch, in an order that needs no shuffling, as nodes or clusters fall into parts at random.
 
     Those of a step are taken by the ranks in turn; only a rank's own can be built.
     """
     num_parts, me = spec.partition.num_parts, ranks.group
     own = [index % spec.parts_per_step % me.size == me.rank for index in range(num_parts)]
     generator = session.generator(spec.seed, "partition", epoch)
-    return RandomParts(graph, num_parts, generator, None if all(own) else own.__getitem__)
+    clusters = clusters_of(graph, spec.partition.num_clusters)
+    return RandomParts(graph, num_parts, generator, None if all(own) else own.__getitem__, clusters)
 
 
 @dataclass(frozen=True)

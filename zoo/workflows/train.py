@@ -34,7 +34,7 @@ from zoo.workflows import ranks, session
 from zoo.workflows.baseline import linear_baseline
 from zoo.workflows.depth_report import report_depth
 from zoo.workflows.distributed import check_same, check_world_size
-from zoo.workflows.evaluate import Partial, Protocol, eval_protocol, measure, predict, test_protocol
+from zoo.workflows.evaluate import SPLITS, Logits, Partial, Protocol, eval_protocol, measure, predict, test_protocol
 from zoo.workflows.graphs import complete_recipe, graph_digest, kept_graph, place_graph, recipe_graph
 from zoo.workflows.objective import KnownLabels, Objective
 from zoo.workflows.options import TrainOptions
@@ -44,7 +44,15 @@ from zoo.workflows.recipes import recipe_digest
 from zoo.workflows.run_dir import RunDir, open_run
 from zoo.workflows.session import StopRequest, stop_requests
 from zoo.workflows.state import RunState, best_weights
-from zoo.workflows.step import StepParts, build_optimizer, epoch_parts, run_errors, set_learning_rate, training_step
+from zoo.workflows.step import (
+    StepParts,
+    build_optimizer,
+    clusters_of,
+    epoch_parts,
+    run_errors,
+    set_learning_rate,
+    training_step,
+)
 
 
 def train(
@@ -250,9 +258,13 @@ def _load(job: _Job, graph: Graph | None, teacher: RunResults | None) -> tuple[O
     if teacher is not None and teacher.data_sha256 != digest:
         raise RunError(f"{run.path}: the data changed since the teacher was trained; start again in another --out")
     # A metric that these labels do not define is found before hours of training.
-    measure(graph, split, recipe.metric, torch.zeros(graph.num_nodes, graph.num_tasks), eval_protocol(recipe))
+    zeros = torch.zeros(1, graph.num_tasks).expand(graph.num_nodes, -1)
+    measure(graph, split, recipe.metric, zeros, eval_protocol(recipe))
     # After the digest: a placed graph may hold its edge features in half precision.
     graph = place_graph(graph, device, job.options.edge_precision)
+    # Before rank 0 asks for parts alone.
+    for part in (recipe.train, recipe.eval, recipe.test):
+        clusters_of(graph, part.partition.num_clusters)
     logits = None if teacher is None else _teacher_logits(recipe, run, graph, split, device)
     return Objective(recipe.train, graph, split, device, logits), digest
 
@@ -272,21 +284,24 @@ def _measure(
 ) -> tuple[list[Measured], float]:
     """Figures of all splits and the valid loss, continued where it was stopped; a FloatingPointError if not finite."""
     graph = objective.graph
-    nothing = Partial(torch.zeros(graph.num_nodes, graph.num_tasks))
-    logits = predict(
+    nodes = objective.split.nodes(*SPLITS)
+    nothing = Partial(torch.zeros(len(nodes), graph.num_tasks))
+    rows = predict(
         state.model,
         graph,
         protocol,
         device=objective.device,
         precision=state.recipe.train.precision,
         known=objective.known,
+        nodes=nodes,
         on_part=on_part,
         partial=state.partials.setdefault(protocol.purpose, nothing),
     )
     # A metric would accept NaN without an error: argmax gives some class for it.
-    if not bool(torch.isfinite(logits).all()):
+    if not bool(torch.isfinite(rows).all()):
         raise FloatingPointError("some predictions are NaN or infinite")
-    loss = objective.valid_loss(logits)
+    logits = Logits(nodes, rows)
+    loss = objective.valid_loss(logits[objective.valid])
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss on the valid nodes is {loss}")
     return measure(graph, objective.split, state.recipe.metric, logits, protocol), loss
