@@ -9,14 +9,7 @@ class ZooWarning(UserWarning):
 
 
 class ZooError(Exception):
-    """A fault with one clear line: where it is, what is wrong, what would be right; or several faults, a line each.
-
-    Args:
-        lines: the faults.
-
-    Attributes:
-        lines: the same.
-    """
+    """A fault with one clear line: where it is, what is wrong, what would be right; or several faults, a line each."""
 
     exit_code = 1
 

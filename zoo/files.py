@@ -46,10 +46,6 @@ def _os_errors(message: str, error: type[ZooError]) -> Iterator[None]:
 def atomic_path(path: Path, error: type[ZooError]) -> Iterator[Path]:
     """Replace a file so that a reader, and a crash at any moment, finds the old content or the new, never a mixture.
 
-    Args:
-        path: the file; its folder exists.
-        error: class of the error to raise.
-
     Yields:
         A path to write the new content to. It takes the place of ``path`` at the end; if anything fails, it is removed
         and the old file stays.
@@ -74,12 +70,7 @@ def atomic_path(path: Path, error: type[ZooError]) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, chunks: Iterable[bytes | memoryview], error: type[ZooError]) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        path: the file; its folder exists.
-        chunks: its content.
-        error: class of the error to raise.
+    """Write a file, in a folder that exists, whole or not at all.
 
     Raises:
         error: if the content cannot be stored; the old file is then untouched.

@@ -12,12 +12,7 @@ _MAX_SHOWN = 60
 
 
 def read_json_object(path: Path, *, error: type[Exception], max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON file that must hold one object.
-
-    Args:
-        path: the file.
-        error: class of the error to raise.
-        max_bytes: a larger file is refused.
+    """Read a JSON file of at most ``max_bytes`` that must hold one object.
 
     Raises:
         error: with the place of the fault.
@@ -35,13 +30,7 @@ def read_json_object(path: Path, *, error: type[Exception], max_bytes: int = MAX
 def parse_json_object(
     raw: bytes, *, where: str, error: type[Exception], max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
-    """Parse JSON bytes that must hold one object.
-
-    Args:
-        raw: the text, as UTF-8.
-        where: its origin, as errors name it.
-        error: class of the error to raise.
-        max_bytes: a longer text is refused.
+    """Parse UTF-8 JSON that must hold one object; ``where`` is its origin, as errors name it.
 
     Raises:
         error: with the place of the fault.

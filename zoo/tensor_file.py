@@ -60,14 +60,7 @@ _BATCH_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The content of a file.
-
-    Attributes:
-        tensors: by name.
-        metadata: text by key.
-        sha256: of the whole file.
-        sha256_before_last: of all bytes before those of the last tensor.
-    """
+    """Tensors and texts of a file by name, the SHA-256 of its bytes, and that of those before its last tensor."""
 
     tensors: dict[str, Tensor]
     metadata: Mapping[str, str]
@@ -89,13 +82,7 @@ class Saved:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], error: type[ZooError]) -> str:
-    """Write a safetensors file, whole or not at all; the same tensors always give the same bytes.
-
-    Args:
-        path: the file; its folder exists.
-        tensors: by name; dense, on any device.
-        metadata: text by key.
-        error: class of the error to raise.
+    """Write a safetensors file of dense tensors, whole or not at all; the same tensors always give the same bytes.
 
     Returns:
         The SHA-256 of the file.
@@ -126,11 +113,6 @@ def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def write_saved(path: Path, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> str:
     """Write tensors and a JSON tree under one digest, whole or not at all, as one large tensor for each type.
-
-    Args:
-        path: the file; its folder exists.
-        tensors: by name; dense, on any device.
-        tree: JSON data.
 
     Returns:
         The SHA-256 of all bytes but the last 32, which are that digest.
@@ -207,13 +189,9 @@ def read_tensors(
     max_header_bytes: int = 1 << 26,
     check: Callable[[Shapes], None] = lambda shapes: None,
 ) -> TensorFile:
-    """Read a safetensors file.
+    """Read a safetensors file, whose header has at most ``max_header_bytes``.
 
-    Args:
-        path: the file.
-        error: class of the error to raise.
-        max_header_bytes: a longer header is refused.
-        check: sees the header before any tensor is read, and raises if it is not what is expected.
+    ``check`` sees the header before any tensor is read, and raises if it is not what is expected.
 
     Raises:
         error: if the file cannot be read or is not a whole safetensors file.

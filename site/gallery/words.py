@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from zoo.spec.model import Model
-from zoo.spec.train import METRIC_RANGES
+from zoo.spec.train import METRIC_FACTS
 
 DASH = "–"
 FAMILIES = {
@@ -70,7 +70,8 @@ def metric_name(metric: str) -> str:
 
 def is_in_percent(metric: str) -> bool:
     """True if values of a metric are shares, which are shown in percent."""
-    return METRIC_RANGES.get(metric) in ((0, 1), (-1, 1))
+    facts = METRIC_FACTS.get(metric)
+    return facts is not None and (facts.low, facts.high) in ((0, 1), (-1, 1))
 
 
 def value_in_words(metric: str, value: str | float) -> str:

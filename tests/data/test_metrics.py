@@ -4,8 +4,9 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from zoo.data.metrics import METRIC_TASKS, METRICS, check_metric, evaluate
+from zoo.data.metrics import METRICS, check_metric, evaluate
 from zoo.errors import DataError
+from zoo.spec.train import METRIC_FACTS
 
 NAN = float("nan")
 
@@ -82,7 +83,7 @@ def test_errors_of_numbers_leave_out_what_is_not_known() -> None:
 
 
 def of_classes(metric: str) -> bool:
-    return not {"multilabel", "regression"} & set(METRIC_TASKS[metric])
+    return not {"multilabel", "regression"} & set(METRIC_FACTS[metric].tasks)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -128,7 +129,7 @@ def test_metrics_are_those_of_the_evaluators_of_ogb(dtype: torch.dtype, nodeprop
 
 
 def test_a_metric_that_does_not_fit_the_task_is_refused() -> None:
-    for metric, tasks in METRIC_TASKS.items():
+    for metric, (tasks, *_) in METRIC_FACTS.items():
         for task in tasks:
             check_metric(task, metric)
     with pytest.raises(DataError, match="'rocauc' does not fit a multiclass task; use accuracy, micro_f1, macro"):

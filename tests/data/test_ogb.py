@@ -216,7 +216,7 @@ def test_bad_raw_files_are_named(ogb_root: Path) -> None:
     (raw / "edge-feat.csv.gz").write_bytes(gzip.compress(gzip.decompress(features).replace(b"0.", b"x.", 1)))
     fails("edge-feat.csv.gz: not a whole gzipped CSV file")
     (raw / "edge-feat.csv.gz").write_bytes(gzip.compress(gzip.decompress(features).replace(b"0.001", b"nan", 2)))
-    fails("edge-feat.csv.gz: holds 2 edge features that are missing, NaN")
+    fails("edge-feat.csv.gz: edge features holds 2 values that are missing, NaN")
     (raw / "edge-feat.csv.gz").write_bytes(gzip.compress(gzip.decompress(features).split(b"\n", 1)[1]))
     fails("edge-feat.csv.gz: holds 2,999 rows, expected 3,000")
     (raw / "edge-feat.csv.gz").write_bytes(features)
@@ -225,9 +225,9 @@ def test_bad_raw_files_are_named(ogb_root: Path) -> None:
     replace_rows(ogb_root, "node-label", labels)
     edges = gzip.decompress((raw / "edge.csv.gz").read_bytes())
     replace_rows(ogb_root, "edge", b"300,0\n" + edges.split(b"\n", 1)[1])
-    fails(r"edge.csv.gz: rows 0 to 2,999 hold 1 node ids outside 0 \.\. 299")
+    fails(r"edge.csv.gz: edges holds 1 values outside 0 \.\. 299")
     replace_rows(ogb_root, "edge", b"-1,0\n" + edges.split(b"\n", 1)[1])
-    fails("1 node ids outside")
+    fails("1 values outside")
     replace_rows(ogb_root, "edge", b"0.5,0\n" + edges.split(b"\n", 1)[1])
     fails("edge.csv.gz: not a whole gzipped CSV file")
     replace_rows(ogb_root, "edge", edges)
@@ -248,12 +248,12 @@ def test_bad_npz_files_are_named(ogb_root: Path) -> None:
             load_ogb("ogbn-papers100M", root=ogb_root)
 
     refused(r"data.npz: edge_index holds 1 values outside 0 .. 199; get", edge_index=too_high)
-    refused(r"data.npz: node_feat holds 1 values that are NaN or infinite; get", node_feat=infinite)
+    refused(r"data.npz: node_feat holds 1 values that are missing, NaN or infinite; get", node_feat=infinite)
     refused(r"data.npz: node_feat is \[199, 128\], expected \[200, F\]; get", node_feat=features[:-1])
     refused(r"data.npz: edge_index is \[2, 899\], expected \[2, 900\]; get", edge_index=edges[:, 1:])
     refused(r"data.npz: edge_index must hold numbers, row by row", edge_index=edges.astype(str))
     refused(r"data.npz: the array 'node_feat' is missing; get", node_feat=np.empty(0))
-    refused(r"expected one positive number of nodes and one of edges", num_nodes_list=np.array([100, 100]))
+    refused(r"data.npz: expected one positive number of nodes", num_nodes_list=np.array([100, 100]))
     # As a transposed list of pairs is stored: column by column.
     np.savez(raw / "data.npz", **{**data, "edge_index": np.asfortranarray(edges)})
     assert np.array_equal(load_ogb("ogbn-papers100M", root=ogb_root).edge_index.numpy(), edges)
@@ -306,10 +306,10 @@ def test_facts_are_those_of_ogb(name: str, nodeproppred: ModuleType) -> None:
     assert theirs["split"] == info.split
     multilabel = theirs["task type"] == "binary classification"
     assert info.task == ("multilabel" if multilabel else "multiclass")
-    assert int(theirs["num tasks" if multilabel else "num classes"]) == info.num_tasks
-    flags = (info.undirected, info.has_node_attr, info.has_edge_attr)
+    assert int(theirs["num tasks" if multilabel else "num classes"]) == info.widths.tasks
+    flags = (info.undirected, bool(info.widths.node), bool(info.widths.edge))
     assert [theirs[key] for key in ("add_inverse_edge", "has_node_attr", "has_edge_attr")] == [str(f) for f in flags]
-    assert ("node_species" in theirs["additional node files"].split(",")) == info.has_species
+    assert ("node_species" in theirs["additional node files"].split(",")) == bool(info.widths.categories)
 
 
 def test_ogb_is_never_imported(written_ogb: Path) -> None:

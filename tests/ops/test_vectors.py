@@ -3,8 +3,7 @@
 import numpy as np
 from numba import njit
 
-from zoo.ops.vector_math import exp
-from zoo.ops.vectors import load, pointer, store
+from zoo.ops.vectors import exp, load, pointer, store
 
 
 @njit

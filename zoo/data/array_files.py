@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import math
@@ -14,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -31,20 +30,17 @@ VERIFY_BYTES = 64 << 20
 CHUNK_ROWS = 1 << 20
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
+# The shape of a whole array, a position in it as if it were flattened, and the values from there on.
+Blocks = Iterator[tuple[tuple[int, ...], int, "np.ndarray[Any, Any]"]]
 
 
 @contextmanager
 def array_writer(
     path: Path, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Iterator[Callable[[int, np.ndarray[Any, Any]], None]]:
-    """Write an array of known shape to a .npy file, some values at a time.
+    """Write an array of known shape to a .npy file, some values at a time, which are converted to its type.
 
     Plain writes, because a full disk then raises an error; writing to mapped memory would kill the process.
-
-    Args:
-        path: the .npy file.
-        shape: of the whole array.
-        dtype: of the whole array; what is written is converted.
 
     Yields:
         A function that puts values at a position of the flattened array.
@@ -65,17 +61,11 @@ def array_writer(
 
 
 def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path], None]) -> Arrays:
-    """Map the arrays of a cache folder; build the folder first if it is missing, damaged or out of date.
+    """Map the .npy files of a cache folder copy-on-write, by stem; ``build`` them in an empty folder first if need be.
 
-    Two processes may call this at once: one builds, the other waits and finds the result.
-
-    Args:
-        folder: the cache; its parent must exist and be writable.
-        source: what the arrays are made from, e.g. checksums of the raw files; another source means a new build.
-        build: fills an empty folder with .npy files.
-
-    Returns:
-        The arrays by file stem, mapped copy-on-write.
+    They are built if the folder is missing, damaged or was made from another ``source``, e.g. other checksums of raw
+    files. Two processes may call this at once: one builds, the other waits and finds the result. The parent of the
+    folder must exist.
 
     Raises:
         DataError: if the cache cannot be written.
@@ -107,14 +97,10 @@ def open_or_build(folder: Path, source: Mapping[str, str], build: Callable[[Path
 
 
 def open_arrays(folder: Path, source: Mapping[str, str] | None) -> Arrays | None:
-    """Map the arrays of a cache folder if it is whole.
-
-    Args:
-        folder: the cache.
-        source: what the arrays must have been made from; None accepts any.
+    """Map the arrays of a cache folder if it is whole and made from ``source``; None accepts any.
 
     Returns:
-        The arrays by file stem, or None if the folder is missing, damaged, of another format or another source.
+        The arrays by file stem, or None if the folder is missing, damaged, of another format or source.
     """
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
@@ -141,22 +127,14 @@ def _write_marker(folder: Path, source: Mapping[str, str]) -> None:
 
 
 def csv_chunks(
-    path: Path, num_rows: int | None, dtype: Literal["int64", "float32"], what: str, limit: int | None = None
+    path: Path, num_rows: int | None, dtype: Literal["int64", "float32"], what: str
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Read a file chunk by chunk, with a progress bar on stderr.
+    """Read a gzipped CSV file as [n, columns] consecutive rows, with a progress bar on stderr.
 
-    Args:
-        path: gzipped CSV file.
-        num_rows: expected number of rows; None if unknown.
-        dtype: of the values; an empty field is NaN and needs float32.
-        what: the rows' name in the progress bar and in messages.
-        limit: values must lie in 0 .. limit - 1; None for any value.
-
-    Yields:
-        [n, columns] arrays of consecutive rows.
+    An empty field is NaN and needs float32. ``num_rows`` are expected, if known; ``what`` is their name in messages.
 
     Raises:
-        DataError: if the file is missing, damaged, of another length or holds other values.
+        DataError: if the file is missing, damaged or of another length.
     """
     import pandas as pd
 
@@ -165,13 +143,11 @@ def csv_chunks(
     try:
         with bar, pd.read_csv(path, compression="gzip", header=None, dtype=dtype, chunksize=CHUNK_ROWS) as reader:
             for frame in reader:
-                rows = frame.to_numpy()
-                if limit is not None and (bad := int(((rows < 0) | (rows >= limit)).sum())):
-                    place = f"rows {done:,} to {done + len(rows) - 1:,}"
-                    raise DataError(f"{path}: {place} hold {bad:,} node ids outside 0 .. {limit - 1:,}")
-                done += len(rows)
-                bar.update(len(rows))
-                yield rows
+                done += len(frame)
+                if num_rows is not None and done > num_rows:
+                    break
+                bar.update(len(frame))
+                yield frame.to_numpy()
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing; remove the folder and get the data set again") from error
     except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
@@ -190,93 +166,55 @@ def read_csv(path: Path, num_rows: int | None, dtype: Literal["int64", "float32"
     return np.concatenate(list(csv_chunks(path, num_rows, dtype, what)))
 
 
-def read_count(path: Path, what: str) -> int:
-    """Read a file that holds one positive number.
+def csv_blocks(
+    path: Path, num_rows: int, dtype: Literal["int64", "float32"], what: str, *, transposed: bool = False
+) -> Blocks:
+    """Read a file as the blocks of an array [num_rows, columns], or [columns, num_rows] if it is ``transposed``.
 
     Raises:
-        DataError: if it does not.
-    """
-    values = read_csv(path, 1, "int64", what)
-    if values.shape != (1, 1) or values[0, 0] < 1:
-        raise DataError(f"{path}: expected one positive number of {what}")
-    return int(values[0, 0])
-
-
-def count_columns(path: Path) -> int:
-    """Number of columns in the first row.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
-    try:
-        with gzip.open(path, "rt", encoding="ascii") as file:
-            return file.readline().count(",") + 1
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{path}: not a whole gzipped CSV file ({error}); get the data set again") from error
-
-
-def convert_edges(source: Path, target: Path, num_edges: int, num_nodes: int) -> None:
-    """Turn rows of node pairs into a [2, E] int32 .npy file.
-
-    Raises:
-        DataError: if the rows are not pairs of node ids.
+        DataError: as for ``csv_chunks``.
     """
     done = 0
-    with array_writer(target, (2, num_edges), np.int32) as write:
-        for rows in csv_chunks(source, num_edges, "int64", "edges", limit=num_nodes):
-            if rows.shape[1] != 2 or done + len(rows) > num_edges:
-                raise DataError(f"{source}: expected {num_edges:,} rows of two node ids; get the data set again")
-            write(done, rows[:, 0])
-            write(num_edges + done, rows[:, 1])
-            done += len(rows)
+    for rows in csv_chunks(path, num_rows, dtype, what):
+        num_columns = rows.shape[1]
+        if transposed:
+            for column in range(num_columns):
+                yield (num_columns, num_rows), column * num_rows + done, rows[:, column]
+        else:
+            yield (num_rows, num_columns), done * num_columns, rows
+        done += len(rows)
 
 
-def convert_features(source: Path, target: Path, num_rows: int, what: str) -> None:
-    """Turn rows of numbers into a [rows, columns] float32 .npy file.
-
-    Raises:
-        DataError: if a value is missing or not finite.
-    """
-    num_columns, done = count_columns(source), 0
-    with array_writer(target, (num_rows, num_columns), np.float32) as write:
-        for rows in csv_chunks(source, num_rows, "float32", what):
-            if bad := int((~np.isfinite(rows)).sum()):
-                raise DataError(f"{source}: holds {bad:,} {what} that are missing, NaN or infinite; get the data again")
-            write(done * num_columns, rows)
-            done += len(rows)
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape of an array in .npy format, True if it is stored column by column, and its type."""
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return read(file)
 
 
-def npz_chunks(path: Path, name: str, what: str) -> Iterator[tuple[tuple[int, ...], int, np.ndarray[Any, Any]]]:
-    """Read an array of a .npz file chunk by chunk, with a progress bar on stderr.
+def npz_blocks(path: Path, name: str) -> Blocks:
+    """Read an array of a .npz file as blocks, with a progress bar on stderr.
 
     Args:
         path: the .npz file, compressed or not.
-        name: of the array.
-        what: the values' name in the progress bar and in messages.
-
-    Yields:
-        The shape of the whole array, a position in it as if it were flattened, and the values from there on. An array
-        [2, n] that is stored column by column comes as two rows in turn.
+        name: of the array. If it is [2, n] and stored column by column, blocks of the two rows come in turn.
 
     Raises:
         DataError: if the file is missing, damaged, has no such array, or one that cannot be read in this way.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            major, _ = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, by_columns, dtype = read(file)
+            shape, by_columns, dtype = npy_header(file)
             if dtype.kind not in "iuf" or (by_columns and len(shape) > 1 and shape[0] != 2 and shape[1] != 1):
                 raise DataError(f"{path}: {name} must hold numbers, row by row; get the data set again")
             size, done = math.prod(shape), 0
             if not size:
                 raise DataError(f"{path}: {name} is empty; get the data set again")
-            bar = tqdm(total=size, desc=f"reading {what}", unit=" values", unit_scale=True, disable=None, leave=False)
+            bar = tqdm(total=size, desc=f"reading {name}", unit=" values", unit_scale=True, disable=None, leave=False)
             with bar:
                 while done < size:
                     count = min(CHUNK_ROWS * 16, size - done)
-                    buffer = file.read(count * dtype.itemsize)
-                    values = np.frombuffer(buffer, dtype)
+                    values = np.frombuffer(file.read(count * dtype.itemsize), dtype)
                     if len(values) != count:
                         raise EOFError(f"{name} ends early")
                     if by_columns and len(shape) > 1 and shape[0] == 2:
@@ -289,46 +227,50 @@ def npz_chunks(path: Path, name: str, what: str) -> Iterator[tuple[tuple[int, ..
     except KeyError as error:
         raise DataError(f"{path}: the array {name!r} is missing; get the data set again") from error
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError) as error:
-        raise DataError(f"{path}: not a whole .npz file of {what} ({error}); get the data set again") from error
+        raise DataError(f"{path}: not a whole .npz file of {name} ({error}); get the data set again") from error
 
 
 def read_npz(path: Path, name: str) -> np.ndarray[Any, Any]:
     """Read an array of a .npz file into memory, whatever else the file holds.
 
     Raises:
-        DataError: as for ``npz_chunks``.
+        DataError: as for ``npz_blocks``.
     """
-    chunks = list(npz_chunks(path, name, name))
-    return np.concatenate([values for _, _, values in chunks]).reshape(chunks[0][0])
+    blocks = list(npz_blocks(path, name))
+    return np.concatenate([values for _, _, values in blocks]).reshape(blocks[0][0])
 
 
-def convert_npz(
-    source: Path, name: str, target: Path, shape: tuple[int, int | None], dtype: DTypeLike, limit: int | None = None
+def convert(
+    blocks: Blocks,
+    where: str,
+    target: Path,
+    shape: tuple[int, int | None],
+    dtype: DTypeLike,
+    limit: int | None = None,
 ) -> None:
-    """Copy a 2-D array of a .npz file into a .npy file.
+    """Write the blocks of a 2-D array to a .npy file.
 
     Args:
-        source: the .npz file.
-        name: of the array.
+        blocks: see ``Blocks``; at least one.
+        where: the file they come from and the name of the array, for messages.
         target: the .npy file.
         shape: that the array must have; None: any number of columns.
         dtype: of the copy.
         limit: values must lie in 0 .. limit - 1; None: they must be finite.
 
     Raises:
-        DataError: if the array has another shape or other values.
+        DataError: if the array has another shape or other values, or the disk is too small.
     """
-    chunks = npz_chunks(source, name, name)
-    first = next(chunks)
+    first = next(blocks)
     found = first[0]
     if len(found) != 2 or found[0] != shape[0] or shape[1] not in (None, found[1]):
         expected = ", ".join("F" if size is None else f"{size:,}" for size in shape)
-        raise DataError(f"{source}: {name} is {list(found)}, expected [{expected}]; get the data set again")
-    check_free_space(target.parent, math.prod(found) * np.dtype(dtype).itemsize, f"the converted {name}")
+        raise DataError(f"{where} is {list(found)}, expected [{expected}]; get the data set again")
+    check_free_space(target.parent, math.prod(found) * np.dtype(dtype).itemsize, f"the converted {target.stem}")
     with array_writer(target, found, dtype) as write:
-        for _, position, values in itertools.chain([first], chunks):
+        for _, position, values in itertools.chain([first], blocks):
             wrong = ~np.isfinite(values) if limit is None else (values < 0) | (values >= limit)
             if bad := int(wrong.sum()):
-                expected = "that are NaN or infinite" if limit is None else f"outside 0 .. {limit - 1:,}"
-                raise DataError(f"{source}: {name} holds {bad:,} values {expected}; get the data set again")
+                expected = "that are missing, NaN or infinite" if limit is None else f"outside 0 .. {limit - 1:,}"
+                raise DataError(f"{where} holds {bad:,} values {expected}; get the data set again")
             write(position, values)

@@ -15,13 +15,14 @@ import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.graph import Graph, Split, Task, validate
+from zoo.data.array_files import npy_header
+from zoo.data.graph import Array, Graph, Split, Task, validate
 from zoo.errors import DataError, nearest
 from zoo.files import write_errors
 
@@ -33,18 +34,11 @@ MAX_NPZ_BYTES = 32 << 30
 # Files of zeros shrink a thousandfold, graphs a hundredfold at most. Small arrays may be anything.
 _MAX_NPZ_RATIO, _MIN_CHECKED_BYTES = 300, 64 << 20
 
-Array = np.ndarray[Any, Any]
-
 
 def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, Array]:
-    """Read the arrays of a .npz file, or map those of a folder of .npy files. Nothing is unpickled.
+    """Read the arrays of a .npz file, of some names alone if given, or map those of a folder of .npy files.
 
-    Args:
-        path: file or folder.
-        names: which arrays of a .npz file are read, as far as it has them; None: all.
-
-    Returns:
-        The arrays by name.
+    Nothing is unpickled.
 
     Raises:
         DataError: if the path is neither, or an array is damaged, pickled or too large.
@@ -85,9 +79,7 @@ def _read_npz(path: Path, names: Collection[str] | None) -> dict[str, Array]:
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     """One array; refused if it declares a larger size than it has: memory for all of it would be taken first."""
     with archive.open(member) as file:
-        major, _ = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        shape, _, dtype = npy_header(file)
         if math.prod(shape) * dtype.itemsize > member.file_size:
             raise ValueError(f"{member.filename} declares the shape {list(shape)}, but has {member.file_size:,} bytes")
         file.seek(0)
@@ -121,6 +113,8 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, und
             known = f"known: {', '.join(KNOWN)}"
             raise DataError(f"{where}: unknown array {key!r}; {nearest(key, KNOWN, known)}")
     task, labels = _labels(arrays, where)
+    # An output for each label, number to predict or class, one alone for a binary task.
+    num_tasks = labels.shape[1] if labels.ndim == 2 else 1 if task == "binary" else max(int(labels.max()) + 1, 2)
     edge_index = arrays["edge_index"]
     if edge_index.dtype.kind not in "iu":
         raise DataError(f"{where}: edge_index must hold whole numbers, not {edge_index.dtype}")
@@ -142,7 +136,7 @@ def graph_from_arrays(name: str, arrays: Mapping[str, Array], where: str, *, und
         y=torch.from_numpy(labels),
         splits=_splits(arrays, len(labels), where),
         task=task,
-        num_tasks=_num_tasks(task, labels),
+        num_tasks=num_tasks,
     )
     try:
         validate(graph)
@@ -169,9 +163,6 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
         graph: as loaded, without the self-loops of a recipe.
         path: of the file; its stem is the name of the graph when it is read.
 
-    Returns:
-        The path.
-
     Raises:
         DataError: if it cannot be written, or the graph has self-loops that it does not store.
     """
@@ -183,10 +174,7 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     tensors = {"edge_index": graph.edge_index, "x": graph.x, "edge_attr": graph.edge_attr, "y": graph.y}
     tensors |= {"edge_weight": graph.edge_weight, "categories": graph.categories}
     arrays = {key: tensor.cpu().numpy() for key, tensor in tensors.items() if tensor is not None}
-    for key, name in zip(MASKS, ("train", "valid", "test"), strict=True):
-        arrays[key] = np.zeros((len(graph.splits), graph.num_nodes), bool)
-        for row, split in zip(arrays[key], graph.splits, strict=True):
-            row[getattr(split, name).cpu()] = True
+    arrays |= {f"{name}_mask": graph.masks(name).numpy() for name in ("train", "valid", "test")}
     arrays |= {"undirected": np.array(graph.undirected), "task": np.array(graph.task)}
     part = path.with_name(f".{path.stem}.part.npz")
     with write_errors(path, DataError):
@@ -226,11 +214,7 @@ def edges_in_both_directions(edge_index: Tensor, num_nodes: int) -> int:
 
 
 def undirected_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
-    """The undirected edges behind a list of directed ones.
-
-    Args:
-        edge_index: [2, E] in one or both directions, repeated or not.
-        num_nodes: N.
+    """The undirected edges behind directed ones [2, E], listed in one or both directions, repeated or not.
 
     Returns:
         [2, E'] each pair once, smaller node first, sorted.
@@ -279,20 +263,9 @@ def _labels(arrays: Mapping[str, Array], where: str) -> tuple[Task, Array]:
     if task == "multilabel":
         # Whole-number labels have no NaN, so -1 stands for unlabeled there too.
         return task, np.where(y < 0, np.nan, y).astype(np.float32) if y.dtype.kind in "iu" else _float32(y)
-    if y.dtype.kind == "f" and not _is_whole(y):
+    if y.dtype.kind == "f" and not (np.isnan(y) | (y == np.floor(y))).all():
         raise DataError(f"{where}: y must hold whole numbers for a {task} task, or NaN for unlabeled")
     return task, np.nan_to_num(y, nan=-1).astype(np.int64)
-
-
-def _is_whole(y: Array) -> bool:
-    return bool((np.isnan(y) | (y == np.floor(y))).all())
-
-
-def _num_tasks(task: Task, labels: Array) -> int:
-    """Outputs per node: one for each label, number to predict or class, one alone for a binary task."""
-    if labels.ndim == 2:
-        return int(labels.shape[1])
-    return 1 if task == "binary" else max(int(labels.max(initial=0)) + 1, 2)
 
 
 def _task(arrays: Mapping[str, Array], y: Array, where: str) -> Task:

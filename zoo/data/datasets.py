@@ -52,23 +52,14 @@ MAX_FILE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts about a data set, known before it is loaded.
+    """Facts about a data set, known before it is loaded."""
 
-    Attributes:
-        load: takes the name and the data root.
-        task: what a label means; None if the data decide.
-        license: of the data.
-        source: where the data come from.
-        summary: one line.
-        reported: what others measured on it.
-    """
-
-    load: Loader
-    task: Task | None
+    load: Loader  # takes the name and the data root
+    task: Task | None  # None if the data decide
     license: str
     source: str
     summary: str
-    reported: tuple[ReportedResult, ...] = ()
+    reported: tuple[ReportedResult, ...] = ()  # what others measured on it
 
 
 def load_graph(

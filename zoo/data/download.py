@@ -32,21 +32,16 @@ logger = logging.getLogger(__name__)
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder that holds the data sets.
+    """The folder that holds the data sets, which need not exist yet.
 
-    Args:
-        root: wins if given; else the environment variable ZOO_DATA; else ``revgnn-zoo/data`` in the user's cache
-            folder (XDG_CACHE_HOME, by default ``~/.cache``).
-
-    Returns:
-        An absolute path that need not exist yet.
+    It is ``root`` if given; else the environment variable ZOO_DATA; else ``revgnn-zoo/data`` in the user's cache folder
+    (XDG_CACHE_HOME, by default ``~/.cache``).
 
     Raises:
         DataError: if it begins with the ``~`` of a user that does not exist.
     """
-    if root is None:
-        root = os.environ.get("ZOO_DATA") or None
-    if root is None:
+    root = root or os.environ.get("ZOO_DATA")
+    if not root:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revgnn-zoo" / "data"
     try:
         return Path(root).expanduser().absolute()
@@ -55,12 +50,7 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def check_free_space(folder: Path, required_bytes: int, purpose: str) -> None:
-    """Refuse to start a large write that cannot end well.
-
-    Args:
-        folder: existing folder on the disk to be written to.
-        required_bytes: what will be written.
-        purpose: completes "... is needed for".
+    """Refuse to start a large write that cannot end well; ``purpose`` completes "... is needed for".
 
     Raises:
         DataError: if the disk has less than that and a reserve of 64 MiB.
@@ -210,12 +200,7 @@ def download_and_unpack(
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int) -> None:
-    """Unpack a zip archive, refusing names that leave the folder and sizes beyond a budget.
-
-    Args:
-        archive: zip file.
-        folder: existing folder that gets the members.
-        max_bytes: for all members together.
+    """Unpack a zip archive into an existing folder, refusing names that leave the folder and sizes beyond a budget.
 
     Raises:
         DataError: if the archive is damaged or unsafe; the folder may then hold some of its members.

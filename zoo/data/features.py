@@ -126,23 +126,12 @@ def constant(graph: Graph) -> Tensor:
 
 
 FEATURES: Mapping[str, Callable[[Graph], Tensor]] = MappingProxyType(
-    {
-        "node": node,
-        "edge_sum": edge_sum,
-        "species_one_hot": species_one_hot,
-        "degree": degree,
-        "laplacian": laplacian,
-        "constant": constant,
-    }
+    {feature.__name__: feature for feature in (node, edge_sum, species_one_hot, degree, laplacian, constant)}
 )
 
 
 def build_features(graph: Graph, names: Sequence[str]) -> Graph:
-    """Put the named features side by side, a one-hot code always last.
-
-    Args:
-        graph: as loaded.
-        names: keys of ``FEATURES``; none keeps the features that the data set has.
+    """Put the named features side by side, a one-hot code always last; no names keep the features of the data set.
 
     Returns:
         The graph with ``x`` [N, F] and the number of one-hot columns in ``num_categories``.

@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from zoo.data.graph import Graph, Split
+from zoo.data.graph import Array, Graph, Split
 from zoo.spec.shape import GeneratedName, GeneratedSpec
-
-Array = np.ndarray[Any, Any]
 
 NUM_CLASSES = 5
 NUM_ROAD_CLASSES = 10
@@ -34,17 +32,11 @@ class _Piece(NamedTuple):
 
 
 def generated_graph(name: GeneratedName, spec: GeneratedSpec | None = None) -> Graph:
-    """Sample a data set; the same arguments give the same graph.
+    """Sample the data set of a name, of the range, size and seed of ``spec``; the same arguments give the same graph.
 
     Many small graphs are one graph here, whose parts are not linked. All nodes of a small graph are in the same set: of
-    every five graphs, three are to learn from, one is to choose by and one to report on.
-
-    Args:
-        name: a key of ``GENERATED``.
-        spec: its range, size and seed.
-
-    Returns:
-        An undirected graph. Each edge of "road" has its length as a feature; the others have none.
+    every five graphs, three are to learn from, one is to choose by and one to report on. The graph is undirected. Each
+    edge of "road" has its length as a feature; the others have none.
     """
     spec = GeneratedSpec() if spec is None else spec
     return GENERATED[name](name, spec, np.random.default_rng(spec.seed))

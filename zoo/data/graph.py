@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from zoo.errors import DataError
 from zoo.ops.csr import CSR
 from zoo.spec.shape import MAX_EDGE_FEATURES, MAX_WIDTH, GraphShape
 
+Array = np.ndarray[Any, Any]
 Task = Literal["multilabel", "multiclass", "binary", "regression"]
 
 # Checks walk over the edges in slices of this many, so that they need little memory on any graph.
@@ -22,13 +24,7 @@ EDGE_CHUNK = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Disjoint sets of nodes to learn from, to choose by and to report on.
-
-    Attributes:
-        train: [n] int64 node ids.
-        valid: [n] int64 node ids.
-        test: [n] int64 node ids.
-    """
+    """Disjoint sets of nodes to learn from, to choose by and to report on, [n] int64 ids each."""
 
     train: Tensor
     valid: Tensor
@@ -107,6 +103,13 @@ class Graph:
             num_tasks=self.num_tasks,
         )
 
+    def masks(self, name: str) -> Tensor:
+        """[num_splits, N] bool, True for the nodes of the set "train", "valid" or "test" of each split."""
+        masks = torch.zeros(len(self.splits), self.num_nodes, dtype=torch.bool)
+        for mask, split in zip(masks, self.splits, strict=True):
+            mask[getattr(split, name).cpu()] = True
+        return masks
+
     @classmethod
     def from_pyg(
         cls, data: Any, *, name: str = "data", task: Task | None = None, undirected: bool | None = None
@@ -139,20 +142,15 @@ class Graph:
 class Part(NamedTuple):
     """The subgraph induced by some nodes of a graph.
 
-    Attributes:
-        nodes: [n] int64 ids in the whole graph, ascending.
-        x: [n, F] float32 node features.
-        csr: incoming edges of each of the n nodes, sources numbered 0 .. n - 1; both directions of undirected edges,
-            and last of its row the self-loop, if the graph has them.
-        edge_attr: [e, D] float32 edge features in the order of ``csr.col``, or None.
-        edge_weight: [e] float32 in that order, or None.
+    Its CSR holds the incoming edges of each of the n nodes, sources numbered 0 .. n - 1; both directions of undirected
+    edges, and last of its row the self-loop, if the graph has them.
     """
 
-    nodes: Tensor
-    x: Tensor
+    nodes: Tensor  # [n] int64 ids in the whole graph, ascending
+    x: Tensor  # [n, F] float32
     csr: CSR
-    edge_attr: Tensor | None
-    edge_weight: Tensor | None = None
+    edge_attr: Tensor | None  # [e, D] float32 in the order of csr.col
+    edge_weight: Tensor | None = None  # [e] float32 in that order
 
     def to(self, device: torch.device | str) -> Part:
         """The same part on another device."""
@@ -162,9 +160,6 @@ class Part(NamedTuple):
 
 def directed_edges(graph: Graph) -> tuple[Tensor, Tensor | None]:
     """All messages of a graph as an edge list, an undirected edge followed by its inverse, self-loops at the end.
-
-    Args:
-        graph: any graph; a large undirected one doubles in memory.
 
     Returns:
         [2, M] sources and targets, M = 2E for an undirected graph and N more with self-loops, and [M, D] edge features
@@ -209,9 +204,6 @@ def with_self_loops(graph: Graph) -> Graph:
 def validate(graph: Graph) -> None:
     """Check that the tensors of a graph belong together, once, before anything is computed from them.
 
-    Args:
-        graph: as read.
-
     Raises:
         DataError: with every fault found and how often it occurs.
     """
@@ -235,11 +227,9 @@ def _edge_faults(graph: Graph) -> Iterator[str]:
     if edge_index.dtype not in (torch.int32, torch.int64):
         yield f"edge_index must hold int32 or int64 node ids, not {edge_index.dtype}"
         return
-    negative = _count(edge_index, lambda ids: ids < 0, dim=1)
-    beyond = _count(edge_index, lambda ids: ids >= n, dim=1)
-    if negative:
+    if negative := _count(edge_index, lambda ids: ids < 0, dim=1):
         yield f"edge_index holds {negative:,} negative node ids"
-    if beyond:
+    if beyond := _count(edge_index, lambda ids: ids >= n, dim=1):
         yield f"edge_index holds {beyond:,} node ids above {n - 1:,}, the last of {n:,} nodes"
     if graph.edge_attr is not None:
         yield from _feature_faults("edge_attr", graph.edge_attr, "E, D", graph.num_edges, MAX_EDGE_FEATURES)

@@ -12,35 +12,17 @@ Unlabeled entries are left out. A DataError says that nothing is left to score, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.data.graph import Array
 from zoo.errors import DataError
 from zoo.spec.plugins import Table
+from zoo.spec.train import METRIC_FACTS
 
 # scikit-learn's metrics are imported where they are called, because that takes longer than all else at the start.
-
-Array = np.ndarray[Any, Any]
-
-# The tasks that a metric can score.
-METRIC_TASKS: Mapping[str, tuple[str, ...]] = Table(
-    {
-        "rocauc": ("multilabel", "binary"),
-        "average_precision": ("multilabel", "binary"),
-        "accuracy": ("multiclass", "binary"),
-        "micro_f1": ("multilabel", "multiclass"),
-        "macro_f1": ("multilabel", "multiclass", "binary"),
-        "mcc": ("multiclass", "binary"),
-        "mae": ("regression",),
-        "rmse": ("regression",),
-        "r2": ("regression",),
-    },
-    "metrics",
-    lambda plugin, _: plugin.tasks,
-)
 
 
 def metrics_of(task: str) -> list[str]:
@@ -49,22 +31,18 @@ def metrics_of(task: str) -> list[str]:
     >>> metrics_of("regression")
     ['mae', 'rmse', 'r2']
     """
-    return [name for name, tasks in METRIC_TASKS.items() if task in tasks]
+    return [name for name, facts in METRIC_FACTS.items() if task in facts.tasks]
 
 
 def check_metric(task: str, metric: str) -> None:
     """Refuse a metric that does not fit the task, before anything is trained.
 
-    Args:
-        task: "multilabel", "multiclass", "binary" or "regression".
-        metric: a key of ``METRICS``.
-
     Raises:
         DataError: if the metric is unknown or scores other tasks.
     """
-    if metric not in METRIC_TASKS:
-        raise DataError(f"unknown metric {metric!r}; there are {', '.join(METRIC_TASKS)}")
-    if task not in METRIC_TASKS[metric]:
+    if metric not in METRIC_FACTS:
+        raise DataError(f"unknown metric {metric!r}; there are {', '.join(METRIC_FACTS)}")
+    if task not in METRIC_FACTS[metric].tasks:
         raise DataError(f"the metric {metric!r} does not fit a {task} task; use {', '.join(metrics_of(task))}")
 
 
@@ -158,15 +136,8 @@ def r2(y: Tensor, logits: Tensor) -> float:
 
 METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = Table(
     {
-        "rocauc": rocauc,
-        "average_precision": average_precision,
-        "accuracy": accuracy,
-        "micro_f1": micro_f1,
-        "macro_f1": macro_f1,
-        "mcc": mcc,
-        "mae": mae,
-        "rmse": rmse,
-        "r2": r2,
+        function.__name__: function
+        for function in (rocauc, average_precision, accuracy, micro_f1, macro_f1, mcc, mae, rmse, r2)
     },
     "metrics",
     lambda plugin, _: plugin.load(),
@@ -180,9 +151,6 @@ def evaluate(metric: str, y: Tensor, logits: Tensor) -> float:
         metric: a key of ``METRICS``.
         y: [n] or [n, T] labels as in ``Graph.y``, of the nodes to score.
         logits: [n, T] of the same nodes, in any precision.
-
-    Returns:
-        The value of the metric.
 
     Raises:
         DataError: if the metric is unknown or not defined for these labels, or shapes or values do not fit.

@@ -14,64 +14,47 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
 
 from zoo.data.array_files import (
     Arrays,
-    convert_edges,
-    convert_features,
-    convert_npz,
-    count_columns,
+    convert,
+    csv_blocks,
+    npz_blocks,
     open_arrays,
     open_or_build,
-    read_count,
     read_csv,
     read_npz,
 )
 from zoo.data.download import check_free_space, data_root, download_and_unpack
-from zoo.data.graph import Graph, Split, Task, validate
+from zoo.data.graph import Array, Graph, Split, Task, validate
 from zoo.errors import DataError
 from zoo.files import make_folder
+from zoo.spec.shape import DATASET_WIDTHS, Widths
 
-Array = np.ndarray[Any, Any]
 # The file that holds the categories of nodes, where a data set has them; the older name is still in use.
 SPECIES_FILES = ("node_species.csv.gz", "species.csv.gz")
 
 
 @dataclass(frozen=True)
 class OgbInfo:
-    """The facts about one of OGB's data sets.
-
-    Attributes:
-        name: e.g. "ogbn-proteins".
-        archive_folder: the name of the folder inside the archive.
-        task: what a label means.
-        num_nodes: N; a smaller graph in the same format is a stand-in.
-        num_edges: rows of the edge file.
-        num_tasks: outputs per node.
-        undirected: True if a row of the edge file counts in both directions.
-        split: the name of the split's folder.
-        has_node_attr: True if the nodes have features.
-        has_edge_attr: True if the edges have features.
-        has_species: True if the nodes have species.
-        is_npz: True if the raw files are .npz and not CSV files.
-    """
+    """The facts about one of OGB's data sets."""
 
     name: str
-    archive_folder: str
+    archive_folder: str  # inside the archive
     task: Task
-    num_nodes: int
-    num_edges: int
-    num_tasks: int
-    undirected: bool
-    split: str
-    has_node_attr: bool = True
-    has_edge_attr: bool = False
-    has_species: bool = False
-    is_npz: bool = False
+    num_nodes: int  # a smaller graph in the same format is a stand-in
+    num_edges: int  # rows of the edge file
+    undirected: bool  # a row of the edge file counts in both directions
+    split: str  # the name of its folder
+    is_npz: bool = False  # raw files are .npz and not CSV files
+
+    @property
+    def widths(self) -> Widths:
+        """The columns of its features, and outputs per node."""
+        return DATASET_WIDTHS[self.name]
 
     @property
     def main_file(self) -> str:
@@ -95,50 +78,10 @@ OGB: Mapping[str, OgbInfo] = MappingProxyType(
     {
         info.name: info
         for info in (
-            OgbInfo(
-                "ogbn-proteins",
-                archive_folder="proteins",
-                task="multilabel",
-                num_nodes=132_534,
-                num_edges=39_561_252,
-                num_tasks=112,
-                undirected=True,
-                split="species",
-                has_node_attr=False,
-                has_edge_attr=True,
-                has_species=True,
-            ),
-            OgbInfo(
-                "ogbn-arxiv",
-                archive_folder="arxiv",
-                task="multiclass",
-                num_nodes=169_343,
-                num_edges=1_166_243,
-                num_tasks=40,
-                undirected=False,
-                split="time",
-            ),
-            OgbInfo(
-                "ogbn-products",
-                archive_folder="products",
-                task="multiclass",
-                num_nodes=2_449_029,
-                num_edges=61_859_140,
-                num_tasks=47,
-                undirected=True,
-                split="sales_ranking",
-            ),
-            OgbInfo(
-                "ogbn-papers100M",
-                archive_folder="papers100M-bin",
-                task="multiclass",
-                num_nodes=111_059_956,
-                num_edges=1_615_685_872,
-                num_tasks=172,
-                undirected=False,
-                split="time",
-                is_npz=True,
-            ),
+            OgbInfo("ogbn-proteins", "proteins", "multilabel", 132_534, 39_561_252, True, "species"),
+            OgbInfo("ogbn-arxiv", "arxiv", "multiclass", 169_343, 1_166_243, False, "time"),
+            OgbInfo("ogbn-products", "products", "multiclass", 2_449_029, 61_859_140, True, "sales_ranking"),
+            OgbInfo("ogbn-papers100M", "papers100M-bin", "multiclass", 111_059_956, 1_615_685_872, False, "time", True),
         )
     }
 )
@@ -206,9 +149,9 @@ def _get(info: OgbInfo, folder: Path, url: str) -> None:
 def _raw_files(info: OgbInfo, folder: Path) -> dict[str, Path]:
     raw, split = folder / "raw", folder / "split" / info.split
     names = ["num-node-list.csv.gz", "num-edge-list.csv.gz", "edge.csv.gz", "node-label.csv.gz"]
-    names += ["node-feat.csv.gz"] * info.has_node_attr + ["edge-feat.csv.gz"] * info.has_edge_attr
+    names += ["node-feat.csv.gz"] * bool(info.widths.node) + ["edge-feat.csv.gz"] * bool(info.widths.edge)
     files = {name: raw / name for name in (["data.npz", "node-label.npz"] if info.is_npz else names)}
-    if info.has_species:
+    if info.widths.categories:
         files[SPECIES_FILES[0]] = next(
             (raw / name for name in SPECIES_FILES if (raw / name).exists()), raw / SPECIES_FILES[0]
         )
@@ -246,60 +189,54 @@ def _convert(info: OgbInfo, folder: Path, target: Path) -> None:
     validate(_to_graph(info, arrays))
 
 
-def _check_num_nodes(num_nodes: int, where: Path) -> None:
-    if num_nodes >= 2**31:
-        raise DataError(f"{where}: {num_nodes:,} nodes do not fit into 32 bits")
+def _count(path: Path, what: str) -> int:
+    values = read_npz(path, f"num_{what}_list") if path.suffix == ".npz" else read_csv(path, 1, "int64", what)
+    if values.size != 1 or not 1 <= values.item() < (2**31 if what == "nodes" else 2**63):
+        raise DataError(f"{path}: expected one positive number of {what}; nodes are numbered in 32 bits")
+    return int(values.item())
 
 
 def _convert_npz(info: OgbInfo, files: Mapping[str, Path], target: Path) -> Array:
     """Copy edges and node features, a chunk at a time; the [N, 1] labels."""
-    data = files["data.npz"]
-    counts = [read_npz(data, f"num_{what}_list") for what in ("nodes", "edges")]
-    if any(count.size != 1 or count.item() < 1 for count in counts):
-        raise DataError(f"{data}: expected one positive number of nodes and one of edges")
-    num_nodes, num_edges = (int(count.item()) for count in counts)
-    _check_num_nodes(num_nodes, data)
-    convert_npz(data, "edge_index", target / "edge_index.npy", (2, num_edges), np.int32, limit=num_nodes)
-    convert_npz(data, "node_feat", target / "x.npy", (num_nodes, None), np.float32)
-    labels = read_npz(files["node-label.npz"], "node_label")
+    data, label_file = files["data.npz"], files["node-label.npz"]
+    num_nodes, num_edges = _count(data, "nodes"), _count(data, "edges")
+    edges, features = npz_blocks(data, "edge_index"), npz_blocks(data, "node_feat")
+    edge_index, x = target / "edge_index.npy", target / "x.npy"
+    convert(edges, f"{data}: edge_index", edge_index, (2, num_edges), np.int32, limit=num_nodes)
+    convert(features, f"{data}: node_feat", x, (num_nodes, None), np.float32)
+    labels = read_npz(label_file, "node_label")
     if labels.shape != (num_nodes, 1):
-        raise DataError(f"{files['node-label.npz']}: the labels are {list(labels.shape)}, expected [{num_nodes}, 1]")
+        raise DataError(f"{label_file}: the labels are {list(labels.shape)}, expected [{num_nodes}, 1]")
     return labels
 
 
 def _convert_csv(info: OgbInfo, files: Mapping[str, Path], target: Path) -> Array:
     """Copy edges, features and species, a chunk at a time; the [N, T] labels."""
-    num_nodes = read_count(files["num-node-list.csv.gz"], "nodes")
-    num_edges = read_count(files["num-edge-list.csv.gz"], "edges")
-    _check_num_nodes(num_nodes, files["num-node-list.csv.gz"])
-    num_values = 2 * num_edges + num_nodes * (info.num_tasks + 2)
-    if info.has_edge_attr:
-        num_values += num_edges * count_columns(files["edge-feat.csv.gz"])
-    if info.has_node_attr:
-        num_values += num_nodes * count_columns(files["node-feat.csv.gz"])
+    num_nodes, num_edges = (
+        _count(files["num-node-list.csv.gz"], "nodes"),
+        _count(files["num-edge-list.csv.gz"], "edges"),
+    )
+    widths = info.widths
+    num_values = num_edges * (2 + widths.edge) + num_nodes * (2 + widths.node + widths.tasks)
     check_free_space(target, 4 * num_values, f"the converted {info.name}")
 
-    convert_edges(files["edge.csv.gz"], target / "edge_index.npy", num_edges, num_nodes)
-    if info.has_edge_attr:
-        convert_features(files["edge-feat.csv.gz"], target / "edge_attr.npy", num_edges, "edge features")
-    if info.has_node_attr:
-        convert_features(files["node-feat.csv.gz"], target / "x.npy", num_nodes, "node features")
-    if info.has_species:
+    edges = csv_blocks(files["edge.csv.gz"], num_edges, "int64", "edges", transposed=True)
+    edge_index = target / "edge_index.npy"
+    convert(edges, f"{files['edge.csv.gz']}: edges", edge_index, (2, num_edges), np.int32, limit=num_nodes)
+    for what, stem, num_rows in (("edge", "edge_attr", num_edges), ("node", "x", num_nodes)):
+        if (file := files.get(f"{what}-feat.csv.gz")) is not None:
+            blocks = csv_blocks(file, num_rows, "float32", f"{what} features")
+            convert(blocks, f"{file}: {what} features", target / f"{stem}.npy", (num_rows, None), np.float32)
+    if SPECIES_FILES[0] in files:
         species = read_csv(files[SPECIES_FILES[0]], num_nodes, "int64", "species")[:, 0]
         np.save(target / "categories.npy", species_to_categories(species))
     return read_csv(files["node-label.csv.gz"], num_nodes, "float32", "labels")
 
 
 def species_to_categories(species: np.ndarray) -> np.ndarray:
-    """Number the species 0 .. K - 1 as the published ogbn-proteins models expect it.
+    """Number species [N] 0 .. K - 1 as the published ogbn-proteins models expect it.
 
     Their code takes taxonomy ids modulo the largest one before it sorts them, which moves the largest to the front.
-
-    Args:
-        species: [N] positive integers.
-
-    Returns:
-        [N] int64.
     """
     return np.unique(species % species.max(), return_inverse=True)[1].astype(np.int64)
 
@@ -312,13 +249,13 @@ def _to_graph(info: OgbInfo, arrays: Arrays) -> Graph:
             edge_index=tensors["edge_index"],
             undirected=info.undirected,
             num_nodes=len(tensors["y"]),
-            x=tensors["x"] if info.has_node_attr else None,
-            categories=tensors["categories"] if info.has_species else None,
-            edge_attr=tensors["edge_attr"] if info.has_edge_attr else None,
+            x=tensors["x"] if info.widths.node else None,
+            categories=tensors["categories"] if info.widths.categories else None,
+            edge_attr=tensors["edge_attr"] if info.widths.edge else None,
             y=tensors["y"],
             splits=(Split(tensors["train"], tensors["valid"], tensors["test"]),),
             task=info.task,
-            num_tasks=info.num_tasks,
+            num_tasks=info.widths.tasks,
         )
     except KeyError as error:
         raise DataError(f"{info.name}: the converted data lack {error}; remove the folder 'zoo' beside raw/") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.arrays import ALIASES, KNOWN, edges_in_both_directions, graph_from_arrays
-from zoo.data.graph import Graph, Split, Task, directed_edges, directed_weights
+from zoo.data.graph import Graph, Task, directed_edges, directed_weights
 from zoo.errors import DataError, ZooWarning
 from zoo.ops.csr import edge_index_of
 from zoo.ops.dispatch import plain
@@ -101,8 +101,9 @@ def graph_to_pyg(graph: Graph) -> Any:
     except ImportError as error:
         raise DataError("torch_geometric is not installed; pip install torch-geometric") from error
     edge_index, edge_attr = directed_edges(graph)
-    names = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
-    masks = {mask: _masks(graph.splits, name, graph.num_nodes) for name, mask in names.items()}
+    sets = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
+    masks = {key: graph.masks(name).T.contiguous() for key, name in sets.items()}
+    masks = {key: mask.squeeze(1) if len(graph.splits) == 1 else mask for key, mask in masks.items()}
     data = Data(x=graph.x, edge_index=edge_index.long(), edge_attr=edge_attr, y=graph.y, task=graph.task, **masks)
     data.num_nodes = graph.num_nodes
     if (edge_weight := directed_weights(graph)) is not None:
@@ -134,10 +135,3 @@ def _check(arrays: dict[str, Any], name: str) -> None:
     for key in ("train_mask", "val_mask", "test_mask"):
         if key not in arrays and ALIASES.get(key) not in arrays:
             raise DataError(f"{name}.{key} is missing; expected {_SPLIT_HINT}")
-
-
-def _masks(splits: tuple[Split, ...], name: str, num_nodes: int) -> Tensor:
-    masks = torch.zeros(num_nodes, len(splits), dtype=torch.bool)
-    for index, split in enumerate(splits):
-        masks[getattr(split, name).cpu(), index] = True
-    return masks.squeeze(1) if len(splits) == 1 else masks

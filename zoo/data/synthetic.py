@@ -21,11 +21,9 @@ import numpy as np
 import torch
 
 from zoo.data.download import check_free_space
-from zoo.data.graph import Graph, Split
+from zoo.data.graph import Array, Graph, Split
 from zoo.errors import DataError
 from zoo.files import make_folder
-
-Array = np.ndarray[Any, Any]
 
 MIN_NODES = 64
 FULL_NODES, FULL_EDGES, NUM_TASKS = 132_534, 39_561_252, 112
@@ -44,19 +42,12 @@ SPECIES = (
 
 
 class Channel(NamedTuple):
-    """A kind of evidence for a link.
+    """A kind of evidence for a link."""
 
-    Attributes:
-        background_rate: how often an edge outside a module has some.
-        module_rate: how often an edge inside a module has some.
-        scale: mean of a score above the least one, in thousandths.
-        top: the highest score, in thousandths.
-    """
-
-    background_rate: float
-    module_rate: float
-    scale: float
-    top: int
+    background_rate: float  # how often an edge outside a module has some
+    module_rate: float  # how often an edge inside a module has some
+    scale: float  # mean of a score above the least one, in thousandths
+    top: int  # the highest score, in thousandths
 
 
 CHANNELS = {
@@ -83,18 +74,14 @@ _MILLI = np.frombuffer(b"".join(b"%.3f," % (value / 1000) for value in range(100
 
 
 def synthetic_graph(num_nodes: int, num_edges: int, *, seed: int = 0) -> Graph:
-    """Sample a graph like ogbn-proteins; the same arguments give the same graph.
-
-    Args:
-        num_nodes: N, at least 64.
-        num_edges: stored undirected edges E; fewer come back only if so few nodes cannot have them.
-        seed: of all random numbers.
+    """Sample a graph of N nodes like ogbn-proteins; the same arguments give the same graph.
 
     Returns:
-        A graph with edge features and without node features, which are built from these.
+        A graph with edge features and without node features, which are built from these, and with fewer than
+        ``num_edges`` stored undirected edges only if so few nodes cannot have them.
 
     Raises:
-        DataError: if an argument does not fit.
+        DataError: if an argument does not fit; N is at least 64.
     """
     n, mean_degree = num_nodes, 2 * num_edges / max(num_nodes, 1)
     if n < MIN_NODES:
@@ -142,9 +129,6 @@ def write_synthetic_proteins(
         num_nodes: at least 64; 132,534 is full scale.
         mean_degree: messages per node; by default 597 at full scale, shrinking with the square root of the nodes.
         seed: of all random numbers.
-
-    Returns:
-        The folder written.
 
     Raises:
         DataError: if an argument does not fit or the folder exists.

@@ -134,13 +134,7 @@ def frozen_parametrizations(block: nn.Module) -> Iterator[None]:
 
 
 def normed_relu(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """relu(norm(x)) * mask, in one pass if the norm is a plain layer norm without hooks.
-
-    Args:
-        norm: maps [N, C] to [N, C].
-        x: [N, C].
-        mask: [N, C]; None: nothing is masked.
-    """
+    """[N, C] relu(norm(x)) * mask, in one pass if the norm is a plain layer norm without hooks."""
     if type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None and is_plain(norm):
         return norm_relu(x, norm.weight, norm.bias, mask, eps=norm.eps)
     h: Tensor = norm(x).relu()
@@ -179,15 +173,10 @@ class NodeEncoder(nn.Module):
 
 
 def shared_mask(x: Tensor, p: float, *, training: bool) -> Tensor | None:
-    """Sample one dropout mask for a whole stack, so that depth costs no memory for masks.
-
-    Args:
-        x: [N, C] the stack's input; gives shape, dtype and device.
-        p: probability of zeroing an element, 0 <= p < 1.
-        training: outside training, or for p = 0, there is no mask.
+    """Sample one dropout mask for a whole stack of input x [N, C], so that depth costs no memory for masks.
 
     Returns:
-        [N, C] with values 0 and 1 / (1 - p), or None.
+        [N, C] with values 0 and 1 / (1 - p), or None outside training and for p = 0.
 
     Source: the shared dropout pattern of arXiv 2106.07476.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,8 @@ from zoo.layers.block import NORMS, NormName, dropout, is_plain, normed_relu
 from zoo.layers.inputs import BlockInputs
 from zoo.layers.pyg_conv import PYG_CONVS, PygConv
 from zoo.ops.csr import CSR, edge_targets, out_degrees, segment_softmax, without_loops
-from zoo.ops.gen_aggregate import gen_aggregate
+from zoo.ops.gen_aggregate import Aggr, gen_aggregate
 from zoo.ops.weighted_sum import weighted_sum
-
-AggrName = Literal["max", "mean", "sum", "softmax", "powermean"]
 
 
 def reads_edge_weight(module: nn.Module) -> bool:
@@ -42,19 +40,15 @@ class GENConv(nn.Module):
         channels: C.
         aggr: combines the messages.
         temperature: inverse temperature of aggr "softmax".
-        learn_temperature: make it a parameter.
-        detach_weights: no gradient through the softmax weights.
         power: exponent of aggr "powermean".
-        learn_power: make it a parameter.
-        scale_by_degree: see above.
-        degree_logit: see above.
-        learn_degree_logit: train it.
+        learn_temperature, learn_power: make it a parameter.
+        detach_weights: no gradient through the softmax weights.
+        scale_by_degree, degree_logit, message_norm: see above.
+        learn_degree_logit, learn_message_scale: train it; otherwise it is a parameter without gradient.
         embedding_channels: width of the edge embeddings that this layer projects to its own channels; None: they are
             the e_ij as they come.
         num_mlp_layers: linear layers of the MLP; all but the last are followed by norm and ReLU, twice as wide.
         norm: normalization inside the MLP.
-        message_norm: see above.
-        learn_message_scale: train the scale; otherwise it is a parameter without gradient, as is ``degree_logit``.
 
     Source: GENConv, arXiv 2006.07739.
     """
@@ -63,7 +57,7 @@ class GENConv(nn.Module):
         self,
         channels: int,
         *,
-        aggr: AggrName = "max",
+        aggr: Aggr = "max",
         temperature: float = 1.0,
         learn_temperature: bool = False,
         detach_weights: bool = False,
@@ -80,7 +74,7 @@ class GENConv(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.aggr: AggrName = aggr
+        self.aggr: Aggr = aggr
         self.detach_weights = detach_weights
         self.temperature = _scalar(temperature) if learn_temperature else temperature
         self.power = _scalar(power) if learn_power else power
@@ -204,12 +198,6 @@ class GCNIILayer(nn.Module):
 
     X_0, the ``initial`` of the inputs, keeps deep stacks from smoothing all nodes into one; the identity beside W keeps
     its effect small where beta is.
-
-    Args:
-        channels: C.
-        alpha: weight of the initial states.
-        beta: weight of the linear map.
-        dropout: probability of zeroing.
 
     Source: arXiv 2007.02133, equation 5.
     """

@@ -164,23 +164,17 @@ class EquilibriumLayer(nn.Module):
         x = full_precision(x, "an equilibrium layer")
         with exclusive(self), frozen_parametrizations(self.block):
             if self.training and self.warming_up:
-                return self._unroll(x, inputs)
+                f, z = self._equation(x, inputs), torch.zeros_like(x)
+                for _ in range(self.num_warmup_steps):
+                    z = f(z)
+                return z
             if not torch.is_grad_enabled():
                 return self._solve(x, inputs, run_back=False)[0].z
-            guard, tensors = Guard.take(self, [self.block], (x, inputs), x.device)
-            return cast(Tensor, _Equilibrium.apply(self, guard, *tensors))  # type: ignore[no-untyped-call]
-
-    def _unroll(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        f, z = self._equation(x, inputs), torch.zeros_like(x)
-        for _ in range(self.num_warmup_steps):
-            z = f(z)
-        return z
+            guard = Guard(self, [self.block], (x, inputs), x.device)
+            return cast(Tensor, _Equilibrium.apply(self, guard, *guard.tensors((x, inputs))))  # type: ignore[no-untyped-call]
 
     def _equation(self, x: Tensor, inputs: BlockInputs) -> StateFn:
-        def f(z: Tensor) -> Tensor:
-            return cast(Tensor, self.block(z, x, inputs).to(x.dtype))
-
-        return f
+        return lambda z: cast(Tensor, self.block(z, x, inputs).to(x.dtype))
 
     def _solve(self, x: Tensor, inputs: BlockInputs, *, run_back: bool) -> tuple[Solution, tuple[Tensor, ...]]:
         """The solution and the states that backward starts from."""
@@ -213,10 +207,7 @@ def take_solve_metrics(model: nn.Module) -> dict[str, float]:
         For each direction, forward and backward: ``num_DIRECTION_solves``, ``num_DIRECTION_unconverged``,
         ``mean_DIRECTION_iters`` and ``max_DIRECTION_residual``.
     """
-    figures: dict[str, float] = {}
-    for log in solve_logs(model):
-        figures |= log.take()
-    return figures
+    return {name: figure for log in solve_logs(model) for name, figure in log.take().items()}
 
 
 def solve_logs(model: nn.Module) -> list[SolveLog]:
@@ -247,28 +238,20 @@ class _Equilibrium(torch.autograd.Function):
         saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
         states, tensors = saved[: ctx.num_states], saved[ctx.num_states :]
         with ctx.guard.restored(tensors, ctx.needs_input_grad[2:]) as ((x, inputs), aliases):
-            sources = [alias for alias in aliases if alias is not None and alias.requires_grad]
-            f = layer._equation(x, inputs)
+            sources = {id(alias): alias for alias in aliases if alias is not None and alias.requires_grad}
+            f, tensors = layer._equation(x, inputs), list(sources.values())
             if isinstance(layer.solver, Reversible):
-                grads = _reverse_iterations(layer, f, states, ctx.num_iters, grad, sources)
+                grads = _reverse_iterations(layer, f, states, ctx.num_iters, grad, tensors)
             else:
-                grads = _implicit_gradients(layer, f, states[0], grad, sources)
-        by_source = {id(source): gradient for source, gradient in zip(sources, grads, strict=True)}
-        return (None, None, *(by_source.get(id(alias)) for alias in aliases))
+                grads = _implicit_gradients(layer, f, states[0], grad, tensors)
+        by_source = dict(zip(sources, grads, strict=True))
+        return (None, None, *(by_source.pop(id(alias), None) for alias in aliases))
 
 
 def _implicit_gradients(
     layer: EquilibriumLayer, f: StateFn, z: Tensor, grad: Tensor, sources: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """Gradients at a fixed point: w df, where w = w df/dz + grad, or a few terms of the series that w is.
-
-    Args:
-        layer: gives the solver of this equation, and the log.
-        f: the equation; it reads the sources.
-        z: [N, C], the fixed point.
-        grad: [N, C], of the fixed point.
-        sources: tensors whose gradients are returned.
-    """
+    """Gradients w df of the sources of f at a fixed point z; w = w df/dz + grad, or a few terms of that series."""
     z = z.detach().requires_grad_()
     value = f(z)
 
@@ -300,13 +283,7 @@ def _reverse_iterations(
 ) -> Sequence[Tensor | None]:
     """Gradients of the reversible solver's iterations: each evaluation restores a state and has the tape of it.
 
-    Args:
-        layer: gives beta, and the log.
-        f: the equation; it reads the sources.
-        last: value and dropped digits of the last states y and z.
-        num_iters: how many iterations led there.
-        grad: [N, C], of the last z.
-        sources: tensors whose gradients are returned.
+    ``last`` holds value and dropped digits of the last states y and z; the gradient [N, C] is that of z.
     """
     fraction = as_fraction(cast(Reversible, layer.solver).beta)
     beta = float(fraction)
@@ -329,4 +306,4 @@ def _reverse_iterations(
     # Both states began at zero: any remainder is an error.
     missed = max(float(torch.linalg.vector_norm(state.read(grad.dtype))) for state in states)
     layer.backward_log.add(Solution(states[1].read(grad.dtype), missed, num_iters, missed == 0))
-    return [sums.of(source) for source in sources]
+    return sums.take(sources)

@@ -52,24 +52,26 @@ class BlockInputs(NamedTuple):
             ValueError: if ``edge_index`` is not of this form, names a node that does not exist, or ``edge_attr`` or
                 ``edge_weight`` has not one row for each edge.
         """
+        return cls.in_order(edge_index, edge_attr, edge_weight, num_nodes=num_nodes)[0]
+
+    @classmethod
+    def in_order(
+        cls, edge_index: Tensor | CSR, edge_attr: Tensor | None, edge_weight: Tensor | None, *, num_nodes: int
+    ) -> tuple[BlockInputs, Tensor | None]:
+        """As ``from_edges``, and [E] the position of each edge of the CSR in ``edge_index``; None: the same order."""
         csr, perm = as_csr(edge_index, num_nodes)
-        if edge_attr is not None and (edge_attr.dim() != 2 or len(edge_attr) != csr.num_edges):
+        if edge_attr is not None and (edge_attr.dim() != 2 or edge_attr.size(0) != csr.num_edges):
             raise ValueError(f"edge_attr: expected [{csr.num_edges}, D], got {list(edge_attr.shape)}")
         if edge_weight is not None and list(edge_weight.shape) != [csr.num_edges]:
             raise ValueError(f"edge_weight: expected [{csr.num_edges}], got {list(edge_weight.shape)}")
+        # The CSR sorts edges by target; whatever is given for each edge has to be sorted with them.
         if perm is not None:
             edge_attr = None if edge_attr is None else edge_attr[perm]
             edge_weight = None if edge_weight is None else edge_weight[perm]
-        return cls(csr, None if edge_attr is None else EdgeInput(edge_attr), edge_weight=edge_weight)
+        return cls(csr, None if edge_attr is None else EdgeInput(edge_attr), edge_weight=edge_weight), perm
 
     def group(self, index: int, num_groups: int, *, slice_edges: bool) -> BlockInputs:
-        """The inputs of one coupling group.
-
-        Args:
-            index: which group.
-            num_groups: G.
-            slice_edges: whether a group reads its slice of the edge channels, or all of them.
-        """
+        """The inputs of a coupling group: its slice of the mask and, with ``slice_edges``, of the edge channels."""
         edges, mask = self.edges, self.mask
         if mask is not None:
             width = mask.size(1) // num_groups
@@ -86,10 +88,6 @@ class BlockInputs(NamedTuple):
 
 def full_precision(x: Tensor, owner: str) -> Tensor:
     """States in float32 or float64: those of half precision are widened if autocast is on, and refused otherwise.
-
-    Args:
-        x: any shape.
-        owner: who needs them, for the error.
 
     Raises:
         ValueError: if x is of another precision: iterated states drown in its rounding.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 # Not attributes of the modules: a lock can neither be copied nor pickled.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -29,23 +28,21 @@ class Slot(NamedTuple):
     which: int
 
 
-def collect(modules: Iterable[nn.Module], attribute: str) -> tuple[list[Tensor], list[Slot]]:
-    """The distinct ``_parameters`` or ``_buffers`` of modules and their children, and the slots that hold them."""
-    tensors: list[Tensor] = []
-    slots: list[Slot] = []
+def slots_of(modules: Iterable[nn.Module], attribute: str) -> list[Slot]:
+    """The slots of the ``_parameters`` or ``_buffers`` of modules, without their children; a tensor has one number."""
     numbers: dict[int, int] = {}
-    pending = list(modules)
-    while pending:
-        module = pending.pop()
-        holder: dict[str, Tensor | None] = getattr(module, attribute)
-        for name, tensor in holder.items():
-            if tensor is not None:
-                which = numbers.setdefault(id(tensor), len(tensors))
-                if which == len(tensors):
-                    tensors.append(tensor)
-                slots.append(Slot(holder, name, which))
-        pending.extend(child for child in module._modules.values() if child is not None)
-    return tensors, slots
+    return [
+        Slot(holder, name, numbers.setdefault(id(tensor), len(numbers)))
+        for holder in (getattr(module, attribute) for module in modules)
+        for name, tensor in holder.items()
+        if tensor is not None
+    ]
+
+
+def held(slots: Iterable[Slot]) -> list[Tensor]:
+    """The tensors that stand in the slots now, in the order of their numbers."""
+    present = {slot.which: slot.holder[slot.name] for slot in slots}
+    return [tensor for _, tensor in sorted(present.items()) if tensor is not None]
 
 
 @contextmanager
@@ -88,78 +85,45 @@ def exclusive(module: nn.Module) -> Iterator[None]:
             parametrize._cache_enabled = cached
 
 
-@dataclass
 class Guard:
     """Protects a forward pass without a tape, and the evaluation of the same modules in backward.
 
-    Taken in forward, it holds what an evaluation depends on besides tensors: modes, autocast, random numbers, and
+    Made in forward, it holds what an evaluation depends on besides tensors: modes, autocast, random numbers, and
     copies of the buffers, which are small and which a later pass may change. The tensors, that is, arguments and
     parameters, are for ``ctx.save_for_backward``: saved by reference, so that changing one in place before backward
     is an error of autograd's, never a wrong gradient.
 
-    Attributes:
+    Args:
         owner: the module of the pass; one thread at a time evaluates its blocks.
-        tree: how the first tensors make up the arguments.
-        num_leaves: how many they are; the others are the parameters.
-        parameter_slots: the slots of the parameters.
-        buffers: copies of the buffers, from before the pass.
-        buffer_slots: the slots of the buffers.
-        modules: all modules that are evaluated.
-        training: their modes.
-        autocast: device type, precision, and whether autocast is on.
+        blocks: the modules that are evaluated.
+        arguments: tensors, or None, that the blocks read, in any nest of tuples and lists.
+        device: where they compute.
+
+    Attributes:
         rng: states of the random number generators; forward records after, backward rewinds before each evaluation.
     """
 
-    owner: nn.Module
-    tree: TreeSpec
-    num_leaves: int
-    parameter_slots: list[Slot]
-    buffers: list[Tensor]
-    buffer_slots: list[Slot]
-    modules: list[nn.Module]
-    training: list[bool]
-    autocast: tuple[str, torch.dtype, bool]
-    rng: RngTape
+    def __init__(self, owner: nn.Module, blocks: Sequence[nn.Module], arguments: Any, device: torch.device) -> None:
+        self._owner, self.rng = owner, RngTape(device)
+        leaves, self._tree = tree_flatten(arguments)
+        self._num_leaves = len(leaves)
+        self._modules = [module for block in blocks for module in block.modules()]
+        self._training = [module.training for module in self._modules]
+        self._parameter_slots = slots_of(self._modules, "_parameters")
+        self._buffer_slots = slots_of(self._modules, "_buffers")
+        self._buffers = [buffer.detach().clone() for buffer in held(self._buffer_slots)]
+        kind = device.type
+        self._autocast_state = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
 
-    @classmethod
-    def take(
-        cls, owner: nn.Module, blocks: Sequence[nn.Module], arguments: Any, device: torch.device
-    ) -> tuple[Guard, list[Tensor | None]]:
-        """The guard of a pass that begins, and all tensors that its Function takes: of the arguments, then parameters.
-
-        Args:
-            owner: see above.
-            blocks: the modules that are evaluated.
-            arguments: tensors, or None, that the blocks read, in any nest of tuples.
-            device: where they compute.
-        """
-        leaves, tree = tree_flatten(arguments)
-        parameters, parameter_slots = collect(blocks, "_parameters")
-        buffers, buffer_slots = collect(blocks, "_buffers")
-        modules = [module for block in blocks for module in block.modules()]
-        guard = cls(
-            owner=owner,
-            tree=tree,
-            num_leaves=len(leaves),
-            parameter_slots=parameter_slots,
-            buffers=[buffer.detach().clone() for buffer in buffers],
-            buffer_slots=buffer_slots,
-            modules=modules,
-            training=[module.training for module in modules],
-            autocast=(
-                device.type,
-                torch.get_autocast_dtype(device.type),
-                torch.is_autocast_enabled(device.type),
-            ),
-            rng=RngTape(device),
-        )
-        return guard, [*leaves, *parameters]
+    def tensors(self, arguments: Any) -> list[Tensor | None]:
+        """The tensors that the Function of the pass takes: those of the arguments, then the parameters."""
+        return [*tree_leaves(arguments), *held(self._parameter_slots)]
 
     @contextmanager
     def recorded(self, tensors: Sequence[Tensor | None]) -> Iterator[Any]:
         """Protect the forward pass; yields the arguments made of ``tensors``."""
         with self._autocast():
-            yield tree_unflatten(list(tensors[: self.num_leaves]), self.tree)
+            yield tree_unflatten(list(tensors[: self._num_leaves]), self._tree)
         self.rng.finish()
 
     @contextmanager
@@ -174,22 +138,23 @@ class Guard:
 
         Yields:
             The arguments and all tensors, as aliases: the tape of backward ends there, and hooks of the real tensors
-            fire once, when their gradients are returned.
+            fire once, when their gradients are returned. A tensor that stands in several places has one alias.
         """
-        aliases = [_alias(tensor, needed) for tensor, needed in zip(tensors, needs_grad, strict=True)]
+        by_tensor = {id(tensor): _alias(tensor, needed) for tensor, needed in zip(tensors, needs_grad, strict=True)}
+        aliases = [by_tensor[id(tensor)] for tensor in tensors]
         with ExitStack() as state:
-            state.enter_context(exclusive(self.owner))
-            state.enter_context(replaced(self.parameter_slots, aliases[self.num_leaves :]))
+            state.enter_context(exclusive(self._owner))
+            state.enter_context(replaced(self._parameter_slots, aliases[self._num_leaves :]))
             # Running statistics are counted once: this evaluation writes them to copies.
-            state.enter_context(replaced(self.buffer_slots, [buffer.clone() for buffer in self.buffers]))
-            state.enter_context(modes(self.modules, self.training))
+            state.enter_context(replaced(self._buffer_slots, [buffer.clone() for buffer in self._buffers]))
+            state.enter_context(modes(self._modules, self._training))
             state.enter_context(self.rng.replay())
             state.enter_context(self._autocast())
             state.enter_context(torch.enable_grad())
-            yield tree_unflatten(aliases[: self.num_leaves], self.tree), aliases
+            yield tree_unflatten(aliases[: self._num_leaves], self._tree), aliases
 
     def _autocast(self) -> torch.autocast:
-        device_type, dtype, enabled = self.autocast
+        device_type, dtype, enabled = self._autocast_state
         # Autocast would cache weights without a tape, and modules outside that share them would use these.
         return torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
 
@@ -202,11 +167,7 @@ def _alias(tensor: Tensor | None, requires_grad: bool) -> Tensor | None:
 
 
 class GradientSums:
-    """Gradients summed over many evaluations, by the tensor they belong to.
-
-    Args:
-        tensors: all of them; those that require no gradient get none.
-    """
+    """Gradients summed over many evaluations, by the tensor they belong to; one that requires none gets none."""
 
     def __init__(self, tensors: Iterable[Tensor | None]) -> None:
         # Allocated before the evaluations: small gradients between the large temporaries of a layer would outlive them
@@ -214,9 +175,9 @@ class GradientSums:
         self._sums = {id(t): torch.empty_like(t.detach()) for t in tensors if t is not None and t.requires_grad}
         self._started: set[int] = set()
 
-    def of(self, tensor: Tensor | None) -> Tensor | None:
-        """The sum for a tensor; None if nothing was added."""
-        return self._sums[id(tensor)] if id(tensor) in self._started else None
+    def take(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The sum for each tensor, once for one that stands in several places; None if nothing was added."""
+        return [self._sums.pop(id(t), None) if id(t) in self._started else None for t in tensors]
 
     def add(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Add one gradient to each tensor's sum."""
@@ -235,9 +196,6 @@ class RngTape:
     """The state of the random number generators before each evaluation of a block, if any block sampled from them.
 
     States that did not change are the same object, so that a stack without randomness stores one state, not L of them.
-
-    Args:
-        device: where the blocks compute; the generator of the CPU is always read too.
     """
 
     def __init__(self, device: torch.device) -> None:

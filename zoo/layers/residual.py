@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.layers.block import Block
 from zoo.layers.inputs import BlockInputs
-from zoo.layers.replay import collect, replaced
+from zoo.layers.replay import held, replaced, slots_of
 
 
 class ResidualStack(nn.Module):
@@ -47,28 +47,19 @@ class ResidualStack(nn.Module):
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] node states to [N, C], normalized."""
+        blocks = [cast(Block, self.layers[step % len(self.layers)]) for step in range(self.num_steps + 1)]
         # Autocast may halve what a convolution returns; the residual stream stays at full precision.
-        h = self._apply_layer(0, x, inputs.layer(0)).to(x.dtype)
+        h = _apply(blocks[0].conv, x, inputs.layer(0), checkpointed=self.checkpoint).to(x.dtype)
         for step in range(1, self.num_steps):
-            h = h + self._apply_layer(step, h, inputs.layer(step))
-        return cast(Tensor, self._layer(self.num_steps).norm(h))
-
-    def _layer(self, step: int) -> Block:
-        return cast(Block, self.layers[step % len(self.layers)])
-
-    def _apply_layer(self, step: int, x: Tensor, inputs: BlockInputs) -> Tensor:
-        layer = self._layer(step)
-        return _apply(layer if step else layer.conv, x, inputs, checkpointed=self.checkpoint)
+            h = h + _apply(blocks[step], h, inputs.layer(step), checkpointed=self.checkpoint)
+        return cast(Tensor, blocks[-1].norm(h))
 
 
 class LayerStack(nn.Module):
     """h_t = layer_t(h_{t-1}), where a layer is a whole step and holds what residual it has.
 
-    Args:
-        layers: the distinct layers.
-        num_steps: as in :class:`ResidualStack`.
-        checkpoint: as in :class:`ResidualStack`.
-        hand_on_initial: start from h_0 = relu(x), which every layer reads as the ``initial`` of its inputs.
+    The arguments are those of :class:`ResidualStack`. With ``hand_on_initial`` h_0 is relu(x), which every layer reads
+    as the ``initial`` of its inputs.
     """
 
     def __init__(
@@ -99,15 +90,13 @@ def _apply(module: nn.Module, x: Tensor, inputs: BlockInputs, *, checkpointed: b
     if not (checkpointed and torch.is_grad_enabled()):
         return cast(Tensor, module(x, inputs))
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _untouched_buffers(module)
-
-    return cast(Tensor, checkpoint(module, x, inputs, use_reentrant=False, context_fn=contexts))
+    contexts = (nullcontext(), _untouched_buffers(module))
+    return cast(Tensor, checkpoint(module, x, inputs, use_reentrant=False, context_fn=lambda: contexts))
 
 
 @contextmanager
 def _untouched_buffers(module: nn.Module) -> Iterator[None]:
     """Discard what is written to buffers meanwhile, so that running statistics count a pass once."""
-    buffers, slots = collect([module], "_buffers")
-    with replaced(slots, [buffer.clone() for buffer in buffers]):
+    slots = slots_of(module.modules(), "_buffers")
+    with replaced(slots, [buffer.clone() for buffer in held(slots)]):
         yield

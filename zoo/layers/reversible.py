@@ -19,10 +19,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from zoo.layers.coupling import (
-    STREAM_DTYPE,
     couple,
     couple_in_place,
     join_groups,
@@ -32,7 +31,7 @@ from zoo.layers.coupling import (
 )
 from zoo.layers.inputs import BlockInputs, full_precision
 from zoo.layers.replay import GradientSums, Guard, RngTape, exclusive
-from zoo.ops.dispatch import uncompiled_training
+from zoo.ops.dispatch import transforming, uncompiled_training
 
 
 class Executor(Protocol):
@@ -101,11 +100,20 @@ class ReversibleStack(nn.Module):
                 residual stream of a deep network drowns in its rounding.
         """
         x = self._checked(x)
+        groups = self._group_inputs(inputs)
         # A compiler follows neither a lock nor an autograd.Function of this kind; it reads the arithmetic alone.
         if torch.compiler.is_compiling():
-            return self._run_plain(x, inputs)
+            return self._run_plain(x, groups)
         with exclusive(self):
-            return self._forward(x, inputs)
+            out = None if self.executor is None else self.executor(self, x, inputs)
+            if out is not None:
+                return out
+            if not torch.is_grad_enabled():
+                return self._join(self._run(x, groups, None), x.dtype)
+            # Transforms such as torch.func.grad do not see through an autograd.Function: they get the plain path.
+            if not self.reversible or transforming():
+                return self._run_plain(x, groups)
+            return apply_reversibly(self, list(self._blocks()), x, groups)
 
     def inverse(self, y: Tensor, inputs: BlockInputs) -> Tensor:
         """[N, C] output of the stack to the [N, C] input that gave it, under plain autograd.
@@ -126,18 +134,6 @@ class ReversibleStack(nn.Module):
             )
         return full_precision(x, "a reversible stack")
 
-    def _forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        out = None if self.executor is None else self.executor(self, x, inputs)
-        if out is not None:
-            return out
-        if not torch.is_grad_enabled():
-            return join_groups(self._run_in_place(x, inputs, None), x.dtype)
-        # Transforms such as torch.func.grad do not see through an autograd.Function: they get the plain path.
-        if not self.reversible or torch._C._are_functorch_transforms_active():
-            return self._run_plain(x, inputs)
-        guard, tensors = Guard.take(self, list(self._blocks()), inputs, x.device)
-        return cast(Tensor, _Reverse.apply(self, guard, x, *tensors))  # type: ignore[no-untyped-call]
-
     def _blocks(self) -> Iterator[nn.Module]:
         for layer in self.layers:
             yield from cast(nn.ModuleList, layer)
@@ -150,103 +146,101 @@ class ReversibleStack(nn.Module):
     def _group_inputs(self, inputs: BlockInputs) -> list[BlockInputs]:
         return [inputs.group(index, self.num_groups, slice_edges=self.slice_edges) for index in range(self.num_groups)]
 
-    def _run_plain(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+    def _run_plain(self, x: Tensor, groups: Sequence[BlockInputs]) -> Tensor:
         stream = split_groups(x, self.num_groups)
-        for blocks, block_inputs in self._steps(self._group_inputs(inputs)):
+        for blocks, block_inputs in self._steps(groups):
             stream = couple(blocks, stream, block_inputs, x.dtype)
         return join_groups(stream, x.dtype)
 
-    def _run_in_place(self, x: Tensor, inputs: BlockInputs, rng: RngTape | None) -> list[Tensor]:
+    def _run(self, x: Tensor, groups: Sequence[BlockInputs], rng: RngTape | None) -> list[Tensor]:
         """The stream after the last layer, computed in place in a copy of x."""
         stream = split_groups(x, self.num_groups)
-        for blocks, block_inputs in self._steps(self._group_inputs(inputs)):
+        for blocks, block_inputs in self._steps(groups):
             couple_in_place(blocks, stream, block_inputs, x.dtype, after_block=None if rng is None else rng.record)
         return stream
 
+    def _join(self, states: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        return join_groups(states, dtype)
+
+    def _reverse(
+        self,
+        states: Sequence[Tensor],
+        grad_states: Sequence[Tensor],
+        groups: Sequence[BlockInputs],
+        sums: GradientSums,
+        rng: RngTape,
+    ) -> None:
+        read = [differentiable(group) for group in groups]
+        own = {id(block): [p for p in block.parameters() if p.requires_grad] for block in self._blocks()}
+        for blocks, block_inputs in reversed(self._steps(groups)):
+            for index in range(len(blocks) - 1, -1, -1):
+                block = blocks[index]
+                sources = [*read[index], *own[id(block)]]
+                rng.rewind()
+                grads = uncouple_with_gradients(block, index, states, grad_states, block_inputs[index], sources)
+                sums.add(sources, grads)
+
+
+class Invertible(Protocol):
+    """A stack that restores its input from its states after the last layer.
+
+    ``_run`` gives these states and records the random state after each evaluation of a block; ``_join`` makes them the
+    output, [N, C]. ``_reverse`` restores in place the states before the first layer and carries their gradient along,
+    one tensor for each of ``num_groups`` groups of channels, in the precision of the blocks; it rewinds the random
+    state before each evaluation and adds the gradients of parameters and inputs to ``sums``.
+    """
+
+    num_groups: int
+    inversion_error: float | None
+
+    def _run(self, x: Tensor, inputs: Any, rng: RngTape) -> list[Tensor]: ...
+
+    def _join(self, states: Sequence[Tensor], dtype: torch.dtype) -> Tensor: ...
+
+    def _reverse(
+        self, states: Sequence[Tensor], grad_states: Sequence[Tensor], inputs: Any, sums: GradientSums, rng: RngTape
+    ) -> None: ...
+
+
+def apply_reversibly(stack: Invertible, blocks: Sequence[nn.Module], x: Tensor, inputs: Any) -> Tensor:
+    """The output of a stack for x [N, C], whose backward pass restores states instead of reading stored ones."""
+    guard = Guard(cast(nn.Module, stack), blocks, inputs, x.device)
+    return cast(Tensor, _Reverse.apply(stack, guard, x, *guard.tensors(inputs)))  # type: ignore[no-untyped-call]
+
 
 class _Reverse(torch.autograd.Function):
-    """Forward without a tape, keeping the final stream; backward by inversion, one evaluation of each block."""
+    """Forward without a tape, keeping the last states; backward by inversion, one evaluation of each block."""
 
     @staticmethod
-    def forward(ctx: Any, stack: ReversibleStack, guard: Guard, x: Tensor, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, stack: Invertible, guard: Guard, x: Tensor, *tensors: Any) -> Tensor:
         with guard.recorded(tensors) as inputs:
-            stream = stack._run_in_place(x, inputs, guard.rng)
-        ctx.stack, ctx.guard, ctx.dtype = stack, guard, x.dtype
+            states = stack._run(x, inputs, guard.rng)
+        ctx.stack, ctx.guard, ctx.dtype, ctx.num_states = stack, guard, x.dtype, len(states)
         ctx.x = None if stack.inversion_error is None else x.clone()
-        ctx.save_for_backward(*stream, *tensors)
-        return join_groups(stream, x.dtype)
+        ctx.save_for_backward(*states, *tensors)
+        return stack._join(states, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stack: ReversibleStack = ctx.stack
+        stack: Invertible = ctx.stack
         saved: list[Any] = list(ctx.saved_tensors)  # raises if anything was changed in place
-        stream, tensors = saved[: stack.num_groups], saved[stack.num_groups :]
-        # The reverse pass overwrites the stream, unless another backward pass will ask for it again.
+        states, tensors = saved[: ctx.num_states], saved[ctx.num_states :]
+        # The reverse pass overwrites the states, unless another backward pass will ask for them again.
         if torch._C._autograd._get_current_graph_task_keep_graph():
-            stream = [state.clone() for state in stream]
-        grad_stream = [group.to(ctx.dtype, copy=True) for group in grad.chunk(stack.num_groups, dim=1)]
+            states = [state.clone() for state in states]
+        grad_states = [group.to(ctx.dtype, copy=True) for group in grad.chunk(stack.num_groups, dim=1)]
         del saved
         with ctx.guard.restored(tensors, ctx.needs_input_grad[3:]) as (inputs, aliases):
-            grads = _reverse_pass(stack, stream, grad_stream, inputs, aliases, ctx.guard.rng)
+            sums = GradientSums(aliases)
+            stack._reverse(states, grad_states, inputs, sums, ctx.guard.rng)
         if ctx.x is not None:
-            missed = (join_groups(stream, STREAM_DTYPE) - ctx.x).abs().max() / ctx.x.abs().max().clamp_min(1e-30)
+            missed = (stack._join(states, torch.float64) - ctx.x).abs().max() / ctx.x.abs().max().clamp_min(1e-30)
             stack.inversion_error = missed.item()
-        grad_x = torch.cat(grad_stream, dim=1) if ctx.needs_input_grad[2] else None
-        return (None, None, grad_x, *grads)
+        grad_x = torch.cat(grad_states, dim=1) if ctx.needs_input_grad[2] else None
+        return (None, None, grad_x, *sums.take(aliases))
 
 
-def _reverse_pass(
-    stack: ReversibleStack,
-    stream: Sequence[Tensor],
-    grad_stream: Sequence[Tensor],
-    inputs: BlockInputs,
-    tensors: Sequence[Tensor | None],
-    rng: RngTape,
-) -> list[Tensor | None]:
-    """From the last layer to the first: restore the states in place, and carry their gradient along in place.
-
-    Args:
-        stack: its parameters are among the tensors.
-        stream: the G groups after the last layer, [N, C/G] each, float64.
-        grad_stream: their gradients, in the precision of the blocks.
-        inputs: what the blocks read, made of the tensors.
-        tensors: those whose gradients are returned, where they require one.
-        rng: rewound before each evaluation of a block.
-
-    Returns:
-        The gradient of each tensor, summed over the layers.
-    """
-    # Inputs are cut into slices for the groups once, and the tape of each layer ends at these slices. Their gradients
-    # are summed over the layers first and go through the cut, back to the inputs, only once.
-    slices = stack._group_inputs(inputs)
-    groups = [_ends_of_tape(group) for group in slices]
-    read = [_differentiable(group) for group in groups]
-    own = {id(block): [p for p in block.parameters() if p.requires_grad] for block in stack._blocks()}
-    sums = GradientSums([*tensors, *(tensor for group in read for tensor in group)])
-    for blocks, block_inputs in reversed(stack._steps(groups)):
-        for index in range(len(blocks) - 1, -1, -1):
-            block = blocks[index]
-            sources = [*read[index], *own[id(block)]]
-            rng.rewind()
-            sums.add(sources, uncouple_with_gradients(block, index, stream, grad_stream, block_inputs[index], sources))
-    carried = [
-        (cut, total)
-        for group, ends in zip(slices, groups, strict=True)
-        for cut, end in zip(_differentiable(group), _differentiable(ends), strict=True)
-        if cut is not end and (total := sums.of(end)) is not None
-    ]
-    if carried:
-        cuts, totals = zip(*carried, strict=True)
-        sources = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-        sums.add(sources, torch.autograd.grad(cuts, sources, totals, allow_unused=True))
-    return [None if tensor is None else sums.of(tensor) for tensor in tensors]
-
-
-def _differentiable(inputs: BlockInputs) -> list[Tensor]:
+def differentiable(inputs: BlockInputs) -> list[Tensor]:
+    """The tensors of inputs whose gradient is needed."""
     return [leaf for leaf in tree_leaves(inputs) if leaf is not None and leaf.requires_grad]
-
-
-def _ends_of_tape(inputs: BlockInputs) -> BlockInputs:
-    """The same inputs without the tape that made them."""
-    return cast(BlockInputs, tree_map(lambda t: t if t is None or t.is_leaf else t.detach().requires_grad_(), inputs))

@@ -26,19 +26,12 @@ _SMALLEST_NORM = 1e-100
 
 
 class Solution(NamedTuple):
-    """The result of a solve.
+    """The iterate with the smallest residual; if f was not finite anywhere, the initial state, of residual inf."""
 
-    Attributes:
-        z: [N, C], the iterate with the smallest residual; the initial state if f was not finite anywhere.
-        residual: ||f(z) - z|| / ||f(z)|| at that iterate, over the whole state; inf if f was not finite anywhere.
-        num_iters: evaluations of f.
-        converged: whether the residual is at most the tolerance.
-    """
-
-    z: Tensor
-    residual: float
-    num_iters: int
-    converged: bool
+    z: Tensor  # [N, C]
+    residual: float  # ||f(z) - z|| / ||f(z)|| over the whole state
+    num_iters: int  # evaluations of f
+    converged: bool  # the residual is at most the tolerance
 
 
 @torch.no_grad()
@@ -214,15 +207,10 @@ LARGEST_VALUE = 2.0**17
 
 
 class DampedState(NamedTuple):
-    """A state of :func:`solve_reversibly`; changed in place.
+    """A state of :func:`solve_reversibly`; changed in place."""
 
-    Attributes:
-        value: [N, C] int64, multiples of 2^-44.
-        dropped: [N, C] int64, the digits lost so far.
-    """
-
-    value: Tensor
-    dropped: Tensor
+    value: Tensor  # [N, C] int64, multiples of 2^-44
+    dropped: Tensor  # [N, C] int64, the digits lost so far
 
     @classmethod
     def of(cls, z: Tensor) -> DampedState:

@@ -68,14 +68,10 @@ def build_model(spec: Model | Recipe | str, shape: GraphShape) -> nn.Module:
 def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
     channels = spec.group_channels
     scale = spec.num_layers**-0.5 if spec.scale_by_depth else 1.0
-
-    def layer() -> list[nn.Module]:
-        # Every group projects the edge embeddings of the whole width to its own channels.
-        conv = _conv(spec.conv, channels, spec.hidden_channels, spec.norm)
-        return _copies(Block(channels, conv, norm=spec.norm, scale=scale), spec.num_groups)
-
+    # Every group projects the edge embeddings of the whole width to its own channels.
+    convs = (_conv(spec.conv, channels, spec.hidden_channels, spec.norm) for _ in range(spec.num_built_layers))
     stack = ReversibleStack(
-        [layer() for _ in range(spec.num_built_layers)],
+        [_copies(Block(channels, conv, norm=spec.norm, scale=scale), spec.num_groups) for conv in convs],
         num_steps=spec.num_layers,
         slice_edges=spec.conv.slices_edges,
         reversible=spec.reversible,
@@ -85,12 +81,9 @@ def _rev(spec: RevSpec, shape: GraphShape) -> GNN:
 
 def _oscillator(spec: OscillatorSpec, shape: GraphShape) -> GNN:
     half = spec.hidden_channels // 2
-
-    def block() -> Block:
-        return Block(half, _conv(spec.conv, half, spec.hidden_channels, spec.norm), norm=spec.norm)
-
+    convs = (_conv(spec.conv, half, spec.hidden_channels, spec.norm) for _ in range(spec.num_built_layers))
     stack = OscillatorStack(
-        [block() for _ in range(spec.num_built_layers)],
+        [Block(half, conv, norm=spec.norm) for conv in convs],
         num_steps=spec.num_layers,
         step_size=spec.step_size,
         damping=spec.damping,
@@ -101,19 +94,14 @@ def _oscillator(spec: OscillatorSpec, shape: GraphShape) -> GNN:
 
 
 def _res(spec: ResSpec, shape: GraphShape) -> GNN:
-    channels = spec.hidden_channels
-    steps: dict[str, Any] = {"num_steps": spec.num_layers, "checkpoint": spec.checkpoint}
-
-    def layer(block: type[Block] | type[PostNormBlock]) -> Any:
-        conv = _conv(spec.conv, channels, channels, spec.norm)
-        return block(channels, conv, norm=spec.norm, dropout=spec.dropout)
-
+    channels, norm_first = spec.hidden_channels, spec.norm_position == "pre"
+    block: type[nn.Module] = Block if norm_first else PostNormBlock
+    stack_type: type[nn.Module] = ResidualStack if norm_first else LayerStack
     # With fewer distinct layers than steps the stack goes through them again and again.
-    stack: nn.Module
-    if spec.norm_position == "pre":
-        stack = ResidualStack([layer(Block) for _ in range(spec.num_built_layers)], **steps)
-    else:
-        stack = LayerStack([layer(PostNormBlock) for _ in range(spec.num_built_layers)], **steps)
+    # One is made after the other, and so takes its random numbers.
+    convs = (_conv(spec.conv, channels, channels, spec.norm) for _ in range(spec.num_built_layers))
+    layers = [block(channels, conv, norm=spec.norm, dropout=spec.dropout) for conv in convs]
+    stack = stack_type(layers, num_steps=spec.num_layers, checkpoint=spec.checkpoint)
     # The stack ends with its own norm and samples a mask for every layer.
     return _gnn(spec, shape, stack, norm=None, shared_dropout=False)
 

@@ -8,21 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.block import NORMS, NodeEncoder, NormName, dropout, normed_relu, shared_mask
-from zoo.layers.inputs import BlockInputs
-from zoo.models.inputs import ModelInputs, refuse_half
-from zoo.ops.edges import EdgeInput
+from zoo.models.inputs import read_inputs, refuse_half
 
 
 class DropoutMasks(NamedTuple):
-    """The dropout masks of one forward pass, scaled by 1 / (1 - p); None where nothing is dropped.
+    """The dropout masks of one forward pass, scaled by 1 / (1 - p); None where nothing is dropped."""
 
-    Attributes:
-        stack: [N, C], shared by all layers.
-        head: [N, C], before the prediction head.
-    """
-
-    stack: Tensor | None
-    head: Tensor | None
+    stack: Tensor | None  # [N, C], shared by all layers
+    head: Tensor | None  # [N, C], before the prediction head
 
 
 class GNN(nn.Module):
@@ -116,23 +109,21 @@ class GNN(nn.Module):
     ) -> Tensor:
         """[N, C] states that the head reads; the arguments are those of ``forward``."""
         encoder = self.edge_encoder
-        inputs = ModelInputs.of(
+        x, inputs, _ = read_inputs(
             self,
             *(x, edge_index, edge_attr, edge_weight),
             num_node_features=self.node_encoder.linear.in_features,
             num_edge_features=0 if encoder is None else encoder.in_features,
         )
         refuse_half(self.head.weight)
-        h = self.node_encoder(dropout(inputs.x, self.input_dropout, training=self.training))
+        h = self.node_encoder(dropout(x, self.input_dropout, training=self.training))
         # Autocast may have halved the states; the residual stream and its mask are kept at full precision.
         h = h if h.dtype == torch.float64 else h.float()
         # Sampled once for the whole stack: a mask per layer would make memory grow with depth.
         if masks is None:
             rates = (self.dropout if self.shared_dropout else 0.0, self.dropout)
             masks = DropoutMasks(*(shared_mask(h, rate, training=self.training) for rate in rates))
-        edges = None
         # The encoder is handed on as weights: each layer folds its own projection into them, and no [E, C] is stored.
-        if encoder is not None and inputs.edge_attr is not None:
-            edges = EdgeInput(inputs.edge_attr, encoder.weight, encoder.bias)
-        h = self.stack(h, BlockInputs(inputs.csr, edges, masks.stack, edge_weight=inputs.edge_weight))
+        edges = inputs.edges if encoder is None or inputs.edges is None else inputs.edges.project(encoder)
+        h = self.stack(h, inputs._replace(edges=edges, mask=masks.stack))
         return normed_relu(self.norm, h, masks.head)

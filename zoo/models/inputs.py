@@ -2,74 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.layers.conv import reads_edge_weight
-from zoo.ops.csr import CSR, as_csr
+from zoo.layers.inputs import BlockInputs
+from zoo.ops.csr import CSR
 from zoo.ops.edges import unfold_sparse
 
 
-class ModelInputs(NamedTuple):
-    """The parts of a graph that a model reads.
+def read_inputs(
+    model: nn.Module,
+    x: Any,
+    edge_index: Any,
+    edge_attr: Tensor | None,
+    edge_weight: Tensor | None,
+    *,
+    num_node_features: int,
+    num_edge_features: int,
+) -> tuple[Tensor, BlockInputs, Tensor | None]:
+    """Node features and the inputs of blocks, from the arguments of ``forward``; D is 0 if no edge features are read.
 
-    Attributes:
-        x: [N, F] node features.
-        csr: incoming edges of every node.
-        perm: [E] the position in ``edge_index`` of each edge of ``csr``; None: the same order.
-        edge_attr: [E, D] in the order of ``csr``, or None.
-        edge_weight: [E] in the order of ``csr``, or None.
+    Of a ``Data`` object in place of x only what the model reads is taken.
+
+    Returns:
+        [N, F] node features; the inputs of blocks, edges in the order of the CSR; and [E] the position in
+        ``edge_index`` of each edge of the CSR, None if the order is the same.
+
+    Raises:
+        ValueError: if something is missing, given without being read, or of another shape.
     """
-
-    x: Tensor
-    csr: CSR
-    perm: Tensor | None
-    edge_attr: Tensor | None
-    edge_weight: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        x: Any,
-        edge_index: Any,
-        edge_attr: Tensor | None,
-        edge_weight: Tensor | None,
-        *,
-        num_node_features: int,
-        num_edge_features: int,
-    ) -> ModelInputs:
-        """The inputs of a model, from tensors or from a PyG ``Data`` object or batch.
-
-        Args:
-            model: whose inputs they are.
-            x: [N, F] node features; or the ``Data`` object, if there is no ``edge_index``. Of its ``edge_attr`` and
-                ``edge_weight`` only what the model reads is taken.
-            edge_index: [2, E] sources and targets; or a sparse [N, N] ``adj_t``; or the CSR of the incoming edges.
-            edge_attr: [E, D] in the order of ``edge_index``.
-            edge_weight: [E] in the order of ``edge_index``.
-            num_node_features: F.
-            num_edge_features: D; 0: the model reads none.
-
-        Raises:
-            ValueError: if something is missing, given without being read, or of another shape.
-        """
-        if edge_index is None:
-            x, edge_index, edge_attr, edge_weight = _of_data(model, x, num_edge_features)
-        if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != num_node_features or not x.is_floating_point():
-            got = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x: expected floating point numbers of shape (N, {num_node_features}), got {got}")
-        edge_index, edge_attr, edge_weight = unfold_sparse(edge_index, edge_attr, edge_weight)
-        num_edges = edge_index.num_edges if isinstance(edge_index, CSR) else edge_index.size(-1)
-        _check_edges(edge_attr, edge_weight, num_edges, num_edge_features)
-        csr, perm = as_csr(edge_index, x.size(0))
-        # The CSR sorts edges by target; whatever is given for each edge has to be sorted with them.
-        if perm is not None:
-            edge_attr = None if edge_attr is None else edge_attr[perm]
-            edge_weight = None if edge_weight is None else edge_weight[perm]
-        return cls(x, csr, perm, edge_attr, edge_weight)
+    if edge_index is None:
+        x, edge_index, edge_attr, edge_weight = _of_data(model, x, num_edge_features)
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != num_node_features or not x.is_floating_point():
+        got = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x: expected floating point numbers of shape (N, {num_node_features}), got {got}")
+    edge_index, edge_attr, edge_weight = unfold_sparse(edge_index, edge_attr, edge_weight)
+    num_edges = edge_index.num_edges if isinstance(edge_index, CSR) else edge_index.size(-1)
+    _check_edges(edge_attr, edge_weight, num_edges, num_edge_features)
+    return x, *BlockInputs.in_order(edge_index, edge_attr, edge_weight, num_nodes=x.size(0))
 
 
 def _of_data(model: nn.Module, data: Any, num_edge_features: int) -> tuple[Any, Any, Tensor | None, Tensor | None]:

@@ -10,24 +10,17 @@ from torch import Tensor, nn
 from zoo.layers.block import NORMS, NormName, shared_mask
 from zoo.layers.conv import RevGATConv
 from zoo.layers.inputs import BlockInputs
-from zoo.models.inputs import ModelInputs
+from zoo.models.inputs import read_inputs
 from zoo.ops.csr import CSR
 
 
 class RevGATMasks(NamedTuple):
-    """The dropout masks of one forward pass; None where nothing is dropped.
+    """The dropout masks of one forward pass; None where nothing is dropped."""
 
-    Attributes:
-        input: [N, F] dropout mask of the node features.
-        stack: [N, C] dropout mask shared by all reversible layers.
-        head: [N, C] dropout mask before the last layer.
-        kept: [L, E] bool, the edges that each layer attends to, in the order of ``edge_index``.
-    """
-
-    input: Tensor | None
-    stack: Tensor | None
-    head: Tensor | None
-    kept: Tensor | None
+    input: Tensor | None  # [N, F], of the node features
+    stack: Tensor | None  # [N, C], shared by all reversible layers
+    head: Tensor | None  # [N, C], before the last layer
+    kept: Tensor | None  # [L, E] bool, the edges that each layer attends to, in the order of edge_index
 
 
 class RevGAT(nn.Module):
@@ -81,17 +74,9 @@ class RevGAT(nn.Module):
         *,
         masks: RevGATMasks | None = None,
     ) -> Tensor:
-        """Logits of every node, called as ``model(x, edge_index)`` or as ``model(data)``.
+        """Logits [N, T] of every node, called as ``model(x, edge_index)`` or as ``model(data)``.
 
-        Args:
-            x: [N, F] node features; or a PyG ``Data`` object or batch, of which the model takes what it reads.
-            edge_index: [2, E] sources and targets, self-loops included where wanted, a sparse ``adj_t``, or a CSR.
-            edge_attr: must be None: attention here reads no edge features.
-            edge_weight: must be None: nor does it read edge weights.
-            masks: dropout masks to apply; None: fresh ones in training, none otherwise.
-
-        Returns:
-            [N, T].
+        Arguments are those of :meth:`zoo.models.gnn.GNN.forward`, but neither features nor weights of edges are read.
 
         Raises:
             ValueError: if something is missing, given without being read, or not of its shape.
@@ -120,25 +105,25 @@ class RevGAT(nn.Module):
         masks: RevGATMasks | None,
     ) -> tuple[Tensor, BlockInputs]:
         """The states before the last layer, and its inputs."""
-        x, csr, perm, _, weight = ModelInputs.of(
+        x, inputs, perm = read_inputs(
             self,
             *(x, edge_index, edge_attr, edge_weight),
             num_node_features=self.first.linear.in_features,
             num_edge_features=0,
         )
-        masks = self._sample_masks(x, csr) if masks is None else masks
+        masks = self._sample_masks(x, inputs.csr) if masks is None else masks
         # Masks are in the order of edge_index, while layers read edges in the order of the CSR.
         kept = masks.kept if masks.kept is None or perm is None else masks.kept[:, perm]
 
         # Each layer leaves out its own edges: row 0 is for the first layer, row -1 for the last.
-        def inputs(layers: slice | int, mask: Tensor | None = None) -> BlockInputs:
-            return BlockInputs(csr, None, mask, None if kept is None else kept[layers], weight)
+        def inputs_of(layers: slice | int, mask: Tensor | None = None) -> BlockInputs:
+            return inputs._replace(mask=mask, kept=None if kept is None else kept[layers])
 
         h = x if masks.input is None else x * masks.input
-        h = self.first(h, inputs(0))
-        h = self.stack(h, inputs(slice(1, -1), masks.stack))
+        h = self.first(h, inputs_of(0))
+        h = self.stack(h, inputs_of(slice(1, -1), masks.stack))
         h = self.norm(h).relu()
-        return h if masks.head is None else h * masks.head, inputs(-1)
+        return h if masks.head is None else h * masks.head, inputs_of(-1)
 
     def _sample_masks(self, x: Tensor, csr: CSR) -> RevGATMasks:
         state = x.new_empty(x.size(0), self.last.linear.in_features)

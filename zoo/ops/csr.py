@@ -143,15 +143,11 @@ def empty_csr(num_nodes: int, num_edges: int, like: CSR) -> CSR:
 
 
 def copy_into(buffer: CSR, csr: CSR) -> None:
-    """Copy a CSR into a larger one, whose tensors stay where they are.
+    """Copy a CSR into one of more nodes and no fewer edges, whose tensors stay where they are.
 
     The unused rows share the unused edges evenly, because a GPU merges the segments of one long row one after the
     other. These edges come from every node in turn, so that their gradients do not all meet in one row. Cached values
     of ``buffer`` that are ``Refreshable`` are refreshed, the others dropped.
-
-    Args:
-        buffer: more nodes than ``csr``, as many edges or more.
-        csr: any.
 
     Raises:
         DataError: if ``csr`` is damaged or does not fit.
@@ -177,7 +173,7 @@ def copy_into(buffer: CSR, csr: CSR) -> None:
 
 class _Cache(NamedTuple):
     col: weakref.ref[Tensor]
-    versions: tuple[int, int]
+    versions: list[int]
     values: dict[str, Any]
 
 
@@ -204,13 +200,9 @@ def _cache_of(csr: CSR) -> _Cache | None:
     return _CACHES[csr.rowptr] if csr.rowptr in _CACHES else None  # noqa: SIM401
 
 
-def _versions(csr: CSR) -> tuple[int, int]:
-    return _version(csr.rowptr), _version(csr.col)
-
-
-def _version(tensor: Tensor) -> int:
+def _versions(csr: CSR) -> list[int]:
     # Tensors made in inference mode do not count their changes.
-    return -1 if tensor.is_inference() else tensor._version
+    return [-1 if tensor.is_inference() else tensor._version for tensor in csr]
 
 
 def edge_targets(csr: CSR) -> Tensor:
@@ -257,14 +249,9 @@ def _cached_for_training(csr: CSR, key: str, build: Callable[[CSR], Value]) -> V
 
 
 def segment_softmax(scores: Tensor, csr: CSR) -> Tensor:
-    """Softmax over each node's incoming edges.
+    """[E, H] softmax of scores [E, H] over each node's incoming edges.
 
-    Args:
-        scores: [E, H]; an edge whose score is -inf gets weight zero.
-        csr: incoming edges of each node.
-
-    Returns:
-        [E, H]; the weights of a node with any finite score sum to one.
+    An edge whose score is -inf gets weight zero; the weights of a node with any finite score sum to one.
     """
     target = edge_targets(csr)
     top = torch.segment_reduce(scores.detach(), "max", offsets=csr.rowptr, unsafe=True, initial=-torch.inf)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import metadata
-from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -50,8 +49,7 @@ def set_backend(name: str | None) -> None:
     """
     global _named
     if name is not None:
-        _check_name(name, "set_backend")
-        _import_requirement(name)
+        _import_requirement(name, "set_backend")
     _named = name
 
 
@@ -86,10 +84,8 @@ def backend_for(device: torch.device | str) -> tuple[str, str]:
 
 def describe() -> dict[str, dict[str, str]]:
     """For each type of device at hand the backend and the reason, and the versions of what the backends build on."""
-    report: dict[str, dict[str, str]] = {}
-    for device_type in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
-        name, reason = backend_for(device_type)
-        report[device_type] = {"backend": name, "reason": reason}
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    report = {device: dict(zip(("backend", "reason"), backend_for(device), strict=True)) for device in devices}
     versions = {"torch": str(torch.__version__)}
     for package in ("numba", "triton"):
         try:
@@ -103,8 +99,7 @@ def describe() -> dict[str, dict[str, str]]:
 @cache
 def _choose(device_type: str, name: str | None) -> tuple[str, str]:
     if name is not None:
-        _check_name(name, f"set_backend() or the environment variable {ENVIRONMENT_VARIABLE}")
-        _import_requirement(name)
+        _import_requirement(name, f"set_backend() or the environment variable {ENVIRONMENT_VARIABLE}")
         served = BACKENDS[name][1]
         if served not in (None, device_type) and not (name == "triton" and interpreting_triton()):
             raise BackendError(
@@ -116,7 +111,7 @@ def _choose(device_type: str, name: str | None) -> tuple[str, str]:
     if fastest is None:
         return "chunked", f"there are no kernels for {device_type}"
     try:
-        _import_requirement(fastest)
+        _import_requirement(fastest, device_type)
     except BackendError as error:
         return "chunked", str(error)
     return fastest, f"the fastest on {device_type}"
@@ -158,12 +153,7 @@ def refuse_transforms(operator: str, backend: str) -> None:
 
 
 def check_floats(device: torch.device, owner: str, **tensors: Tensor | None) -> None:
-    """Check that the tensors hold floating point numbers on one device.
-
-    Args:
-        device: that device.
-        owner: whose it is, for the message.
-        tensors: by name.
+    """Check that the tensors hold floating point numbers on one device, that of ``owner``.
 
     Raises:
         DataError: if one does not.
@@ -192,17 +182,8 @@ def exact_backward(function: Backward) -> Backward:
     return once
 
 
-def uncompiled(function: FunctionT) -> FunctionT:
+def uncompiled(function: FunctionT, *, always: bool = True) -> FunctionT:
     """``torch.compiler.disable`` without its import of the compiler, which costs seconds at start-up."""
-    return _kept_out(function, always=True)
-
-
-def uncompiled_training(function: FunctionT) -> FunctionT:
-    """Keep a function that has a backward pass of its own out of compiled code, but only where gradients are on."""
-    return _kept_out(function, always=False)
-
-
-def _kept_out(function: FunctionT, *, always: bool) -> FunctionT:
     # Imports the compiler when it is called, which happens only where the compiler is at work already.
     disabled = torch._compile._disable_dynamo(function)
 
@@ -214,37 +195,34 @@ def _kept_out(function: FunctionT, *, always: bool) -> FunctionT:
     return cast(FunctionT, run)
 
 
+def uncompiled_training(function: FunctionT) -> FunctionT:
+    """Keep a function that has a backward pass of its own out of compiled code, but only where gradients are on."""
+    return uncompiled(function, always=False)
+
+
 def interpreting_triton() -> bool:
     """True if Triton interprets its kernels, on tensors of any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _check_name(name: str, origin: str) -> None:
+def _import_requirement(name: str, origin: str) -> None:
     if name not in BACKENDS:
         raise BackendError(f"{origin}: expected one of {', '.join(BACKENDS)}, got {name!r}")
-
-
-def _import_requirement(name: str) -> ModuleType | None:
     package = BACKENDS[name][0]
     if package is None:
-        return None
+        return
     try:
         module = importlib.import_module(package)
-        if package == "numba" and module.config.DISABLE_JIT:
-            raise BackendError(f"backend {name!r} compiles its kernels, which NUMBA_DISABLE_JIT forbids")
-        return module
     except ImportError as error:
         raise BackendError(
             f"backend {name!r} needs {package}, which cannot be imported ({error}); pip install {package}"
         ) from error
+    if package == "numba" and module.config.DISABLE_JIT:
+        raise BackendError(f"backend {name!r} compiles its kernels, which NUMBA_DISABLE_JIT forbids")
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The same numbers as a plain tensor.
-
-    Args:
-        tensor: any shape; of a subclass perhaps, such as ``torch_geometric.EdgeIndex``.
-    """
+    """The same numbers as a plain tensor, of a subclass perhaps, such as ``torch_geometric.EdgeIndex``."""
     # A compiler traces with tensors of classes of its own, which must stay.
     if type(tensor) is Tensor or isinstance(tensor, nn.Parameter) or torch.compiler.is_compiling():
         return tensor

@@ -79,11 +79,7 @@ def sparse_edges(adj_t: Any) -> tuple[CSR, Tensor | None]:
 def unfold_sparse(edges: Any, edge_attr: Any, edge_weight: Any) -> tuple[Any, Any, Any]:
     """A CSR in place of a sparse matrix, and its numbers in place of features or weights that are not given.
 
-    Args:
-        edges: [2, E], a CSR, or a matrix as for :func:`sparse_edges`, whose numbers are weights or, if there are
-            several on an edge, features.
-        edge_attr: of the edges, or None.
-        edge_weight: of the edges, or None.
+    The numbers of a matrix are weights or, if there are several on an edge, features.
     """
     if not is_sparse(edges):
         return edges, edge_attr, edge_weight

@@ -36,7 +36,8 @@ LANES = 8
 BLOCK = 32
 
 _I32 = ir.IntType(32)
-_POINTEES = {"f32": types.float32, "f64": types.float64, "i32": types.int32, "i64": types.int64}
+# Numba's types of one number.
+SCALARS = {"f32": types.float32, "f64": types.float64, "i32": types.int32, "i64": types.int64}
 
 
 class Vector(types.Type):
@@ -101,10 +102,15 @@ def _store_item(builder: Any, pointer: Any, index: Any, value: Any) -> None:
 
 
 def _generator(emit: Callable[..., Any]) -> Callable[..., Any]:
-    """The code generator that Numba asks for, from a function of the builder and the arguments' values."""
+    """The code generator that Numba asks for, from a function of the builder and the arguments' values.
+
+    The function returns a value, a list of those of a tuple, or None.
+    """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         value = emit(builder, *args)
+        if isinstance(value, list):
+            return context.make_tuple(builder, sig.return_type, value)
         return context.get_dummy_value() if value is None else value
 
     return generate
@@ -113,7 +119,7 @@ def _generator(emit: Callable[..., Any]) -> Callable[..., Any]:
 @intrinsic(prefer_literal=True)
 def pointer(typing_context: Any, address: Any, dtype: Any) -> Any:
     """The address as a pointer to numbers of ``dtype``: f32, f64, i32 or i64."""
-    pointer_type = types.CPointer(_POINTEES[dtype.literal_value])
+    pointer_type = types.CPointer(SCALARS[dtype.literal_value])
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(pointer_type))
@@ -124,7 +130,7 @@ def pointer(typing_context: Any, address: Any, dtype: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def scratch(typing_context: Any, count: Any, dtype: Any) -> Any:
     """A pointer to ``count`` numbers on the stack."""
-    pointer_type = types.CPointer(_POINTEES[dtype.literal_value])
+    pointer_type = types.CPointer(SCALARS[dtype.literal_value])
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         element = context.get_value_type(pointer_type.dtype)
@@ -138,16 +144,6 @@ def scratch(typing_context: Any, count: Any, dtype: Any) -> Any:
 def item(typing_context: Any, source: Any, index: Any) -> Any:
     """The single number ``source[index]``."""
     return source.dtype(source, types.int64), _generator(_load_item)
-
-
-@intrinsic
-def add_item(typing_context: Any, target: Any, index: Any, value: Any) -> Any:
-    """Add one number to ``target[index]``."""
-
-    def emit(builder: Any, target: Any, index: Any, value: Any) -> None:
-        _store_item(builder, target, index, builder.fadd(_load_item(builder, target, index), value))
-
-    return types.void(target, types.int64, value), _generator(emit)
 
 
 @intrinsic
@@ -188,14 +184,14 @@ def load_rows(typing_context: Any, source: Any, index: Any, stride: Any, num_row
     count = num_rows.literal_value
     rows_type = types.UniTuple(Vector(source.dtype), count) if count else types.Tuple(())
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        rows, first = [], args[1]
+    def emit(builder: Any, source: Any, index: Any, stride: Any, _: Any) -> list[Any]:
+        rows = []
         for _ in range(count):
-            rows.append(_load(builder, args[0], first))
-            first = builder.add(first, args[2])
-        return context.make_tuple(builder, rows_type, rows)
+            rows.append(_load(builder, source, index))
+            index = builder.add(index, stride)
+        return rows
 
-    return rows_type(source, types.int64, types.int64, num_rows), generate
+    return rows_type(source, types.int64, types.int64, num_rows), _generator(emit)
 
 
 @intrinsic
@@ -227,15 +223,14 @@ def project(typing_context: Any, total: Any, rows: Any, source: Any, index: Any)
 def accumulate(typing_context: Any, rows: Any, value: Any, source: Any, index: Any) -> Any:
     """The rows with ``source[index + k] * value`` added to row k: the transpose of ``project``."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors, factor, source, index = args
+    def emit(builder: Any, vectors: Any, factor: Any, source: Any, index: Any) -> list[Any]:
         added = []
         for k in range(len(rows)):
             scalar = _splat(builder, _load_item(builder, source, index, k))
             added.append(llvm(builder, "fmuladd", scalar, factor, builder.extract_value(vectors, k)))
-        return context.make_tuple(builder, sig.return_type, added)
+        return added
 
-    return rows(rows, value, source, types.int64), generate
+    return rows(rows, value, source, types.int64), _generator(emit)
 
 
 @intrinsic(prefer_literal=True)
@@ -256,16 +251,15 @@ def add_scaled(typing_context: Any, target: Any, index: Any, factor: Any, source
 def add_scaled_rows(typing_context: Any, rows: Any, factor: Any, source: Any, index: Any, stride: Any) -> Any:
     """The rows with ``factor`` times the vector at ``source[index + k * stride]`` added to row k."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors, scalar, source, index, stride = args
+    def emit(builder: Any, vectors: Any, scalar: Any, source: Any, index: Any, stride: Any) -> list[Any]:
         splatted, added = _splat(builder, scalar), []
         for k in range(len(rows)):
             value = _load(builder, source, index)
             added.append(llvm(builder, "fmuladd", splatted, value, builder.extract_value(vectors, k)))
             index = builder.add(index, stride)
-        return context.make_tuple(builder, sig.return_type, added)
+        return added
 
-    return rows(rows, factor, source, types.int64, types.int64), generate
+    return rows(rows, factor, source, types.int64, types.int64), _generator(emit)
 
 
 @intrinsic
@@ -273,10 +267,9 @@ def total(typing_context: Any, value: Any) -> Any:
     """The sum of the eight lanes, pair by pair."""
 
     def emit(builder: Any, value: Any) -> Any:
-        lanes = [builder.extract_element(value, ir.Constant(_I32, i)) for i in range(LANES)]
+        lanes = [builder.extract_element(value, ir.Constant(_I32, i)) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
         while len(lanes) > 1:
-            half = len(lanes) // 2
-            lanes = [builder.fadd(lanes[i], lanes[i + half]) for i in range(half)]
+            lanes = [builder.fadd(a, b) for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
         return lanes[0]
 
     return value.dtype(value), _generator(emit)
@@ -326,26 +319,54 @@ def either(typing_context: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def lane(typing_context: Any, value: Any, index: Any) -> Any:
-    """The number in one lane."""
-    emit = _generator(lambda builder, value, index: builder.extract_element(value, builder.trunc(index, _I32)))
-    return value.dtype(value, types.int64), emit
-
-
-@intrinsic
 def next_ids(typing_context: Any, ids: Any) -> Any:
     """Every lane of an int32 vector plus one."""
     return I32(I32), _generator(lambda builder, ids: builder.add(ids, constant(ids.type, 1)))
 
 
-def compiled(num_floats: int, dtype: str) -> Callable[[Callable[..., None]], Kernel]:
-    """Compile for integers followed by so many floats; kept on disk where some folder can be written.
+# The polynomial of the Cephes library for the exponential in float32, highest power first.
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+# ln 2 in two parts: the first has so few digits that its product with an exponent is exact.
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
-    Args:
-        num_floats: how many.
-        dtype: of the floats, as :func:`dtype_code` calls it.
+
+def _polynomial(builder: Any, at: Any, coefficients: tuple[float, ...]) -> Any:
+    """Terms are combined in pairs, which depend on each other far less than Horner's do."""
+    terms = [constant(at.type, coefficient) for coefficient in reversed(coefficients)]
+    while len(terms) > 1:
+        pairs = [llvm(builder, "fmuladd", high, at, low) for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms = pairs + terms[len(pairs) * 2 :]
+        at = builder.fmul(at, at)
+    return terms[0]
+
+
+def _exp32(builder: Any, x: Any) -> Any:
+    vector_type, ints = x.type, ir.VectorType(_I32, LANES)
+    lowest, highest = constant(vector_type, -87.0), constant(vector_type, 88.0)
+    x = builder.select(builder.fcmp_ordered("<", x, lowest), lowest, x)
+    x = builder.select(builder.fcmp_ordered(">", x, highest), highest, x)
+    # x = n ln 2 + r with |r| below ln(2) / 2; a NaN keeps r a NaN, whatever its n becomes.
+    n = llvm(builder, "nearbyint", builder.fmul(x, constant(vector_type, 1.44269504088896341)))
+    r = llvm(builder, "fmuladd", n, constant(vector_type, -_LN2_HIGH), x)
+    r = llvm(builder, "fmuladd", n, constant(vector_type, -_LN2_LOW), r)
+    tail = builder.fmul(_polynomial(builder, r, _EXP), builder.fmul(r, r))
+    value = builder.fadd(builder.fadd(tail, r), constant(vector_type, 1.0))
+    exponent = builder.shl(builder.add(builder.fptosi(n, ints), constant(ints, 127)), constant(ints, 23))
+    return builder.fmul(value, builder.bitcast(exponent, vector_type))
+
+
+@intrinsic
+def exp(typing_context: Any, x: Any) -> Any:
+    """The number e to the power x; in float32 with a relative error below 2e-7, and 1.6e-38 below -87.
+
+    In float64, which serves tests, the C library is called lane by lane.
     """
-    scalar = scalar_type(dtype)
+    return x(x), _generator(_exp32 if x == F32 else lambda builder, x: llvm(builder, "exp", x))
+
+
+def compiled(num_floats: int, dtype: str) -> Callable[[Callable[..., None]], Kernel]:
+    """Compile for integers followed by so many floats, f32 or f64; kept on disk where some folder can be written."""
+    scalar = SCALARS[dtype]
 
     def compile_(function: Callable[..., None]) -> Kernel:
         form = void(*[int64] * (function.__code__.co_argcount - num_floats), *[scalar] * num_floats)
@@ -363,9 +384,8 @@ def compiled(num_floats: int, dtype: str) -> Callable[[Callable[..., None]], Ker
 
 @cache
 def _stamp() -> int:
-    """A checksum of shared code, for the names of kernels: on disk, Numba renews a kernel when its own file changes."""
-    files = (Path(__file__), Path(__file__).with_name("vector_math.py"))
-    return zlib.crc32(b"".join(file.read_bytes() for file in files))
+    """A checksum of this file, for the names of kernels: on disk, Numba renews a kernel when its own file changes."""
+    return zlib.crc32(Path(__file__).read_bytes())
 
 
 def addresses(*tensors: Tensor) -> tuple[int, ...]:
@@ -376,8 +396,3 @@ def addresses(*tensors: Tensor) -> tuple[int, ...]:
 def dtype_code(tensor: Tensor) -> str:
     """The precision of a tensor as the kernels call it: f32 or f64."""
     return "f64" if tensor.dtype == torch.float64 else "f32"
-
-
-def scalar_type(dtype: str) -> Any:
-    """Numba's type of one number."""
-    return _POINTEES[dtype]

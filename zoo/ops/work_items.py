@@ -41,20 +41,13 @@ class Segments(NamedTuple):
     """Rows cut into segments of bounded length; shapes depend on N and E alone.
 
     Segment i < N begins row i. The further segments of long rows follow, row by row; those that no row needs are empty.
-
-    Attributes:
-        start: [S] int64, the first edge of each segment.
-        end: [S] int64, the edge after its last.
-        row: [S - N] int64, the rows of the segments from N on; N of those that no row needs.
-        further: [N + 1] int64, where the further segments of each row begin, counted from N.
-        limit: edges of the longest segment.
     """
 
-    start: Tensor
-    end: Tensor
-    row: Tensor
-    further: Tensor
-    limit: int
+    start: Tensor  # [S] int64, the first edge of each segment
+    end: Tensor  # [S] int64, the edge after its last
+    row: Tensor  # [S - N] int64, the rows of the segments from N on; N of those that no row needs
+    further: Tensor  # [N + 1] int64, where the further segments of each row begin, counted from N
+    limit: int  # edges of the longest segment
 
     def refresh(self, csr: CSR) -> None:
         """See ``csr.Refreshable``."""
@@ -90,20 +83,14 @@ def cut_rows(csr: CSR, limit: int) -> Segments:
 
 
 class WorkItems(NamedTuple):
-    """The rows of a CSR as the threads of a CPU share them.
-
-    Attributes:
-        segments: S segments.
-        merge_steps: pairs of [K] rows and [K] segments; no row appears twice in a pair. Merging pair after pair merges
-            the segments of each row in the order of its edges.
-        items: first segment, and the one after the last, of each item; they cost about the same.
-        col: [E] int32, where that of the CSR is not.
-    """
+    """The rows of a CSR as the threads of a CPU share them."""
 
     segments: Segments
+    # Pairs of [K] rows and [K] segments; no row appears twice in a pair. Merging pair after pair merges the segments of
+    # each row in the order of its edges.
     merge_steps: list[tuple[Tensor, Tensor]]
-    items: list[tuple[int, int]]
-    col: Tensor | None
+    items: list[tuple[int, int]]  # first segment, and the one after the last, of each; they cost about the same
+    col: Tensor | None  # [E] int32, where that of the CSR is not
 
     @classmethod
     def of(cls, csr: CSR) -> WorkItems:

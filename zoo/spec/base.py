@@ -39,13 +39,7 @@ SpecT = typing.TypeVar("SpecT", bound=Spec)
 
 
 def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: type[Exception] = RecipeError) -> SpecT:
-    """Check plain JSON data against a spec class.
-
-    Args:
-        cls: the spec class.
-        data: the content of a JSON object.
-        where: its origin, as errors name it.
-        error: class of the error to raise.
+    """Check the content of a JSON object against a spec class; ``where`` is its origin, as errors name it.
 
     Raises:
         error: with every fault, one a line, each with its place.
@@ -74,16 +68,12 @@ def parse_spec(cls: type[SpecT], data: Mapping[str, Any], *, where: str, error: 
         raise error(*(f"{where}: {line}" for line in lines)) from None
 
 
-def _place(cls: type[Spec], data: Any, detail: ErrorDetails) -> tuple[str, list[str]]:
-    place, siblings = _locate(cls, data, detail["loc"], ends_in_key=detail["type"] in ("missing", "extra_forbidden"))
-    return (place if len(place) <= _MAX_PLACE else f"{place[:_MAX_PLACE]}..."), siblings
-
-
 def _fault(cls: type[Spec], data: Any, detail: ErrorDetails) -> str:
     """One line about one fault: its place, what is wrong, what would be right."""
     # pydantic's messages name Python types and tags of unions; a recipe's author thinks in JSON and keys.
     kind, context = detail["type"], detail.get("ctx", {})
-    place, siblings = _place(cls, data, detail)
+    place, siblings = _locate(cls, data, detail["loc"], ends_in_key=kind in ("missing", "extra_forbidden"))
+    place = place if len(place) <= _MAX_PLACE else f"{place[:_MAX_PLACE]}..."
     prefix = f"{place}: " if place else ""
     if kind == "extra_forbidden":
         hint = nearest(str(detail["loc"][-1]), siblings, f"known: {', '.join(siblings)}")

@@ -109,21 +109,11 @@ class ConvSpec(Spec):
         return False
 
     def linear_maps(self, channels: int, embedding_channels: int) -> list[Linear]:
-        """The linear maps of the layer; none if all parameters are counted by ``num_other_parameters``.
-
-        Args:
-            channels: C, in and out.
-            embedding_channels: width of the edge embeddings.
-        """
+        """The linear maps of a layer of C channels; none if ``num_other_parameters`` counts all."""
         return []
 
     def layer_arguments(self, embedding_channels: int, norm: Norm) -> dict[str, Any]:
-        """The keyword arguments of the layer beside C: by default the keys of the spec.
-
-        Args:
-            embedding_channels: width of the edge embeddings.
-            norm: normalization of the model.
-        """
+        """The keyword arguments of the layer beside C: by default the keys of the spec."""
         return self.model_dump(exclude={"type"})
 
     def num_other_parameters(self, channels: int) -> int:

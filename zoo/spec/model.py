@@ -75,15 +75,12 @@ class _GnnSpec(_EncodedSpec):
         return self.conv.reads_edge_weight
 
 
-NumDistinctLayers = Annotated[
-    NumLayers | None,
-    Field(description="how many layers have weights of their own; num_layers steps cycle through them; left out: all"),
-]
-
-
 class _LayeredSpec(_GnnSpec):
     num_layers: NumLayers
-    num_distinct_layers: NumDistinctLayers = None
+    num_distinct_layers: NumLayers | None = Field(
+        default=None,
+        description="how many layers have weights of their own; num_layers steps cycle through them; left out: all",
+    )
     norm: Norm = "layer"
 
     @model_validator(mode="after")
@@ -275,6 +272,8 @@ Backward = Annotated[FixedPointSpec | PhantomSpec, Field(discriminator="type")]
 class ImplicitSolver(FixedPointSpec):
     """A fixed point with the implicit gradient: by default a solve of the same type, for the vjp at the solution."""
 
+    # It evaluates the block of two convolutions once.
+    num_convs_per_iter: ClassVar[int] = 2
     backward: Backward | None = Field(default=None, description="left out: the type of the forward solve")
 
     @model_validator(mode="before")
@@ -284,11 +283,6 @@ class ImplicitSolver(FixedPointSpec):
         method = _method(data)
         return data if method is None else {"backward": {"type": method}, **data}
 
-    @property
-    def num_convs_per_iter(self) -> int:
-        """The convolutions of an iteration: it evaluates the block of two once."""
-        return 2
-
 
 class ReversibleSolver(Spec):
     """The reversible equilibrium (arXiv 2509.12917): two coupled damped iterations, differentiated by a reverse pass.
@@ -297,6 +291,7 @@ class ReversibleSolver(Spec):
     twice.
     """
 
+    num_convs_per_iter: ClassVar[int] = 4
     type: Literal["reversible"]
     beta: float = Field(
         default=0.8, ge=0.01, le=0.99, description="how far an iteration goes; 1 would be plain iteration"
@@ -314,11 +309,6 @@ class ReversibleSolver(Spec):
                 f"at most {most}, or a smaller beta"
             )
         return self
-
-    @property
-    def num_convs_per_iter(self) -> int:
-        """The convolutions of an iteration: it evaluates the block of two twice."""
-        return 4
 
 
 Solver = Annotated[ImplicitSolver | ReversibleSolver, Field(discriminator="type")]

@@ -18,13 +18,9 @@ _OPTIONS = {"capture": (False, "--capture"), "edge_precision": ("fp32", "--edge-
 _PROTOCOL = re.compile(r"(?:(whole graph)|(single view)|(\d+) views? of (\d+) parts)(?:, (\d+) runs)?")
 # Keys that describe one data set and its labels; they are removed when another data set is chosen.
 _OF_THE_DATA = (
-    "data.generated",
-    "data.name",
-    "data.node_features",
-    "data.split",
-    "data.undirected",
-    "train.loss",
-    "eval.metric",
+    *(("data", key) for key in ("generated", "name", "node_features", "split", "undirected")),
+    ("train", "loss"),
+    ("eval", "metric"),
 )
 
 
@@ -77,13 +73,9 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def override(data: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``data`` with some keys replaced.
+    """A copy of JSON data with keys replaced: by values of dotted keys, None to leave one out, or ``key.key=value``.
 
     If ``data.dataset`` is replaced, node features, split, loss and metric of the former data set are left out first.
-
-    Args:
-        data: JSON data.
-        overrides: values by dotted key, None to leave the key out; or ``key.key=value`` assignments.
 
     Raises:
         RecipeError: if an assignment is malformed or passes through something that is not an object.
@@ -93,7 +85,9 @@ def override(data: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, An
     overrides = [overrides] if isinstance(overrides, str) else overrides
     pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [_assignment(text) for text in overrides]
     if any(place == "data.dataset" for place, _ in pairs):
-        _leave_out(result, _OF_THE_DATA)
+        for part, key in _OF_THE_DATA:
+            if isinstance(result.get(part), dict):
+                result[part].pop(key, None)
     for place, value in pairs:
         *parents, last = place.split(".")
         node = result
@@ -106,13 +100,6 @@ def override(data: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, An
         if value is None and isinstance(overrides, Mapping):
             del node[last]
     return result
-
-
-def _leave_out(data: dict[str, Any], places: Sequence[str]) -> None:
-    for place in places:
-        key, _, last = place.partition(".")
-        if isinstance(data.get(key), dict):
-            data[key].pop(last, None)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -131,13 +118,9 @@ def _assignment(text: str) -> tuple[str, Any]:
 def faults_of_overrides(
     faults: Sequence[str], assignments: Sequence[str], data: Mapping[str, Any], *, where: str
 ) -> list[str]:
-    """Put --set in place of the file into each fault that an assignment brought in.
+    """Put --set in place of the file into each fault "WHERE: PLACE: FAULT" that an assignment brought in.
 
-    Args:
-        faults: each "WHERE: PLACE: FAULT".
-        assignments: as for :func:`override`.
-        data: the recipe before them, for the whole place of a key of which only the name was given.
-        where: the file.
+    The recipe data before the assignments tell the whole place of a key of which only the name was given.
     """
     places = tuple(assignment.partition("=")[0] for assignment in assignments)
     places_of_data = [place for place, _ in leaves(data)]

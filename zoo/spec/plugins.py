@@ -45,22 +45,15 @@ _PLACES: Mapping[Group, tuple[str, ...]] = {
 
 
 class Plugin(NamedTuple):
-    """A part of the zoo that another package brings.
+    """A part of the zoo that another package brings."""
 
-    Attributes:
-        code: "module:name" of what does the work, imported when it is used: the layer of a convolution, the builder of
-            a family, the ``Dataset`` of a data set, the function of a loss or metric.
-        spec: the spec class of a convolution or family.
-        widths: the columns of a data set.
-        tasks: the tasks that a loss or metric fits, such as "multiclass".
-        lower_is_better: of a metric.
-    """
-
+    # "module:name" of what does the work, imported when it is used: the layer of a convolution, the builder of a
+    # family, the Dataset of a data set, the function of a loss or metric.
     code: str
-    spec: type[Spec] | None = None
-    widths: Widths | None = None
-    tasks: tuple[str, ...] = ()
-    lower_is_better: bool = False
+    spec: type[Spec] | None = None  # of a convolution or family
+    widths: Widths | None = None  # of a data set
+    tasks: tuple[str, ...] = ()  # that a loss or metric fits, such as "multiclass"
+    lower_is_better: bool = False  # of a metric
 
     def load(self) -> Any:
         """The object that ``code`` names."""
@@ -111,10 +104,7 @@ def packages_of(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def missing_package(packages: object) -> str | None:
-    """The first package, of those that a bundle says it needs, that is not installed.
-
-    Args:
-        packages: names and versions, of which nothing is checked yet.
+    """The first package, of those that an unchecked bundle says it needs, that is not installed.
 
     Returns:
         A requirement for pip; None if all packages are there.
@@ -190,7 +180,6 @@ class Table(Mapping[Key, Value]):
         self._rows, self._group, self._row = rows, group, row
 
     def __getitem__(self, key: Key) -> Value:
-        """The row of a key."""
         if key in self._rows:
             return self._rows[key]
         # Losses are keyed by task and name; plugins by their name alone.
@@ -200,9 +189,7 @@ class Table(Mapping[Key, Value]):
         return self._row(plugin, key)
 
     def __iter__(self) -> Iterator[Key]:
-        """The keys of this package."""
         return iter(self._rows)
 
     def __len__(self) -> int:
-        """The number of rows of this package."""
         return len(self._rows)

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, FailFast, Field, ValidationInfo, field_validato
 from typing_extensions import Self
 
 from zoo.spec.base import Spec
-from zoo.spec.train import METRIC_RANGES, REGRESSION_METRICS, Metric, lower_is_better
+from zoo.spec.train import METRIC_FACTS, Metric, MetricFacts, lower_is_better
 
 
 class Measured(Spec):
@@ -28,9 +28,9 @@ class Measured(Spec):
     @classmethod
     def _range(cls, value: float, info: ValidationInfo) -> float:
         # Bundles may come from anywhere, and an impossible figure must not reach a table or a card.
-        low, high = METRIC_RANGES.get(info.data.get("metric", ""), (-inf, inf))
-        if not low <= value <= high:
-            raise ValueError(f"must be from {low:g} to {high:g}")
+        facts = METRIC_FACTS.get(info.data.get("metric", ""), MetricFacts((), -inf, inf))
+        if not facts.low <= value <= facts.high:
+            raise ValueError(f"must be from {facts.low:g} to {facts.high:g}")
         return value
 
     @property
@@ -90,43 +90,25 @@ class Environment(Spec):
 
 
 class RunResults(Spec):
-    """The content of a run's ``results.json``.
+    """The content of a run's ``results.json``."""
 
-    Attributes:
-        name: of the recipe.
-        results: the figures of the best weights.
-        best_epoch: whose weights these are.
-        num_epochs: epochs that were trained; fewer than the recipe's if it ran out of patience.
-        num_steps: optimizer steps.
-        num_parameters: of the model.
-        train_s: seconds of training and validation.
-        peak_memory_bytes: of the process on the CPU, of PyTorch's tensors on a GPU.
-        max_inversion_error: how exactly the reversible stack restored its input in the worst step, relative to the
-            largest entry, if that was checked.
-        data_sha256: of everything that the run read of its graph.
-        data_is_synthetic: whether the graph stands in for the data set that the recipe names.
-        environment: versions, device and threads.
-        baseline: score of a logistic regression (ridge regression of numbers) by split, if one was fitted.
-        teacher: results of the teacher, under self-distillation.
-        rank_memory_bytes: the peak of each process, if several shared the run.
-        rank_busy_s: seconds in which each of them, since they were last started, did not wait for others.
-    """
-
-    name: str
-    results: tuple[Measured, ...]
-    best_epoch: int = Field(ge=1)
-    num_epochs: int = Field(ge=1)
+    name: str  # of the recipe
+    results: tuple[Measured, ...]  # of the best weights
+    best_epoch: int = Field(ge=1)  # whose weights these are
+    num_epochs: int = Field(ge=1)  # that were trained; fewer than the recipe's if it ran out of patience
     num_steps: int = Field(ge=0)
     num_parameters: int = Field(ge=1)
-    train_s: float
-    peak_memory_bytes: int
+    train_s: float  # of training and validation
+    peak_memory_bytes: int  # of the process on the CPU, of PyTorch's tensors on a GPU
+    # How exactly the reversible stack restored its input in the worst step, relative to the largest entry, if checked.
     max_inversion_error: float | None = None
-    data_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    data_is_synthetic: bool = False
+    data_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of everything that the run read of its graph
+    data_is_synthetic: bool = False  # the graph stands in for the data set that the recipe names
     environment: Environment
-    baseline: dict[str, float] | None = None
-    teacher: RunResults | None = None
-    rank_memory_bytes: tuple[int, ...] | None = None
+    baseline: dict[str, float] | None = None  # score by split of the model of the node features alone, if fitted
+    teacher: RunResults | None = None  # under self-distillation
+    rank_memory_bytes: tuple[int, ...] | None = None  # the peak of each process, if several shared the run
+    # Seconds in which each of them, since they were last started, did not wait for others.
     rank_busy_s: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +167,8 @@ def metric_in_words(metric: str) -> str:
 
 def baseline_in_words(metric: str) -> str:
     """The model of the node features alone that stands beside figures of a metric."""
-    return "ridge regression" if metric in REGRESSION_METRICS else "logistic regression"
+    facts = METRIC_FACTS.get(metric)
+    return "ridge regression" if facts is not None and "regression" in facts.tasks else "logistic regression"
 
 
 def protocol_in_words(num_views: int | None, num_parts: int | None, num_clusters: int = 0) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from zoo.spec.base import Spec
-from zoo.spec.plugins import Installed, find_plugin
+from zoo.spec.plugins import Installed, Table
 
 LearningRate = Annotated[float, Field(gt=0, le=1e3)]
 WeightDecay = Annotated[float, Field(ge=0, le=1e3)]
@@ -22,30 +21,38 @@ Loss = Literal["bce_with_logits", "cross_entropy", "log_cross_entropy", "mse", "
 
 # What a recipe may name: those of this package and of others that are installed.
 Metric = Annotated[MetricName, Installed("metrics")]
-# Errors: the lowest is the best.
-LOWER_IS_BETTER = frozenset[str]({"mae", "rmse"})
-REGRESSION_METRICS = frozenset[str]({"mae", "rmse", "r2"})
-METRIC_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+
+
+class MetricFacts(NamedTuple):
+    """The tasks that a metric can score, its least and largest value, and True if the lowest value is the best."""
+
+    tasks: tuple[str, ...]
+    low: float = 0
+    high: float = 1
+    lower_is_better: bool = False
+
+
+METRIC_FACTS: Mapping[str, MetricFacts] = Table(
     {
-        "rocauc": (0, 1),
-        "average_precision": (0, 1),
-        "accuracy": (0, 1),
-        "micro_f1": (0, 1),
-        "macro_f1": (0, 1),
-        "mcc": (-1, 1),
-        "mae": (0, inf),
-        "rmse": (0, inf),
-        "r2": (-inf, 1),
-    }
+        "rocauc": MetricFacts(("multilabel", "binary")),
+        "average_precision": MetricFacts(("multilabel", "binary")),
+        "accuracy": MetricFacts(("multiclass", "binary")),
+        "micro_f1": MetricFacts(("multilabel", "multiclass")),
+        "macro_f1": MetricFacts(("multilabel", "multiclass", "binary")),
+        "mcc": MetricFacts(("multiclass", "binary"), low=-1),
+        "mae": MetricFacts(("regression",), high=inf, lower_is_better=True),
+        "rmse": MetricFacts(("regression",), high=inf, lower_is_better=True),
+        "r2": MetricFacts(("regression",), low=-inf),
+    },
+    "metrics",
+    lambda plugin, _: MetricFacts(plugin.tasks, -inf, inf, plugin.lower_is_better),
 )
 
 
 def lower_is_better(metric: str) -> bool:
     """True if the lowest value of a metric is the best."""
-    if metric in METRIC_RANGES:
-        return metric in LOWER_IS_BETTER
-    plugin = find_plugin("metrics", metric)
-    return plugin is not None and plugin.lower_is_better
+    facts = METRIC_FACTS.get(metric)
+    return facts is not None and facts.lower_is_better
 
 
 class FullPartition(Spec):

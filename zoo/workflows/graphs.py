@@ -17,13 +17,14 @@ from zoo.data.datasets import DATASETS, load_graph
 from zoo.data.download import data_root
 from zoo.data.features import build_features
 from zoo.data.graph import EDGE_CHUNK, Graph, Split, with_self_loops
-from zoo.data.metrics import METRIC_TASKS, check_metric, metrics_of
+from zoo.data.metrics import check_metric, metrics_of
 from zoo.data.ogb import OGB
 from zoo.data.pyg import graph_from_pyg
 from zoo.errors import DataError, RecipeError, RunError, ZooWarning
 from zoo.spec.base import DATA_NAME_PATTERN, parse_spec
 from zoo.spec.overrides import override
 from zoo.spec.recipe import Recipe, read_recipe
+from zoo.spec.train import METRIC_FACTS
 from zoo.workflows.objective import LOSSES, losses_of
 from zoo.workflows.options import EdgePrecision
 from zoo.workflows.run_dir import GRAPH_FILE, RunDir
@@ -153,7 +154,7 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
         changes["data.split"] = recipe.data.split
     if (graph.task, recipe.train.loss) in LOSSES:
         changes["train.loss"] = recipe.train.loss
-    if recipe.eval.metric is not None and graph.task in METRIC_TASKS.get(recipe.eval.metric, ()):
+    if recipe.eval.metric is not None and graph.task in METRIC_FACTS[recipe.eval.metric].tasks:
         changes["eval.metric"] = recipe.eval.metric
     if graph.task != "multiclass":
         changes |= {"train.label_reuse": None, "train.distillation": None}

@@ -77,11 +77,7 @@ def _stacks(model: nn.Module) -> dict[str, ReversibleStack]:
 
 
 class CaptureExecutor:
-    """The executor of one stack: its recordings, each for a signature and a size.
-
-    Args:
-        stack: whose layers are recorded; they are kept, the stack is not.
-        recorder: records its work.
+    """The executor of one stack: its recordings, each for a signature and a size. The stack itself is not kept.
 
     Attributes:
         status: ``captured``, or why the last call was not; before the first call why none will be.
@@ -102,7 +98,7 @@ class CaptureExecutor:
             is_news = self.status != reason or not self._warned
             self.status, self._warned = reason, True
             if is_news:
-                warnings.warn(f"the layers are not captured: {reason}", ZooWarning, stacklevel=5)
+                warnings.warn(f"the layers are not captured: {reason}", ZooWarning, stacklevel=4)
             return None
         self.status = "captured"
         layers = [layer.parameters() for layer in self._layers]

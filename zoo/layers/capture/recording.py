@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.layers.coupling import STREAM_DTYPE, couple_in_place, uncouple_with_gradients
 from zoo.layers.inputs import BlockInputs
-from zoo.layers.replay import Slot, collect, replaced
+from zoo.layers.replay import Slot, held, replaced, slots_of
 from zoo.ops.csr import copy_into, empty_csr
 from zoo.ops.edges import EdgeInput
 
@@ -35,12 +35,7 @@ def with_leaves(inputs: BlockInputs, leaves: Sequence[Tensor | None]) -> BlockIn
 
 
 class Layer(NamedTuple):
-    """One layer of a stack and the places of its K parameters.
-
-    Attributes:
-        blocks: its G blocks.
-        slots: for each block where it keeps which of the layer's parameters.
-    """
+    """The G blocks of a layer and, for each, the slots that hold which of the layer's K parameters."""
 
     blocks: Sequence[nn.Module]
     slots: Sequence[Sequence[Slot]]
@@ -51,39 +46,27 @@ class Layer(NamedTuple):
         slots: list[list[Slot]] = []
         count = 0
         for block in blocks:
-            parameters, own = collect([block], "_parameters")
+            own = slots_of(block.modules(), "_parameters")
             slots.append([slot._replace(which=slot.which + count) for slot in own])
-            count += len(parameters)
+            count += len(held(own))
         return cls(blocks, slots)
 
     def parameters(self) -> list[Tensor]:
         """The K parameters that stand in these places now."""
-        present = {slot.which: slot.holder[slot.name] for slots in self.slots for slot in slots}
-        return [tensor for _, tensor in sorted(present.items()) if tensor is not None]
+        return held(itertools.chain.from_iterable(self.slots))
 
 
 class Signature(NamedTuple):
-    """Everything that recorded work depends on besides values and the size of the graph.
-
-    Attributes:
-        dtype: precision of the states.
-        device: of all tensors.
-        num_channels: C.
-        forms: precision and shape, without the number of nodes or edges, of ``col``, of the leaves and of a layer's K
-            parameters; None: not given.
-        autocast: whether it is on, and its precision.
-        leaves_need_grad: which leaves get a gradient.
-        parameters_need_grad: which parameters get a gradient in some layer.
-        has_backward: whether there is a backward pass.
-    """
+    """Everything that recorded work depends on besides values and the size of the graph."""
 
     dtype: torch.dtype
     device: torch.device
     num_channels: int
+    # Without the number of nodes or edges, of col, of the leaves and of a layer's K parameters; None: not given.
     forms: tuple[Form | None, ...]
     autocast: tuple[bool, torch.dtype]
     leaves_need_grad: tuple[bool, ...]
-    parameters_need_grad: tuple[bool, ...]
+    parameters_need_grad: tuple[bool, ...]  # in some layer
     has_backward: bool
 
     @classmethod
@@ -138,12 +121,6 @@ def copy_inputs(buffers: BlockInputs, inputs: BlockInputs) -> None:
 
 class GradientBuffers:
     """Gradients of one layer, and their sums over the layers.
-
-    Args:
-        stream: the G groups of the residual stream, [N, C/G] each.
-        dtype: precision of the blocks.
-        leaves: of the blocks' inputs; None where no gradient is needed.
-        parameters: the K parameters of the layer.
 
     Attributes:
         stream: gradients of the G groups, which each layer backward updates.
@@ -245,16 +222,9 @@ class Recording:
     def forward(
         self, x: Tensor, inputs: BlockInputs, layers: Sequence[Sequence[Tensor]], num_steps: int
     ) -> list[Tensor]:
-        """The stream after the last layer.
+        """The stream after the last layer, G groups of [N, C/G] in float64, for the states x [N, C].
 
-        Args:
-            x: [N, C] states.
-            inputs: of the blocks.
-            layers: the parameters of each distinct layer.
-            num_steps: layers to apply; the distinct ones are cycled through.
-
-        Returns:
-            G groups of [N, C/G], float64.
+        ``num_steps`` layers are applied; the distinct ones, whose parameters ``layers`` are, are cycled through.
         """
         with torch.inference_mode(False), torch.no_grad():
             copy_inputs(self._inputs, inputs)
@@ -272,14 +242,7 @@ class Recording:
         layers: Sequence[Sequence[Tensor]],
         num_steps: int,
     ) -> tuple[Tensor, list[Tensor | None], list[Tensor | None]]:
-        """Gradients, by the reverse pass from the last layer to the first.
-
-        Args:
-            stream: what :meth:`forward` returned.
-            grad: [N, C] gradient of the output.
-            inputs: as for :meth:`forward`.
-            layers: as for :meth:`forward`.
-            num_steps: as for :meth:`forward`.
+        """Gradients, by the reverse pass from the stream of :meth:`forward` and the gradient [N, C] of the output.
 
         Returns:
             Of x; of the leaves; of the parameters, layer after layer, of the distinct layers that were applied. None
@@ -308,12 +271,9 @@ class Recording:
     def _layer_forward(self) -> None:
         """The recorded work of one layer forward."""
         blocks, slots = self._layer
-        with ExitStack() as state:
-            for own in slots:
-                state.enter_context(replaced(own, self._parameters))
-            state.enter_context(self._autocast())
-            state.enter_context(torch.no_grad())
-            couple_in_place(blocks, self._stream, self._groups(leaves_of(self._inputs)), self.signature.dtype)
+        groups = self._groups(leaves_of(self._inputs))
+        with replaced([*itertools.chain.from_iterable(slots)], self._parameters), self._autocast(), torch.no_grad():
+            couple_in_place(blocks, self._stream, groups, self.signature.dtype)
 
     def _layer_backward(self) -> None:
         """The recorded work of one layer backward."""

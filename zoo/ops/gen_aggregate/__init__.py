@@ -97,7 +97,7 @@ def _aggregate(messages: Messages, aggr: Aggr, factor: Tensor | None, detach_wei
     x, csr, edges, eps = messages
     if needs_grad(x, *(edges or ()), factor):
         call = _Call(csr, eps, name, _FUNCTIONS[aggr], detach_weights)
-        out: Tensor = _Aggregate.apply(x, *(edges or (None, None, None)), factor, call)  # type: ignore[no-untyped-call]
+        out: Tensor = _Aggregate.apply(call, x, factor, *(edges or ()))  # type: ignore[no-untyped-call]
     else:
         forward = kernel_function("gen_aggregate", name, f"{_FUNCTIONS[aggr]}_forward")
         out = forward(messages, factor, needs_grad=False)[0]
@@ -134,37 +134,30 @@ class _Aggregate(Function):
     """An aggregation under autograd; the arithmetic of both passes is the backend's, see ``chunked``."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        attr: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        factor: Tensor | None,
-        call: _Call,
-    ) -> Tensor:
-        """[N, C] results for [N, C] features; see :class:`Messages`."""
-        edges = None if attr is None else EdgeInput(attr, weight, bias)
+    def forward(ctx: Any, call: _Call, x: Tensor, factor: Tensor | None, *edges: Any) -> Tensor:
+        """[N, C] results for [N, C] features; ``edges`` are the tensors of an ``EdgeInput``, or none."""
         forward = kernel_function("gen_aggregate", call.backend, f"{call.function}_forward")
+        messages = Messages(x, call.csr, EdgeInput(*edges) if edges else None, call.eps)
         out: Tensor
-        out, state = forward(Messages(x, call.csr, edges, call.eps), factor, needs_grad=True)
+        out, state = forward(messages, factor, needs_grad=True)
         # Max needs its winners alone: neither its input nor its output is kept, so both may be overwritten.
-        ctx.save_for_backward(None if call.function == "max" else x, attr, weight, bias, factor, *call.csr, *state)
-        ctx.call = call
+        ctx.save_for_backward(None if call.function == "max" else x, factor, *call.csr, *edges, *state)
+        ctx.call, ctx.num_edge_tensors = call, len(edges)
         return out
 
     @staticmethod
     @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the tensors of forward."""
-        x, attr, weight, bias, factor, rowptr, col, *state = ctx.saved_tensors
+        x, factor, rowptr, col, *rest = ctx.saved_tensors
         call: _Call = ctx.call
-        edges = None if attr is None else EdgeInput(attr, weight, bias)
-        messages = Messages(grad if x is None else x, CSR(rowptr, col), edges, call.eps)
+        edges, state = rest[: ctx.num_edge_tensors], rest[ctx.num_edge_tensors :]
+        messages = Messages(grad if x is None else x, CSR(rowptr, col), EdgeInput(*edges) if edges else None, call.eps)
         backward = kernel_function("gen_aggregate", call.backend, f"{call.function}_backward")
         options = {"detach_weights": call.detach_weights} if call.function == "softmax" else {}
-        grads = backward(grad, messages, factor, *state, **options)
-        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
+        dx, *d_edges, d_factor = backward(grad, messages, factor, *state, **options)
+        pairs = zip((None, dx, d_factor, *d_edges), ctx.needs_input_grad, strict=False)
+        return tuple(gradient if needed else None for gradient, needed in pairs)
 
 
 def _scalar(name: str, value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -25,18 +25,18 @@ from torch.nn import functional as F
 from zoo.ops.dispatch import address, unit_stride
 from zoo.ops.gen_aggregate.chunked import Gradients, max_edge_gradient
 from zoo.ops.gen_aggregate.reference import Messages
-from zoo.ops.vector_math import exp
 from zoo.ops.vectors import (
     BLOCK,
     LANES,
+    SCALARS,
     Kernel,
     accumulate,
-    add_item,
     add_scaled,
     addresses,
     compiled,
     dtype_code,
     either,
+    exp,
     is_nan,
     item,
     load,
@@ -45,7 +45,7 @@ from zoo.ops.vectors import (
     pointer,
     prefetch,
     project,
-    scalar_type,
+    put_item,
     scratch,
     splat,
     store,
@@ -216,7 +216,7 @@ def _preactivations(tile, cols, edge, block_end, xs, x_stride, attrs, a_stride, 
 @cache
 def max_forward_kernel(D: int, with_winner: bool, dtype: str) -> Kernel:
     """The largest message of each segment, and the edge that sent it."""
-    scalar = scalar_type(dtype)
+    scalar = SCALARS[dtype]
 
     @compiled(1, dtype)
     def kernel(start, end, first, stop, col, last, ahead, x, x_stride, a, a_stride, w, b, C, out, win, eps):  # type: ignore[no-untyped-def]
@@ -278,9 +278,9 @@ def max_backward_kernel(D: int, dtype: str) -> Kernel:
             for c in range(low, high):
                 e = int64(item(wins, i * C + c))
                 if e >= 0:
-                    g = item(grads, i * C + c)
-                    add_item(dxs, int64(item(cols, e)) * C + c, g)
-                    add_item(dbs, c, g)
+                    g, source = item(grads, i * C + c), int64(item(cols, e)) * C + c
+                    put_item(dxs, source, item(dxs, source) + g)
+                    put_item(dbs, c, item(dbs, c) + g)
                     add_scaled(dws, c * D, g, attrs, e * a_stride, D)
 
     return kernel
@@ -292,7 +292,7 @@ def softmax_forward_kernel(D: int, dtype: str) -> Kernel:
 
     Of a segment without edges: zero, zero and one.
     """
-    scalar = scalar_type(dtype)
+    scalar = SCALARS[dtype]
 
     @compiled(2, dtype)
     def kernel(  # type: ignore[no-untyped-def]
@@ -345,7 +345,7 @@ def softmax_forward_kernel(D: int, dtype: str) -> Kernel:
 @cache
 def softmax_backward_kernel(D: int, dtype: str) -> Kernel:
     """Gradients of softmax-weighted means; messages are computed again."""
-    scalar = scalar_type(dtype)
+    scalar = SCALARS[dtype]
 
     @compiled(2, dtype)
     def kernel(  # type: ignore[no-untyped-def]

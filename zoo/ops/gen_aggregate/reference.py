@@ -17,29 +17,16 @@ POWER_MIN, POWER_MAX = 1e-7, 10.0
 
 
 class Messages(NamedTuple):
-    """The messages relu(x_j + a_e) + eps of all edges e = (j, i), a_e being their embeddings, before they are computed.
+    """The messages relu(x_j + a_e) + eps of all edges e = (j, i), before they are computed."""
 
-    Attributes:
-        x: [N, C] node features.
-        csr: N rows, E edges.
-        edges: embeddings of C channels, or None: a_e = 0.
-        eps: added to every message.
-    """
-
-    x: Tensor
-    csr: CSR
-    edges: EdgeInput | None
+    x: Tensor  # [N, C]
+    csr: CSR  # N rows, E edges
+    edges: EdgeInput | None  # the embeddings a_e, of C channels; None: 0
     eps: float
 
 
 def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detach_weights: bool) -> Tensor:
     """Aggregate with an [E, C] tensor of messages; differentiable any number of times.
-
-    Args:
-        messages: N rows, E edges, C channels.
-        aggr: one of max, mean, sum, softmax, powermean.
-        factor: one element, the temperature of softmax or the power of powermean.
-        detach_weights: keep gradients out of the softmax weights.
 
     Returns:
         [N, C], in float32 for half precision.
@@ -55,7 +42,11 @@ def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detac
     degree = csr.rowptr.diff()
     row = edge_targets(csr)  # [E]
     if aggr == "max":
-        return _plain_max(message, row, csr) if torch.compiler.is_compiling() else _first_max(message, row, csr)
+        if torch.compiler.is_compiling():
+            # Messages are positive, so that the zeros of nodes without edges are never their maximum.
+            zeros = message.new_zeros(csr.num_nodes, message.shape[1])
+            return zeros.scatter_reduce(0, row[:, None].expand_as(message), message, "amax")
+        return _first_max(message, row, csr)
     if aggr == "softmax" and factor is not None:
         return _softmax(message, row, csr, factor, detach_weights)
     if aggr == "powermean" and factor is not None:
@@ -65,12 +56,6 @@ def gen_aggregate(messages: Messages, aggr: str, factor: Tensor | None, *, detac
         return total
     mean = total / degree.clamp(min=1).to(total.dtype)[:, None]
     return mean if factor is None else mean.clamp(POWER_MIN, POWER_MAX).pow(1 / factor)
-
-
-def _plain_max(message: Tensor, row: Tensor, csr: CSR) -> Tensor:
-    # Messages are positive, so that the zeros of nodes without edges are never their maximum.
-    zeros = message.new_zeros(csr.num_nodes, message.shape[1])
-    return zeros.scatter_reduce(0, row[:, None].expand_as(message), message, "amax")
 
 
 def _first_max(message: Tensor, row: Tensor, csr: CSR) -> Tensor:

@@ -12,15 +12,28 @@ results.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache, partial
 
 import torch
-from numba import carray, njit
 from torch import Tensor
 
 from zoo.ops.dispatch import address
-from zoo.ops.vectors import LANES, Kernel, compiled, dtype_code, lane, load, pointer, scalar_type, splat, store, where
+from zoo.ops.vectors import (
+    LANES,
+    SCALARS,
+    Kernel,
+    addresses,
+    compiled,
+    dtype_code,
+    item,
+    load,
+    pointer,
+    put_item,
+    splat,
+    store,
+    total,
+    where,
+)
 from zoo.ops.work_items import run_tasks
 
 # Numbers in the rows of a block: enough work to be worth handing to a thread.
@@ -43,25 +56,16 @@ def _blocks(x: Tensor) -> list[tuple[int, int]]:
 
 def _inputs(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> tuple[int, ...]:
     masks = (0, 0) if mask is None else (address(mask), mask.stride(0))
-    keep = _keep(x.shape[1], x.dtype)
-    return x.shape[1], *_address_and_stride(x), *masks, address(weight), address(bias), address(keep)
-
-
-def _address_and_stride(tensor: Tensor) -> tuple[int, int]:
-    return address(tensor), tensor.stride(0)
-
-
-def _kernel(make: Callable[[bool, str], Kernel], x: Tensor, mask: Tensor | None) -> Kernel:
-    return make(mask is not None, dtype_code(x))
+    parameters = addresses(weight, bias, _keep(x.shape[1], x.dtype))
+    return x.shape[1], address(x), x.stride(0), *masks, *parameters
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """[N, C] relu(layer_norm(x)) * mask in the dtype of x; [N] means and [N] 1 / deviations of the rows of x."""
     out = torch.empty(x.shape, dtype=x.dtype)
     mean, rstd = torch.empty(2, len(x), dtype=x.dtype)
-    results = (address(out), address(mean), address(rstd))
-    kernel, inputs = _kernel(_forward, x, mask), _inputs(x, weight, bias, mask)
-    run_tasks([partial(kernel, *rows, *inputs, *results, eps) for rows in _blocks(x)])
+    kernel, inputs = _forward(mask is not None, dtype_code(x)), _inputs(x, weight, bias, mask)
+    run_tasks([partial(kernel, *rows, *inputs, *addresses(out, mean, rstd), eps) for rows in _blocks(x)])
     return out, mean, rstd
 
 
@@ -73,48 +77,44 @@ def backward(
     dx = torch.empty(x.shape, dtype=x.dtype)
     sums = torch.zeros(len(blocks), 2, C, dtype=x.dtype)
     slope = torch.empty(len(blocks), -(-C // LANES) * LANES, dtype=x.dtype)
-    kernel, inputs = _kernel(_backward, x, mask), _inputs(x, weight, bias, mask)
-    rest = (*_address_and_stride(grad), address(mean), address(rstd))
-    tasks = []
-    for rows, buffer, total in zip(blocks, slope, sums, strict=True):
-        results = (address(buffer), address(dx), address(total[0]), address(total[1]))
-        tasks.append(partial(kernel, *rows, *inputs, *rest, *results))
-    run_tasks(tasks)
+    kernel, inputs = _backward(mask is not None, dtype_code(x)), _inputs(x, weight, bias, mask)
+    rest = (address(grad), grad.stride(0), *addresses(mean, rstd))
+    run_tasks(
+        [
+            partial(kernel, *rows, *inputs, *rest, *addresses(buffer, dx, dw, db))
+            for rows, buffer, (dw, db) in zip(blocks, slope, sums, strict=True)
+        ]
+    )
     dw, db = sums.sum(0, dtype=torch.float64).to(x.dtype)
     return dx, dw, db
-
-
-@njit(forceinline=True, error_model="numpy")
-def _sum(v):  # type: ignore[no-untyped-def]
-    low = (lane(v, 0) + lane(v, 4)) + (lane(v, 1) + lane(v, 5))
-    return low + ((lane(v, 2) + lane(v, 6)) + (lane(v, 3) + lane(v, 7)))
 
 
 @cache
 def _forward(masked: bool, dtype: str) -> Kernel:
     """relu(layer_norm(x)) * mask of the rows ``first`` to ``stop``, and the mean and 1 / deviation of each."""
-    scalar = scalar_type(dtype)
+    scalar = SCALARS[dtype]
 
     @compiled(1, dtype)
     def kernel(first, stop, C, x, x_stride, m, m_stride, w, b, keep, out, mean, rstd, eps):  # type: ignore[no-untyped-def]
         xs, masks, weights, biases = pointer(x, dtype), pointer(m, dtype), pointer(w, dtype), pointer(b, dtype)
         keeps, outs = pointer(keep, dtype), pointer(out, dtype)
-        means, rstds = carray(pointer(mean, dtype), stop), carray(pointer(rstd, dtype), stop)
+        means, rstds = pointer(mean, dtype), pointer(rstd, dtype)
         zero, count = splat(scalar(0)), scalar(C)
         for i in range(first, stop):
             row = i * x_stride
             # Distances from the first channel: where all are equal, mean and variance come out exact.
-            start = lane(load(xs, row), 0)
-            origin, total, squares = splat(start), zero, zero
+            start = item(xs, row)
+            origin, sums, squares = splat(start), zero, zero
             for t in range(0, C, 8):
                 c = min(t, C - 8)
                 centered = (load(xs, row + c) - origin) * load(keeps, 8 if c < t else 0)
-                total = total + centered
+                sums = sums + centered
                 squares = squares + centered * centered
-            shift = _sum(total) / count
-            variance = max(_sum(squares) / count - shift * shift, scalar(0))
+            shift = total(sums) / count
+            variance = max(total(squares) / count - shift * shift, scalar(0))
             middle, scale = start + shift, scalar(1) / math.sqrt(variance + scalar(eps))
-            means[i], rstds[i] = middle, scale
+            put_item(means, i, middle)
+            put_item(rstds, i, scale)
             center, factor = splat(middle), splat(scale)
             for t in range(0, C, 8):
                 c = min(t, C - 8)
@@ -133,7 +133,7 @@ def _backward(masked: bool, dtype: str) -> Kernel:
 
     ``slope`` is a buffer of C numbers, rounded up to a multiple of eight.
     """
-    scalar = scalar_type(dtype)
+    scalar = SCALARS[dtype]
 
     @compiled(0, dtype)
     def kernel(  # type: ignore[no-untyped-def]
@@ -141,13 +141,13 @@ def _backward(masked: bool, dtype: str) -> Kernel:
     ):
         xs, masks, weights, biases = pointer(x, dtype), pointer(m, dtype), pointer(w, dtype), pointer(b, dtype)
         keeps, grads, slopes = pointer(keep, dtype), pointer(grad, dtype), pointer(slope, dtype)
-        means, rstds = carray(pointer(mean, dtype), stop), carray(pointer(rstd, dtype), stop)
+        means, rstds = pointer(mean, dtype), pointer(rstd, dtype)
         dxs, dws, dbs = pointer(dx, dtype), pointer(dw, dtype), pointer(db, dtype)
         zero, count = splat(scalar(0)), scalar(C)
         for i in range(first, stop):
             row = i * x_stride
-            center, factor = splat(means[i]), splat(rstds[i])
-            total, total_unit = zero, zero
+            center, factor = splat(item(means, i)), splat(item(rstds, i))
+            sums, unit_sums = zero, zero
             for t in range(0, C, 8):
                 c = min(t, C - 8)
                 k, weight = load(keeps, 8 if c < t else 0), load(weights, c)
@@ -158,11 +158,11 @@ def _backward(masked: bool, dtype: str) -> Kernel:
                 g = where(unit * weight + load(biases, c) <= zero, zero, g)
                 g_unit = g * weight
                 store(slopes, t, g_unit)
-                total = total + k * g_unit
-                total_unit = total_unit + k * g_unit * unit
+                sums = sums + k * g_unit
+                unit_sums = unit_sums + k * g_unit * unit
                 store(dws, c, load(dws, c) + k * g * unit)
                 store(dbs, c, load(dbs, c) + k * g)
-            offset, slope_mean = splat(_sum(total) / count), splat(_sum(total_unit) / count)
+            offset, slope_mean = splat(total(sums) / count), splat(total(unit_sums) / count)
             for t in range(0, C, 8):
                 c = min(t, C - 8)
                 unit = (load(xs, row + c) - center) * factor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,20 +54,16 @@ def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None = None) -> Tensor:
     # On an accelerator half precision is read as it is.
     if x.device.type == "cpu":
         heads = heads.to(dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return _weighted_sum(heads, csr, weight).view(x.shape).to(x.dtype)
-
-
-def _weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
     name = operator_backend(x.device)
-    if name == "reference":
-        return reference.weighted_sum(x, csr, weight)
-    refuse_transforms("weighted_sum", name)
-    if needs_grad(x, weight):
-        out: Tensor = _WeightedSum.apply(x, weight, csr, name)  # type: ignore[no-untyped-call]
-    else:
-        out = kernel_function("weighted_sum", name, "weighted_sum")(x, csr, weight)
-    return out
+    with torch.autocast(x.device.type, enabled=False):
+        if name == "reference":
+            return reference.weighted_sum(heads, csr, weight).view(x.shape).to(x.dtype)
+        refuse_transforms("weighted_sum", name)
+        if needs_grad(heads, weight):
+            out: Tensor = _WeightedSum.apply(heads, weight, csr, name)  # type: ignore[no-untyped-call]
+        else:
+            out = kernel_function("weighted_sum", name, "weighted_sum")(heads, csr, weight)
+        return out.view(x.shape).to(x.dtype)
 
 
 class _WeightedSum(Function):
@@ -96,21 +92,10 @@ class _WeightedSum(Function):
         return dx, dw, None, None
 
 
-class _Transposed(NamedTuple):
-    """The same edges grouped by their source node.
-
-    Attributes:
-        csr: rows of sources; ``col`` holds the targets.
-        perm: [E], the position in the original rows of each edge.
-    """
-
-    csr: CSR
-    perm: Tensor
-
-
-def _transpose(csr: CSR) -> _Transposed:
+def _transpose(csr: CSR) -> tuple[CSR, Tensor]:
+    """The same edges grouped by their source node, and [E] their positions in the original rows."""
     rows, perm = csr_from_edge_index(torch.stack([edge_targets(csr).to(csr.col.dtype), csr.col]), csr.num_nodes)
-    return _Transposed(rows, perm.to(torch.int32) if csr.num_edges < 2**31 else perm)
+    return rows, perm.to(torch.int32) if csr.num_edges < 2**31 else perm
 
 
 def _check_arguments(x: Tensor, csr: CSR, weight: Tensor | None) -> None:

@@ -21,6 +21,7 @@ from zoo.ops.dispatch import address, unit_stride
 from zoo.ops.vectors import (
     BLOCK,
     LANES,
+    SCALARS,
     Kernel,
     add_scaled_rows,
     compiled,
@@ -30,7 +31,6 @@ from zoo.ops.vectors import (
     load_rows,
     pointer,
     put_item,
-    scalar_type,
     splat,
     store,
     store_rows,
@@ -78,7 +78,7 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
 @cache
 def _weighted_sum(weighted: bool, dtype: str) -> Kernel:
     """The sum of weight * x over each segment, for every head; out is [segments, H, C] without gaps."""
-    scalar = scalar_type(dtype)
+    scalar = SCALARS[dtype]
 
     @compiled(0, dtype)
     def kernel(start, end, first, stop, col, x, x_stride, weight, H, C, out):  # type: ignore[no-untyped-def]
@@ -118,7 +118,7 @@ def _weighted_sum(weighted: bool, dtype: str) -> Kernel:
 @cache
 def _edge_products(dtype: str) -> Kernel:
     """For every edge of each segment, and every head, the inner product of x at its source and grad at its row."""
-    scalar = scalar_type(dtype)
+    scalar = SCALARS[dtype]
 
     @compiled(0, dtype)
     def kernel(start, end, first, stop, col, target, num_rows, x, x_stride, grad, grad_stride, H, C, out):  # type: ignore[no-untyped-def]

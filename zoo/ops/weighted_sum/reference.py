@@ -9,16 +9,7 @@ from zoo.ops.dispatch import compute_dtype
 
 
 def weighted_sum(x: Tensor, csr: CSR, weight: Tensor | None) -> Tensor:
-    """[N, H, C] sums by way of an [E, H, C] tensor; differentiable any number of times.
-
-    Args:
-        x: [N, H, C].
-        csr: N rows, E edges.
-        weight: [E, H] or None.
-
-    Returns:
-        [N, H, C], in float32 for half precision.
-    """
+    """[N, H, C] sums by way of an [E, H, C] tensor, in float32 for half precision; always differentiable."""
     dtype = compute_dtype(x)
     message = x.to(dtype).index_select(0, csr.col)
     if weight is not None:
