@@ -273,7 +273,7 @@ def test_restore_then_save_gives_the_same_file(
     model = build_model(recipe.model, directory_shape(directory))
     optimizer = build_optimizer(recipe.train.optimizer, model)
     environment = Environment.model_validate(tree["environment"])
-    restored = RunState(directory, model, optimizer, tree["identity"], environment)
+    restored = RunState(recipe, directory, model, optimizer, tree["identity"], environment)
     assert restored.restore()
     saved.unlink()
     assert restored.save() == saved
