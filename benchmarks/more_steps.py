@@ -23,24 +23,14 @@ from zoo.errors import ZooWarning
 ROWS = Path(__file__).parent / "results" / "more_steps.json"
 STEPS = (8, 16, 32, 64, 256, 1000)
 LARGER = (32, 64)
-GEN = {"type": "gen", "num_mlp_layers": 1}
-TIED = {"num_layers": 16, "num_distinct_layers": 1, "conv": GEN}
-SOLVER = {"tol": 1e-4, "max_iters": 16}
-# Label and model; a reversible layer and an oscillator work on half of their channels.
+TIED = {"num_layers": 16, "num_distinct_layers": 1, "conv": {"type": "gen", "num_mlp_layers": 1}}
+# Label and model; a reversible layer and an oscillator work on half of their channels at a time.
 MODELS: dict[str, dict[str, Any]] = {
-    "reversible": {},
+    "reversible": {"model": {"type": "rev", "hidden_channels": 64, "scale_by_depth": True, **TIED}},
     "residual": {"model": {"type": "res", "hidden_channels": 32, **TIED}},
     "oscillator": {"model": {"type": "oscillator", "hidden_channels": 64, **TIED}},
     "oscillator, damped": {"model": {"type": "oscillator", "hidden_channels": 64, "damping": 0.5, **TIED}},
-    "equilibrium": {
-        "model": {
-            "type": "deq",
-            "hidden_channels": 32,
-            "conv": GEN,
-            "solver": {"type": "broyden", **SOLVER, "backward": {"type": "broyden", **SOLVER}},
-            "weight_norm": "spectral",
-        }
-    },
+    "equilibrium": {},
 }
 
 
