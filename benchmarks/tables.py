@@ -10,11 +10,12 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from zoo.spec.model import DeqSpec
 from zoo.spec.recipe import Recipe, read_recipe
 from zoo.spec.results import ReportedResult
+from zoo.spec.shape import GeneratedName
 from zoo.spec.shipped import list_bundles, list_recipes
 from zoo.spec.train import lower_is_better
 
@@ -66,6 +67,9 @@ def models() -> str:
     """For each data set the model with the best validation; loaded by its name if its weights come with the package."""
     best: dict[str, Row] = {}
     for row in result_rows("model"):
+        # Generated graphs test range and stand for nobody's data.
+        if row["data"] in get_args(GeneratedName):
+            continue
         if row["data"] not in best or is_better(row, best[row["data"]]):
             best[row["data"]] = row
     order = [*TASKS, *(name for name in best if name not in TASKS)]
@@ -161,6 +165,30 @@ def stacks() -> str:
 def stack(row: Row) -> str:
     """The type of a model, and whether its layers share weights."""
     return row["family"] + (", tied" if "num_distinct_layers=" in row["command"] else "")
+
+
+def roads() -> str:
+    """Test accuracy on the road network by range and number of layers, as benchmarks/road_depth.py measured it."""
+    found: dict[tuple[str, int], dict[int, float]] = {}
+    for row in json.loads((BENCHMARKS / "range_road.json").read_text(encoding="utf-8")):
+        found.setdefault((row["stack"], row["hops"]), {})[row["num_layers"]] = row["test"]
+    depths = sorted({layers for scores in found.values() for layers in scores})
+    head = ("stack", "hops", *(f"{layers} layers" for layers in depths))
+    cells = [
+        (stack, str(hops), *(f"{100 * scores[layers]:.1f}" if layers in scores else "" for layers in depths))
+        for (stack, hops), scores in found.items()
+    ]
+    return table(head, cells)
+
+
+def more_steps() -> str:
+    """Errors of models trained with 16 steps by the number of steps, as benchmarks/more_steps.py measured them."""
+    rows = json.loads((BENCHMARKS / "more_steps.json").read_text(encoding="utf-8"))
+    places = [(hops, steps) for hops, errors in rows[0]["mae"].items() for steps in errors]
+    head = ("hops, steps", *(row["model"] for row in rows))
+    return table(
+        head, [(", ".join(place), *(f"{row['mae'][place[0]][place[1]]:.2f}" for row in rows)) for place in places]
+    )
 
 
 def recipes() -> str:

@@ -208,6 +208,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "models": tables.models,
     "depth_reversible": partial(tables.depth, "minesweeper_rev_1001"),
     "depth_equilibrium": partial(tables.depth, "minesweeper_rev_deq"),
+    "depth_stacks": tables.stacks,
+    "range_road": tables.roads,
+    "more_steps": tables.more_steps,
     "depth_tied": partial(tables.depth, "minesweeper_tied_1004"),
     "recipes": tables.recipes,
 }
