@@ -103,7 +103,8 @@ def test_a_hostile_configuration_is_refused(case: str, tmp_path: Path) -> None:
         load(folder)
     assert expected in str(error.value)
     assert str(error.value).isprintable()
-    assert time.process_time() - started < 5
+    # Seconds on any machine; what grows with the square of the number of tensors would take minutes.
+    assert time.process_time() - started < 15
 
 
 def test_all_faults_of_a_configuration_come_at_once(tmp_path: Path) -> None:
@@ -256,7 +257,8 @@ def test_hostile_weights_are_refused(case: str, tmp_path: Path) -> None:
         load(folder)
     assert expected in str(error.value)
     assert not (folder / "canary").exists()
-    assert time.process_time() - started < 5
+    # Seconds on any machine; what grows with the square of the number of tensors would take minutes.
+    assert time.process_time() - started < 15
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
