@@ -218,6 +218,12 @@ def test_more_parts_than_nodes_are_refused(finished_run: Path) -> None:
         figures_of(finished_run, num_parts=91, device="cpu", quiet=True)
 
 
+def test_splits_are_named_and_at_least_one(finished_run: Path) -> None:
+    for split, got in (([], "none"), (["train", "dev"], "'dev'")):
+        with pytest.raises(RunError, match=f"split: expected some of train, valid, test, got {got}"):
+            evaluate(finished_run, split=split, device="cpu", quiet=True)
+
+
 def test_a_run_on_clusters_says_so_and_finds_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[int] = []
 
@@ -233,6 +239,13 @@ def test_a_run_on_clusters_says_so_and_finds_them_once(tmp_path: Path, monkeypat
     assert results.results[0].protocol == "3 views of 2 parts of 6 clusters"
     figures = figures_of(tmp_path / "run", device="cpu", quiet=True)
     assert tuple(figures) == results.results[:3]
+    more = small_recipe(
+        tmp_path, train__partition=metis, eval__partition=metis, test__partition=metis, train__num_epochs=9
+    )
+    monkeypatch.setattr(step, "metis_clusters", lambda graph, count: halves(graph, count).flip(0))
+    with pytest.raises(RunError, match="cannot continue: the clusters changed since the state was saved"):
+        train(more, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    monkeypatch.setattr(step, "metis_clusters", halves)
     (whole,) = figures_of(tmp_path / "run", split="test", num_parts=1, device="cpu", quiet=True)
     assert whole.protocol == "whole graph"
     with pytest.raises(RunError, match="num_parts: expected 1 to 6, the number of clusters of the recipe, got 7"):

@@ -171,6 +171,14 @@ def test_a_loaded_graph_may_be_given(tmp_path: Path) -> None:
     assert train(recipe, tmp_path / "given", graph=graph, device="cpu", quiet=True).results == expected.results
 
 
+def test_a_small_graph_has_as_many_clusters_in_a_part(tmp_path: Path) -> None:
+    graph = zoo.load_graph("shortest-path", generated={"num_nodes": 2500})
+    parts = {"type": "metis", "num_parts": 50, "num_clusters": 3000}
+    recipe = adapt_recipe(read_recipe("small_rev", {"train.partition": parts}), graph, "graph.npz")
+    assert recipe.train.partition.num_parts == 2
+    assert recipe.train.partition.num_clusters == 120
+
+
 def test_a_graph_that_has_a_name_gives_it_to_the_recipe(tmp_path: Path) -> None:
     graph = zoo.load_graph("file", path=small_recipe(tmp_path).data.path)
     for name, expected in (("Trains of Spain", "Trains of Spain"), ("data", None), ("<b>", None)):

@@ -16,7 +16,7 @@ from tests.workflows.small import small_recipe
 from tests.workflows.test_resume import CLOCK, outcome, run
 from zoo.errors import RunError, ZooWarning
 from zoo.spec.recipe import Recipe
-from zoo.tensor_file import digest_of, read_saved, write_tensors
+from zoo.tensor_file import digest_of, read_saved, write_saved, write_tensors
 from zoo.workflows import state
 from zoo.workflows import train as module
 from zoo.workflows.plot import plot
@@ -104,6 +104,28 @@ def test_states_of_the_first_format_are_continued(whole: Path, tmp_path: Path, m
         write_format_1(path)
     run(improving(whole), out, resume=True)
     assert outcome(out)[1:] == outcome(whole / "run")[1:]
+
+
+def test_one_process_that_a_launcher_starts_again_resumes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = stopped_run(improving(whole), tmp_path / "run", monkeypatch, 6)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run(improving(whole), out)
+    assert outcome(out) == outcome(whole / "run")
+
+
+def test_an_evaluation_with_rows_of_other_nodes_begins_anew(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = stopped_run(improving(whole), tmp_path / "run", monkeypatch, 6)
+    for path in RunDir(out).states():
+        saved = read_saved(path)
+        # Earlier versions kept rows of all nodes.
+        rows = {f"evaluation/{name}": torch.full((91, 3), 1e9) for name in ("eval", "test")}
+        write_saved(path, {**saved.tensors, **rows}, {**saved.tree, "partials": {"eval": 1, "test": 1}})
+    run(improving(whole), out, resume=True)
+    assert outcome(out) == outcome(whole / "run")
 
 
 def write_format_1(path: Path) -> None:

@@ -171,7 +171,8 @@ def _continue_command(out: Path) -> str:
     words = ["revgnn-zoo", "train", "--resume", str(out)]
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if given and option.name not in ("recipe", "assignments", "out", "resume"):
+        # Not all options are passed on; --debug is read elsewhere.
+        if given and option.name in context.params.keys() - {"recipe", "assignments", "out", "resume"}:
             value = context.params[option.name or ""]
             words += [option.opts[-1]] if value is True else [option.opts[-1], str(value)]
     return shlex.join(words)

@@ -286,8 +286,9 @@ def evaluate(
         ZooError: if the model or its data cannot be loaded or do not fit together.
     """
     splits = (split,) if isinstance(split, str) else tuple(split)
-    if unknown := [name for name in splits if name not in SPLITS]:
-        raise RunError(f"split: expected some of {', '.join(SPLITS)}, got {unknown[0]!r}")
+    unknown = [repr(name) for name in splits if name not in SPLITS]
+    if unknown or not splits:
+        raise RunError(f"split: expected some of {', '.join(SPLITS)}, got {(unknown or ['none'])[0]}")
     chosen = session.start(device, num_threads)
     model = reference if isinstance(reference, nn.Module) else load_located(locate(reference, quiet=quiet))
     info = info_of(model)

@@ -160,10 +160,12 @@ def adapt_recipe(recipe: Recipe, graph: Graph, path: str) -> Recipe:
         changes |= {"train.label_reuse": None, "train.distillation": None}
     for key, spec in (("train", recipe.train), ("eval", recipe.eval), ("test", recipe.test)):
         if spec.partition.type != "full":
-            num_parts = min(spec.partition.num_parts, graph.num_nodes // _MIN_PART_NODES)
-            changes[f"{key}.partition"] = (
-                spec.partition.model_dump() | {"num_parts": num_parts} if num_parts > 1 else {"type": "full"}
-            )
+            before = spec.partition
+            num_parts = min(before.num_parts, graph.num_nodes // _MIN_PART_NODES)
+            fewer = {"num_parts": num_parts}
+            if before.num_clusters:
+                fewer["num_clusters"] = before.num_clusters * num_parts // before.num_parts
+            changes[f"{key}.partition"] = before.model_dump() | fewer if num_parts > 1 else {"type": "full"}
     return complete_recipe(read_recipe(recipe, changes), graph)[0]
 
 

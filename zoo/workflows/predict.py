@@ -73,6 +73,8 @@ def predict(
     if num_parts is None:
         num_parts = test.partition.num_parts if memory is None else parts_for(graph, info, memory)
         num_parts = min(num_parts, graph.num_nodes)
+        if memory is not None and 0 < (most := test.partition.num_clusters) < num_parts:
+            raise RunError(f"memory: {num_parts:,} parts would fit, but the recipe's test has only {most:,} clusters")
     if not 1 <= num_parts <= graph.num_nodes:
         raise RunError(f"num_parts: expected 1 to {graph.num_nodes:,}, the number of nodes, got {num_parts:,}")
     protocol = make_protocol(test, info.recipe.train.seed, "test", num_views, num_parts)

@@ -10,7 +10,9 @@ begins; so it is stopped, resumed, evaluated and exported like any other.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -90,8 +92,8 @@ def train(
     device = session.start(chosen.device, chosen.num_threads)
     if ranks.group.rank > 0:
         chosen = chosen.model_copy(update={"quiet": True})
-    # A launcher that starts the processes again cannot know of --resume.
-    resume = resume or ranks.group.is_restart
+    # A launcher that starts the processes again cannot know of --resume; it tells of one process by its count alone.
+    resume = resume or ranks.group.is_restart or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     is_given = graph is not None
     # What follows from the labels is part of the run's recipe.
@@ -150,7 +152,11 @@ def _train(job: _Job, graph: Graph | None) -> RunResults:
         capture_layers(model)
     log(*task_lines(recipe, graph, objective.split, model), quiet=options.quiet)
     optimizer = build_optimizer(spec.optimizer, model)
-    state = RunState(recipe, run, model, optimizer, {"data": data_sha256}, session.environment(device))
+    identity = {"data": data_sha256}
+    if found := sorted(graph.clusters.items()):
+        # Another build of METIS may find others.
+        identity["clusters"] = hashlib.sha256(b"".join(bytes(c.cpu().numpy()) for _, c in found)).hexdigest()
+    state = RunState(recipe, run, model, optimizer, identity, session.environment(device))
     if options.check_inversion:
         state.check_inversion(is_captured=options.capture)
     resumed = state.restore()
@@ -286,6 +292,9 @@ def _measure(
     graph = objective.graph
     nodes = objective.split.nodes(*SPLITS)
     nothing = Partial(torch.zeros(len(nodes), graph.num_tasks))
+    # Earlier versions kept a row for each node; such an evaluation begins anew.
+    if getattr(state.partials.get(protocol.purpose), "total", nothing.total[:0]).shape != nothing.total.shape:
+        state.partials[protocol.purpose] = nothing
     rows = predict(
         state.model,
         graph,
@@ -295,7 +304,7 @@ def _measure(
         known=objective.known,
         nodes=nodes,
         on_part=on_part,
-        partial=state.partials.setdefault(protocol.purpose, nothing),
+        partial=state.partials[protocol.purpose],
     )
     # A metric would accept NaN without an error: argmax gives some class for it.
     if not bool(torch.isfinite(rows).all()):
