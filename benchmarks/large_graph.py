@@ -1,13 +1,13 @@
 """Graphs larger than memory: training within a limit, and what partitions cost at 10 million nodes.
 
-    python -m benchmarks.large_graph limit    train, evaluate and predict in a quarter of the graph's size
+    python -m benchmarks.large_graph limit    try to train, evaluate and predict in a quarter of the graph's size
     python -m benchmarks.large_graph costs    time and memory of what is done with a whole graph, by nodes and edges
 
-Both add to benchmarks/results/large_graph.json. ``limit`` makes a control group of memory (version 1, without swap),
-for which it needs the right (root), and the extra ``metis``. The limit counts all memory of the processes, also pages
-of files, which the system takes back if it needs them. Each command begins with none of the graph's pages in memory.
-Peaks of private memory are those of ``RssAnon`` in /proc/PID/status, looked at every 20 ms; bytes read are those of the
-disk.
+Both add to benchmarks/results/large_graph.json, which has no run of ``limit`` yet. ``limit`` makes a control group of
+memory (version 1, without swap), for which it needs the right (root), and the extra ``metis``. The limit counts all
+memory of the processes, also pages of files, which the system takes back if it needs them. Each command begins with
+none of the graph's pages in memory. Peaks of private memory are those of ``RssAnon`` in /proc/PID/status, looked at
+every 20 ms; bytes read are those of the disk.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class RandomParts:
 
 
 def metis_clusters(graph: Graph, num_clusters: int) -> Tensor:
-    """Clusters of about equal size with few edges between them, found by METIS; the same every time.
+    """Clusters of about equal size with few edges between them, found by METIS; one build of it always finds the same.
 
     Args:
         graph: its edges join two nodes whatever their direction, and all count alike. They are sorted in memory.

@@ -292,8 +292,9 @@ def _measure(
     graph = objective.graph
     nodes = objective.split.nodes(*SPLITS)
     nothing = Partial(torch.zeros(len(nodes), graph.num_tasks))
-    # Earlier versions kept a row for each node; such an evaluation begins anew.
-    if getattr(state.partials.get(protocol.purpose), "total", nothing.total[:0]).shape != nothing.total.shape:
+    begun = state.partials.setdefault(protocol.purpose, nothing)
+    if begun.total.shape != nothing.total.shape:
+        # Earlier versions kept a row for each node; such an evaluation begins anew.
         state.partials[protocol.purpose] = nothing
     rows = predict(
         state.model,
