@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,18 @@ def launch(world_size: int, job: Callable[..., int], *arguments: Any, folder: Pa
 
 
 def start_launcher(
-    folder: Path, name: str, job: Callable[..., None], *arguments: Any, **config: Any
+    folder: Path, name: str, config: LaunchConfig, job: Callable[..., None], *arguments: Any
 ) -> mp.process.BaseProcess:
     """What torchrun runs, without starting Python again for it and its ranks; their output is in ``err-NAME``."""
-    process = CONTEXT.Process(target=_launcher, args=(folder / f"err-{name}", job, arguments, config))
+    process = CONTEXT.Process(target=_launcher, args=(folder / f"err-{name}", config, job, arguments))
     process.start()
     return process
 
 
-def _launcher(errors: Path, job: Callable[..., None], arguments: tuple[Any, ...], config: dict[str, Any]) -> None:
+def _launcher(errors: Path, config: LaunchConfig, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
-    elastic_launch(LaunchConfig(**config, start_method="fork", rdzv_backend="c10d"), job)(*arguments)
+    elastic_launch(replace(config, start_method="fork"), job)(*arguments)
 
 
 def free_port() -> int:

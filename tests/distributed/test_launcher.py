@@ -1,15 +1,25 @@
-"""Under torchrun a run survives a killed process and a killed launcher; no process stays behind."""
+"""Under torchrun a run survives a killed process and a killed launcher; no process stays behind.
 
+The script for Slurm and the manifest for Kubernetes are those of ``docs/scale_out.md``.
+"""
+
+import multiprocessing as mp
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from torch.distributed.launcher.api import LaunchConfig
+from torch.distributed.run import config_from_args, parse_args
 
 from benchmarks import killed_rank
 from tests.distributed import hurt
@@ -32,6 +42,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def documented(language: str) -> str:
+    """The only block of code in a language in the page about many processes."""
+    page = (Path(__file__).parents[2] / "docs" / "scale_out.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"```{language}\n(#!.*?|apiVersion.*?)```", page, re.DOTALL)
+    return str(block)
+
+
 def command_line(whole: Path, folder: Path) -> list[str]:
     return ["train", str(whole / "small.json"), "--out", str(folder / "run"), "--device", "cpu", "-q"]
 
@@ -50,6 +67,11 @@ def started(folder: Path) -> list[tuple[int, int]]:
     """Rank and number of each process that a launcher has started."""
     names = [path.name.split("-") for path in folder.glob("[0-9]-*")]
     return [(int(rank), int(pid)) for rank, pid in names]
+
+
+def one_place() -> dict[str, Any]:
+    """Where the launchers of a test meet."""
+    return {"rdzv_backend": "c10d", "rdzv_endpoint": f"localhost:{free_port()}", "local_addr": "localhost"}
 
 
 def left_behind(folder: Path) -> list[int]:
@@ -73,30 +95,46 @@ def assert_saved(whole: Path, folder: Path, errors: str) -> None:
     assert outcome(run.path) == outcome(whole / "run")
 
 
-def test_a_signal_to_torchrun_saves_the_run_and_another_number_continues_it(whole: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(Path(__file__).with_name("hurt.py")), str(tmp_path)]
+def test_a_signal_of_slurm_saves_the_run_and_another_number_continues_it(whole: Path, tmp_path: Path) -> None:
+    command = " ".join(map(str, [Path(__file__).with_name("hurt.py"), tmp_path, *command_line(whole, tmp_path)]))
+    script = documented("bash")
+    for pattern, text in (
+        (r"torchrun", f"{sys.executable} -m torch.distributed.run"),
+        (r"--nproc-per-node 8", "--nproc-per-node 2"),
+        (r":29500", f":{free_port()}"),
+        (r"-m zoo (.|\n)* --resume", f"{command} --resume"),
+    ):
+        script, number = re.subn(pattern, text, script)
+        assert number == 1
+    # srun, which starts a launcher on each machine, and to whose processes Slurm sends the signal.
+    commands = {"srun": f'echo $$ > {tmp_path}/launcher; exec "$@"', "scontrol": "echo localhost; echo other"}
+    for name, text in {**commands, "job": script}.items():
+        (tmp_path / name).write_text(text if name == "job" else f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
-        [*launcher, *script, *command_line(whole, tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        [tmp_path / "job"],
+        env={**os.environ, **slurm, **path},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     )
     try:
         wait_for_steps(tmp_path, lambda: process.poll() is None)
-        process.send_signal(signal.SIGTERM)
+        os.kill(int((tmp_path / "launcher").read_text()), signal.SIGTERM)
         _, errors = process.communicate(timeout=LIMIT_S)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert_saved(whole, tmp_path, errors)
 
 
 def test_the_processes_of_a_killed_launcher_save_the_run_and_end(whole: Path, tmp_path: Path) -> None:
-    place = {"rdzv_endpoint": f"localhost:{free_port()}", "local_addr": "localhost", "run_id": "one"}
-    config = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, **place}
-    launcher = start_launcher(tmp_path, "a", hurt.run, tmp_path, command_line(whole, tmp_path), **config)
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="one", **one_place())
+    launcher = start_launcher(tmp_path, "a", config, hurt.run, tmp_path, command_line(whole, tmp_path))
     try:
         wait_for_steps(tmp_path, launcher.is_alive)
     finally:
@@ -108,9 +146,8 @@ def test_the_processes_of_a_killed_launcher_save_the_run_and_end(whole: Path, tm
 
 def test_two_machines_survive_a_killed_process_and_end_as_if_unhurt(whole: Path, tmp_path: Path) -> None:
     arguments = command_line(whole, tmp_path)
-    place = {"rdzv_endpoint": f"localhost:{free_port()}", "local_addr": "localhost", "run_id": "two"}
-    config = {"min_nodes": 2, "max_nodes": 2, "nproc_per_node": 1, "max_restarts": 1, **place}
-    launchers = [start_launcher(tmp_path, name, hurt.run, tmp_path, arguments, **config) for name in ("a", "b")]
+    config = LaunchConfig(min_nodes=2, max_nodes=2, nproc_per_node=1, run_id="two", max_restarts=1, **one_place())
+    launchers = [start_launcher(tmp_path, name, config, hurt.run, tmp_path, arguments) for name in ("a", "b")]
     try:
         pids = wait_for_steps(tmp_path, lambda: all(launcher.is_alive() for launcher in launchers))
         # At any of the five steps that are left.
@@ -131,3 +168,43 @@ def test_two_machines_survive_a_killed_process_and_end_as_if_unhurt(whole: Path,
     assert results.rank_memory_bytes is not None
     assert results.rank_busy_s is not None
     assert len(results.rank_memory_bytes) == len(results.rank_busy_s) == 2
+
+
+def test_pods_that_kubernetes_starts_again_end_the_run(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = yaml.safe_load(documented("yaml"))["spec"]
+    pod = job["pytorchReplicaSpecs"]["Worker"]
+    assert pod["restartPolicy"] == "OnFailure"
+    _, *command = pod["template"]["spec"]["containers"][0]["command"]
+    assert command[-1] == "--resume"
+    arguments = [*command_line(whole, tmp_path), "--resume"]
+
+    def start() -> list[mp.process.BaseProcess]:
+        # What the operator sets in each pod, of two with a process each instead of four with eight.
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "NNODES": "2", "NPROC_PER_NODE": "1"}
+        launchers = []
+        for number in range(2):
+            for key, value in {**place, "NODE_RANK": str(number)}.items():
+                monkeypatch.setenv(f"PET_{key}", value)
+            config, _, _ = config_from_args(parse_args(command))
+            launchers.append(start_launcher(tmp_path, str(number), config, hurt.run, tmp_path, arguments))
+        return launchers
+
+    launchers = start()
+    try:
+        pids = wait_for_steps(tmp_path, lambda: all(launcher.is_alive() for launcher in launchers))
+        os.kill(pids[random.randrange(2)], signal.SIGKILL)
+        for launcher in launchers:
+            launcher.join(LIMIT_S)
+        assert all(launcher.exitcode for launcher in launchers)
+        assert left_behind(tmp_path) == []
+        assert RunDir(tmp_path / "run").states()
+        launchers = start()
+        for launcher in launchers:
+            launcher.join(LIMIT_S)
+        assert [launcher.exitcode for launcher in launchers] == [0, 0], [said(tmp_path, n) for n in "01"]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert outcome(tmp_path / "run") == outcome(whole / "run")

@@ -139,7 +139,7 @@ def predict(
     on_part: Callable[[], None] = lambda: None,
     partial: Partial | None = None,
 ) -> Tensor:
-    """Run a model on a graph, part by part, without dropout; ranks share the parts and all get the logits.
+    """Run a model on a graph, part by part, without dropout; ranks share the parts, and rank 0 gets the logits.
 
     Args:
         model: on ``device``; comes back in the mode it was in.
@@ -153,7 +153,7 @@ def predict(
         partial: takes the sum so far; parts that are in it already are not run again.
 
     Returns:
-        [n, T] float32 logits on the CPU, averaged over the views.
+        [n, T] float32 logits on the CPU, averaged over the views; zeros on ranks other than 0.
     """
     training = model.training
     model.eval()
@@ -176,7 +176,7 @@ def predict(
                 logits = logits.float().cpu()[rows[ranks.group.rank] >= 0]
                 # Freed before the next part is built, which would otherwise double the memory.
                 del part, inputs
-            for places, sent in zip(rows, ranks.exchange(logits), strict=False):
+            for places, sent in zip(rows, ranks.gather(logits), strict=False):
                 partial.total[places[places >= 0]] += sent
             partial.num_done += len(turn)
             for _ in turn:
@@ -327,7 +327,10 @@ def evaluate(
             nodes=scored,
             on_part=lambda: progress.step("evaluating", {}),
         )
-    figures = measure(graph, nodes, recipe.metric, Logits(scored, logits), protocol, splits)
+    figures: list[Measured] = []
+    if ranks.group.rank == 0:
+        figures = measure(graph, nodes, recipe.metric, Logits(scored, logits), protocol, splits)
+    figures = ranks.share(figures)
     sizes = {name: len(getattr(nodes, name)) for name in splits}
     if num_steps is not None or is_synthetic(recipe, graph):
         # The source reports figures on the real data with its own steps, which cannot be compared with others.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -64,6 +64,16 @@ def exchange(value: ValueT) -> list[ValueT]:
     if group.size > 1:
         with _contact():
             dist.all_gather_object(values, value)
+    return values
+
+
+def gather(value: ValueT) -> list[ValueT]:
+    """The values of all ranks, on rank 0; nothing on the others."""
+    if group.size == 1:
+        return [value]
+    values: list[Any] = [None] * group.size if group.rank == 0 else []
+    with _contact():
+        dist.gather_object(value, values or None)
     return values
 
 

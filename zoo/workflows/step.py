@@ -40,13 +40,13 @@ def clusters_of(graph: Graph, num_clusters: int) -> Tensor | None:
     return graph.clusters.get(num_clusters)
 
 
-def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int) -> RandomParts:
+def epoch_parts(graph: Graph, spec: TrainSpec, epoch: int, *, shared: bool = True) -> RandomParts:
     """Parts of one epoch, in an order that needs no shuffling, as nodes or clusters fall into parts at random.
 
-    Those of a step are taken by the ranks in turn; only a rank's own can be built.
+    If they are shared, those of a step are taken by the ranks in turn, and only a rank's own can be built.
     """
     num_parts, me = spec.partition.num_parts, ranks.group
-    own = [index % spec.parts_per_step % me.size == me.rank for index in range(num_parts)]
+    own = [not shared or index % spec.parts_per_step % me.size == me.rank for index in range(num_parts)]
     generator = session.generator(spec.seed, "partition", epoch)
     clusters = clusters_of(graph, spec.partition.num_clusters)
     return RandomParts(graph, num_parts, generator, None if all(own) else own.__getitem__, clusters)

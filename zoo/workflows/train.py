@@ -111,13 +111,13 @@ def train(
             results = _train(_Job(recipe, run, device, chosen, stop, resume, on_epoch), graph)
         else:
             log(f"{out}: already done", quiet=chosen.quiet)
-        if chosen.baseline and results.baseline is None:
+        if chosen.baseline and results.baseline is None and ranks.group.rank == 0:
             graph, split = recipe_graph(recipe, graph)
             if graph_digest(graph, split) != results.data_sha256:
                 raise RunError(f"{out}: the data changed since the run; a baseline on them would not compare")
             results = results.model_copy(update={"baseline": linear_baseline(graph, split, recipe.metric)})
             run.write_results(results)
-        return results
+        return ranks.share(results)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _train(job: _Job, graph: Graph | None) -> RunResults:
     resumed = state.restore()
     reports_depth = options.report_depth and ranks.group.rank == 0
     if reports_depth and not resumed:
-        report_depth(run, "start", model, objective, epoch_parts(graph, spec, 1))
+        report_depth(run, "start", model, objective, epoch_parts(graph, spec, 1, shared=False))
     # From here on there is a state to save, so a signal is answered between two steps.
     stop.at_once = False
     cursor, num_parts = state.cursor, spec.partition.num_parts
@@ -239,7 +239,7 @@ def _train(job: _Job, graph: Graph | None) -> RunResults:
         # The test below may be stopped too; the run is then resumed from this state and trains no step again.
         state.save()
     if reports_depth:
-        report_depth(run, "end", model, objective, epoch_parts(graph, spec, 1))
+        report_depth(run, "end", model, objective, epoch_parts(graph, spec, 1, shared=False))
     return _finish(state, objective, teacher, pause_if_asked, quiet=options.quiet)
 
 
@@ -282,13 +282,17 @@ def _teacher_logits(recipe: Recipe, run: RunDir, graph: Graph, split: Split, dev
     teacher.load_state_dict(best_weights(RunDir(run.teacher_path) if ranks.group.rank == 0 else run))
     known = KnownLabels.of(spec, graph, split, device)
     with run_errors(run, teacher, "predictions of the teacher", "eval"):
-        return predict(teacher.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
+        logits = predict(teacher.to(device), graph, protocol, device=device, precision=spec.precision, known=known)
+    return ranks.share(logits)
 
 
 def _measure(
     state: RunState, objective: Objective, protocol: Protocol, on_part: Callable[[], None]
 ) -> tuple[list[Measured], float]:
-    """Figures of all splits and the valid loss, continued where it was stopped; a FloatingPointError if not finite."""
+    """Figures of all splits and the valid loss, continued where it was stopped; a FloatingPointError if not finite.
+
+    Rank 0 has the predictions and computes them; the others get its figures, or end with it.
+    """
     graph = objective.graph
     nodes = objective.split.nodes(*SPLITS)
     nothing = Partial(torch.zeros(len(nodes), graph.num_tasks))
@@ -307,6 +311,8 @@ def _measure(
         on_part=on_part,
         partial=state.partials[protocol.purpose],
     )
+    if ranks.group.rank > 0:
+        return ranks.share(([], math.nan))
     # A metric would accept NaN without an error: argmax gives some class for it.
     if not bool(torch.isfinite(rows).all()):
         raise FloatingPointError("some predictions are NaN or infinite")
@@ -314,7 +320,7 @@ def _measure(
     loss = objective.valid_loss(logits[objective.valid])
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss on the valid nodes is {loss}")
-    return measure(graph, objective.split, state.recipe.metric, logits, protocol), loss
+    return ranks.share((measure(graph, objective.split, state.recipe.metric, logits, protocol), loss))
 
 
 def _finish(
