@@ -1,7 +1,10 @@
 """What holds for all tests."""
 
 import os
+import subprocess
 import sys
+
+import pytest
 
 # Read once, when torch loads its thread pool. Tests run on all cores, a process on each, and their graphs are small:
 # threads would only take the cores from each other.
@@ -11,3 +14,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Many tests start processes, which would each compile every module of this checkout again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+@pytest.fixture(autouse=True)
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers that a test starts."""
+    # Imported here: torch must be loaded after the lines above.
+    from tests import forked
+
+    monkeypatch.setattr(subprocess, "Popen", forked.popen)
+
+
+@pytest.fixture
+def real_workers(forked_workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start workers as the package does."""
+    from tests import forked
+
+    monkeypatch.setattr(subprocess, "Popen", forked.real_popen)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.forked import CONTEXT
 from zoo.cli import main
 from zoo.ops.dispatch import use_backend
 from zoo.spec.recipe import parse_recipe
@@ -24,11 +24,6 @@ from zoo.workflows import run_dir, session
 from zoo.workflows import train as module
 from zoo.workflows.distributed import process_group
 from zoo.workflows.session import StoppedError
-
-# Read when the forked processes load torch; on a machine with a launcher only rank 0 sees warnings of lost connections.
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.distributed.jobs"])
 
 
 def launch(world_size: int, job: Callable[..., int], *arguments: Any, folder: Path, limit_s: float = 300) -> list[int]:

@@ -197,6 +197,7 @@ def time_limit() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("time_limit")
+@pytest.mark.usefixtures("real_workers")
 def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_BACKEND", "chunked")
     # As a shell does to its background processes; those that they start inherit it.
@@ -234,6 +235,7 @@ def test_a_stop_is_passed_on_and_the_run_is_saved_where_it_is(tmp_path: Path, mo
     assert last in (num_done, num_done + 1)
 
 
+@pytest.mark.usefixtures("real_workers")
 def test_a_failing_process_is_named_with_its_last_line_and_leaving_the_loop_ends_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
