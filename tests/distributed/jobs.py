@@ -18,9 +18,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tests.forked import CONTEXT
 from zoo.cli import main
+from zoo.errors import RunError
 from zoo.ops.dispatch import use_backend
 from zoo.spec.recipe import parse_recipe
-from zoo.workflows import run_dir, session
+from zoo.workflows import run_dir, session, state
 from zoo.workflows import train as module
 from zoo.workflows.distributed import process_group
 from zoo.workflows.session import StoppedError
@@ -101,18 +102,30 @@ def command_of_rank(arguments: list[str], extra: dict[int, list[str]]) -> int:
 
 
 def command_with_fault(arguments: list[str], fault: str) -> int:
-    """A command of which rank 1 fails at its second step."""
+    """A command of which rank 1 fails at its second step, or all do."""
     original, calls = module.training_step, iter(range(1, 1000))
 
-    def patched(*given: Any) -> Any:
-        if os.environ["RANK"] == "1" and next(calls) == 2:
-            if fault == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise MemoryError if fault == "memory" else ValueError(fault)
-        return original(*given)
+    def patched(model: torch.nn.Module, *given: Any) -> Any:
+        rank, is_second = os.environ["RANK"], next(calls) == 2
+        if is_second and fault == "diverged":
+            for parameter in model.parameters():
+                parameter.data.fill_(torch.nan)
+        elif is_second and rank == "1":
+            if fault in ("killed", "stopped"):
+                os.kill(os.getpid(), signal.SIGKILL if fault == "killed" else signal.SIGTERM)
+            else:
+                raise MemoryError if fault == "memory" else ValueError(fault)
+        elif is_second and fault == "stopped":
+            setattr(state.RunState, "save", _full_disk)  # noqa: B010
+        return original(model, *given)
 
     setattr(module, "training_step", patched)  # noqa: B010
+    state._MAX_SHARE, state._PERIOD_S = 1e9, 0.0
     return main(arguments)
+
+
+def _full_disk(_: state.RunState) -> Path:
+    raise RunError("the disk is full")
 
 
 def train_all(recipes: dict[str, dict[str, Any]], out: Path, stops: dict[str, tuple[str, int]]) -> int:

@@ -1,14 +1,24 @@
 """A fault of one process reaches the user once, in one line, and ends all of them."""
 
 import re
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.distributed.jobs import command, command_of_rank, command_with_fault, launch, said
 from tests.distributed.test_equal import SHARED
 from tests.workflows.small import write_recipe
+from zoo.errors import RunError
+from zoo.spec.recipe import read_recipe
+from zoo.workflows import ranks
+from zoo.workflows.session import StopRequest
+from zoo.workflows.state import RunState
+from zoo.workflows.train import train
 
 OPTIONS = ["--device", "cpu", "-q"]
 
@@ -19,8 +29,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only_line(folder: Path) -> str:
-    """The only line that all ranks together print."""
-    lines = [line for rank in (0, 1) for line in said(folder, rank).splitlines()]
+    """The only line, but for warnings, that all ranks together print."""
+    lines = [line for rank in (0, 1) for line in said(folder, rank).splitlines() if not line.startswith("Warning: ")]
     assert len(lines) == 1, lines
     return lines[0]
 
@@ -33,6 +43,40 @@ def test_more_processes_than_parts_of_a_step_are_refused(recipe: Path, tmp_path:
     assert "2 processes share the parts of a step, but train.parts_per_step is 1: start 1, or --set" in line
     assert "another result" in line
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("train", "quickstart", "--dry-run"), "--dry-run: start it without torchrun"),
+        (("compare", "quickstart", "small_rev"), "compare: start it without torchrun"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(arguments: tuple[str, ...], fault: str, tmp_path: Path) -> None:
+    assert launch(2, command, *arguments, folder=tmp_path) == [2, 2]
+    assert fault in only_line(tmp_path)
+
+
+def test_a_program_must_join_its_processes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(RunError, match=r"torchrun: .*process_group"):
+        train(read_recipe(recipe), tmp_path / "run", device="cpu", quiet=True)
+
+
+def test_a_signal_during_an_exchange_is_found_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, asked = StopRequest(), []
+
+    def exchange(value: tuple[int, list[Any]]) -> list[tuple[int, list[Any]]]:
+        asked.append(value[0])
+        stop.signum = signal.SIGTERM
+        return [value, (0, [])]
+
+    monkeypatch.setattr(ranks, "exchange", exchange)
+    agree = RunState._agree
+    run = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    assert [agree(run, stop), agree(run, stop)] == [False, True]  # type: ignore[arg-type]
+    assert asked == [0, signal.SIGTERM]
 
 
 def test_processes_of_different_recipes_stop_before_they_begin(recipe: Path, tmp_path: Path) -> None:
@@ -48,11 +92,15 @@ def test_processes_of_different_recipes_stop_before_they_begin(recipe: Path, tmp
     [
         ("memory", r"Error: rank 1: .*epoch 1, part 5: this machine is out of memory; raise train.partition.num_parts"),
         ("killed", r"Error: a process of this run ended without a word"),
+        ("diverged", r"Error: .*: epoch 1, part 5: the loss is nan; the last good state is state-1.safetensors"),
+        ("stopped", r"Error: rank 0: the disk is full"),
     ],
 )
 def test_a_process_that_fails_ends_all(fault: str, expected: str, recipe: Path, tmp_path: Path) -> None:
     arguments = ["train", str(recipe), "--out", str(tmp_path / "run"), *OPTIONS]
-    assert launch(2, command_with_fault, arguments, fault, folder=tmp_path) == [1, -9 if fault == "killed" else 1]
+    # The other one had nothing to save.
+    code = {"killed": -9, "stopped": 143}.get(fault, 1)
+    assert launch(2, command_with_fault, arguments, fault, folder=tmp_path) == [1, code]
     line = only_line(tmp_path)
     assert re.match(expected, line), line
 

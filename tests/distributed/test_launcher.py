@@ -3,7 +3,6 @@
 The script for Slurm and the manifest for Kubernetes are those of ``docs/scale_out.md``.
 """
 
-import multiprocessing as mp
 import os
 import random
 import re
@@ -13,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,21 @@ def test_the_processes_of_a_killed_launcher_save_the_run_and_end(whole: Path, tm
     assert_saved(whole, tmp_path, said(tmp_path, "a"))
 
 
-def test_two_machines_survive_a_killed_process_and_end_as_if_unhurt(whole: Path, tmp_path: Path) -> None:
-    arguments = command_line(whole, tmp_path)
-    config = LaunchConfig(min_nodes=2, max_nodes=2, nproc_per_node=1, run_id="two", max_restarts=1, **one_place())
+def test_two_pods_survive_a_killed_process_and_end_as_if_unhurt(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = yaml.safe_load(documented("yaml"))["spec"]
+    pod = job["pytorchReplicaSpecs"]["Worker"]
+    _, *command = pod["template"]["spec"]["containers"][0]["command"]
+    assert command[-1] == "--resume"
+    policy = job["elasticPolicy"]
+    assert policy["minReplicas"] == policy["maxReplicas"] == pod["replicas"]
+    # What the operator sets in each pod, of two with a process each instead of four with eight.
+    place, restarts = {"RDZV_ENDPOINT": f"localhost:{free_port()}", "NNODES": "2:2"}, str(policy["maxRestarts"])
+    for key, value in {**place, "RDZV_BACKEND": policy["rdzvBackend"], "MAX_RESTARTS": restarts}.items():
+        monkeypatch.setenv(f"PET_{key}", value)
+    config = replace(config_from_args(parse_args(command))[0], nproc_per_node=1, local_addr="localhost")
+    arguments = [*command_line(whole, tmp_path), "--resume"]
     launchers = [start_launcher(tmp_path, name, config, hurt.run, tmp_path, arguments) for name in ("a", "b")]
     try:
         pids = wait_for_steps(tmp_path, lambda: all(launcher.is_alive() for launcher in launchers))
@@ -168,43 +180,3 @@ def test_two_machines_survive_a_killed_process_and_end_as_if_unhurt(whole: Path,
     assert results.rank_memory_bytes is not None
     assert results.rank_busy_s is not None
     assert len(results.rank_memory_bytes) == len(results.rank_busy_s) == 2
-
-
-def test_pods_that_kubernetes_starts_again_end_the_run(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = yaml.safe_load(documented("yaml"))["spec"]
-    pod = job["pytorchReplicaSpecs"]["Worker"]
-    assert pod["restartPolicy"] == "OnFailure"
-    _, *command = pod["template"]["spec"]["containers"][0]["command"]
-    assert command[-1] == "--resume"
-    arguments = [*command_line(whole, tmp_path), "--resume"]
-
-    def start() -> list[mp.process.BaseProcess]:
-        # What the operator sets in each pod, of two with a process each instead of four with eight.
-        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "NNODES": "2", "NPROC_PER_NODE": "1"}
-        launchers = []
-        for number in range(2):
-            for key, value in {**place, "NODE_RANK": str(number)}.items():
-                monkeypatch.setenv(f"PET_{key}", value)
-            config, _, _ = config_from_args(parse_args(command))
-            launchers.append(start_launcher(tmp_path, str(number), config, hurt.run, tmp_path, arguments))
-        return launchers
-
-    launchers = start()
-    try:
-        pids = wait_for_steps(tmp_path, lambda: all(launcher.is_alive() for launcher in launchers))
-        os.kill(pids[random.randrange(2)], signal.SIGKILL)
-        for launcher in launchers:
-            launcher.join(LIMIT_S)
-        assert all(launcher.exitcode for launcher in launchers)
-        assert left_behind(tmp_path) == []
-        assert RunDir(tmp_path / "run").states()
-        launchers = start()
-        for launcher in launchers:
-            launcher.join(LIMIT_S)
-        assert [launcher.exitcode for launcher in launchers] == [0, 0], [said(tmp_path, n) for n in "01"]
-    finally:
-        for launcher in launchers:
-            launcher.kill()
-    assert outcome(tmp_path / "run") == outcome(whole / "run")

@@ -111,6 +111,10 @@ def test_one_process_that_a_launcher_starts_again_resumes(
 ) -> None:
     out = stopped_run(improving(whole), tmp_path / "run", monkeypatch, 6)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    longer = improving(whole)
+    longer = longer.model_copy(update={"train": longer.train.model_copy(update={"num_epochs": 9})})
+    with pytest.raises(RunError, match="holds another run"):
+        run(longer, out)
     run(improving(whole), out)
     assert outcome(out) == outcome(whole / "run")
 

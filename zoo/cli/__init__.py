@@ -7,6 +7,7 @@ does not look at itself have the names of its workflow's arguments and are passe
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import importlib
 import logging
@@ -23,6 +24,7 @@ import click
 import zoo
 from zoo.cli.common import example, printable
 from zoo.errors import ZooError, ZooWarning, nearest
+from zoo.workflows.launched import is_shared
 
 # Name to the module that holds it as ``NAME_command``.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -137,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # It would say in two lines that a home without a folder for its cache makes it slower.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        with _warnings_as_lines(), _joined(), cli.make_context("revgnn-zoo", arguments) as context:
+        with _warnings_as_lines(), _joined(arguments), cli.make_context("revgnn-zoo", arguments) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
@@ -181,14 +183,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _joined() -> Iterator[None]:
+def _joined(arguments: list[str]) -> Iterator[None]:
     """Join the other processes that torchrun has started; only the first of them prints."""
-    if "MASTER_ADDR" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    # A launcher that is killed cannot end its processes; by PR_SET_PDEATHSIG of prctl(2) they get a SIGTERM then.
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if not is_shared():
         yield
         return
     if int(os.environ.get("RANK", "0")) > 0:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command in COMMANDS and command not in ("train", "eval", "predict"):
+        raise click.UsageError(f"{command}: start it without torchrun")
     from zoo.workflows.distributed import process_group
 
     with process_group():

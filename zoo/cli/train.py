@@ -22,6 +22,7 @@ from zoo.cli.common import (
     training_options,
     zoo_command,
 )
+from zoo.workflows.launched import is_shared
 
 if TYPE_CHECKING:
     from zoo.spec.recipe import Recipe
@@ -80,8 +81,9 @@ def train_command(
         raise click.UsageError("--world-size: goes with --dry-run; torchrun --nproc-per-node starts processes")
     from zoo.spec.recipe import read_recipe
 
-    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if dry_run:
+        if is_shared():
+            raise click.UsageError("--dry-run: start it without torchrun; --world-size stands for its processes")
         if out is not None or resume or as_json or num_seeds is not None or num_splits is not None:
             raise click.UsageError("--dry-run: goes without --out, --resume, --json, --seeds and --splits")
         from zoo.workflows.bench import dry_run as measure
@@ -92,7 +94,7 @@ def train_command(
         return
     options["max_time_s"] = None if max_time is None else max_time * 3600
     if num_seeds is not None or num_splits is not None:
-        if is_shared:
+        if is_shared():
             raise click.UsageError("--seeds and --splits: start them without torchrun, with --devices")
         if resume:
             raise click.UsageError("--resume: of one run; with --seeds or --splits, the same command continues")
@@ -107,7 +109,7 @@ def train_command(
         spec, out = _recipe_of_run(Path(recipe), assignments, resume=resume), Path(recipe)
     else:
         spec = read_recipe(recipe, assignments)
-        if out is None and ("TORCHELASTIC_RUN_ID" in os.environ or is_shared):
+        if out is None and ("TORCHELASTIC_RUN_ID" in os.environ or is_shared()):
             raise click.UsageError("under torchrun, --out names the run, for all processes and when they start again")
         from zoo.workflows.run_dir import fresh_folder
 

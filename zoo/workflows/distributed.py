@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import signal
@@ -20,32 +19,37 @@ from torch.distributed.rendezvous import rendezvous
 
 import zoo
 from zoo.errors import RunError, ZooError
-from zoo.workflows.ranks import LostError, exchange, group
-
-
-class CommonError(RunError):
-    """A fault that all ranks find together."""
+from zoo.workflows.launched import is_shared
+from zoo.workflows.ranks import CommonError, LostError, exchange, group
+from zoo.workflows.session import StoppedError
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that ``torchrun`` has started; a ZooError of one of them, which it names, ends all."""
-    # A launcher that is killed cannot end its processes; by PR_SET_PDEATHSIG of prctl(2) they get a SIGTERM then.
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    """Join the processes that ``torchrun`` has started; a ZooError of one of them, which it names, ends all.
+
+    A program that calls :func:`zoo.train` enters this first, once. If it has started one, nothing is done.
+    """
+    if not is_shared():
+        yield
+        return
+    # While a process waits for another one here, Python could not answer a Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         store, group.rank, group.size = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))
         store = _own_store(store)
-    except (RuntimeError, ValueError) as error:
-        sys.stderr = sys.__stderr__
-        raise RunError(f"rank {os.environ.get('RANK')}: {' '.join(str(error).split())}") from error
-    faults = PrefixStore("fault", store)
-    # Messages go over Gloo also where the gradients are on GPUs.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    try:
+        # Messages go over Gloo also where the gradients are on GPUs.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend, timeout=timedelta(hours=2), world_size=group.size, rank=group.rank, store=store
         )
+    except (RuntimeError, ValueError) as error:
+        sys.stderr = sys.__stderr__
+        raise RunError(f"rank {os.environ.get('RANK')}: {' '.join(str(error).split())}") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+    faults = PrefixStore("fault", store)
+    try:
         # The files may differ from machine to machine although the version does not.
         code = b"".join(path.read_bytes() for path in sorted(Path(zoo.__file__).parent.rglob("*.py")))
         version = f"{zoo.__version__} ({hashlib.sha256(code).hexdigest()[:12]}), torch {torch.__version__}"
@@ -54,10 +58,12 @@ def process_group() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ZooError) and not isinstance(error, CommonError | LostError):
             ZooError.__init__(error, f"rank {group.rank}: {error.lines[0]}", *error.lines[1:])
-        # Of all ranks that end with it or because of it, the first alone speaks, whichever that is.
+        # Of all ranks that end with it or because of it, the first alone speaks, whichever that is. A stop, whose state
+        # rank 0 may fail to save, and what all have found are left to rank 0.
         with suppress(Exception):
             name = str(group.rank)
-            is_first = faults.compare_set("first", "", name) == name.encode()
+            is_left = group.rank > 0 and isinstance(error, CommonError | StoppedError)
+            is_first = not is_left and faults.compare_set("first", "", name) == name.encode()
             sys.stderr = sys.__stderr__ if is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if not hasattr(error, "exit_code"):
             print(f"rank {group.rank}:", file=sys.stderr, flush=True)
@@ -102,7 +108,13 @@ def check_same(facts: Mapping[str, str]) -> None:
 
 
 def check_world_size(parts_per_step: int, size: int) -> None:
-    """Refuse more processes than there are parts to share, as a CommonError that names the key of the recipe."""
+    """Refuse more processes than there are parts to share, as a CommonError that names the key of the recipe.
+
+    Raises:
+        RunError: also if ``torchrun`` has started several processes that would each train alone.
+    """
+    if size == 1 and is_shared():
+        raise RunError("torchrun: a program trains inside `with zoo.workflows.distributed.process_group():`")
     if size > parts_per_step:
         raise CommonError(
             f"{size} processes share the parts of a step, but train.parts_per_step is {parts_per_step}: start "

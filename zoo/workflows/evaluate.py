@@ -108,10 +108,15 @@ def views(graph: Graph, protocol: Protocol, num_done: int = 0) -> Iterator[tuple
 
 @dataclass
 class Partial:
-    """A prediction that can go on where it was stopped: the [n, T] sum of the logits so far, on the CPU."""
+    """A prediction that can go on where it was stopped: the [n, T] sum of the logits so far, on the CPU of rank 0."""
 
     total: Tensor
     num_done: int = 0
+
+    @classmethod
+    def begin(cls, num_nodes: int, num_tasks: int) -> Partial:
+        """Nothing so far; ranks other than 0 have no rows."""
+        return cls(torch.zeros(num_nodes if ranks.group.rank == 0 else 0, num_tasks))
 
 
 @dataclass(frozen=True)
@@ -153,14 +158,14 @@ def predict(
         partial: takes the sum so far; parts that are in it already are not run again.
 
     Returns:
-        [n, T] float32 logits on the CPU, averaged over the views; zeros on ranks other than 0.
+        [n, T] float32 logits on the CPU, averaged over the views; no rows on ranks other than 0.
     """
     training = model.training
     model.eval()
     nodes = torch.arange(graph.num_nodes) if nodes is None else nodes
     row_of = torch.full((graph.num_nodes,), -1)
     row_of[nodes] = torch.arange(len(nodes))
-    partial = partial or Partial(torch.zeros(len(nodes), graph.num_tasks))
+    partial = partial or Partial.begin(len(nodes), graph.num_tasks)
     try:
         todo = views(graph, protocol, partial.num_done)
         while turn := list(islice(todo, ranks.group.size)):

@@ -21,6 +21,10 @@ from zoo.errors import RunError
 ValueT = TypeVar("ValueT")
 
 
+class CommonError(RunError):
+    """A fault that all ranks find together, or that rank 0 finds for all: it speaks of it."""
+
+
 class LostError(RunError):
     """A rank that does not answer."""
 

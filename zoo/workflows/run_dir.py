@@ -258,11 +258,11 @@ def fresh_folder(name: str) -> Path:
 
 
 @contextmanager
-def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
+def open_run(path: Path, recipe: Recipe, *, resume: bool, may_extend: bool = True) -> Iterator[RunDir]:
     """Create a run directory, or open the one that holds the same recipe, and keep other processes out of it.
 
     Of the ranks of a run only the first has it; the others get an :class:`Onlooker`. With ``resume`` an unfinished run
-    may be continued, and any run for more epochs.
+    may be continued, and, if it may be extended, any run for more epochs.
 
     Raises:
         RunError: if the folder holds something else, is in use, or cannot be written.
@@ -282,7 +282,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
         with locked(path / ".lock", RunError, advice="choose another --out"):
             try:
                 with write_errors(path, RunError):
-                    run = _claim(path, recipe, resume=resume)
+                    run = _claim(path, recipe, resume=resume, may_extend=may_extend)
                 yield run
             except BaseException:
                 # A run that failed before it had anything to keep leaves no folder behind. Only the owner of the lock
@@ -299,7 +299,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[RunDir]:
         raise
 
 
-def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
+def _claim(path: Path, recipe: Recipe, *, resume: bool, may_extend: bool) -> RunDir:
     """Under the lock: make the folder a run of this recipe, or make sure that it is one."""
     for entry in path.iterdir():
         # Unfinished files of a process that was killed; under the lock no other process is writing them.
@@ -311,7 +311,7 @@ def _claim(path: Path, recipe: Recipe, *, resume: bool) -> RunDir:
         return RunDir(path)
     run = RunDir(path)
     held = run.recipe()
-    if resume and is_longer(held, recipe):
+    if resume and may_extend and is_longer(held, recipe):
         _extend(run, recipe)
     # The recipe is read again, since its number of epochs may just have been raised.
     check_same_recipe(path, run.recipe(), recipe)

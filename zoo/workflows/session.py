@@ -218,7 +218,7 @@ def stop_requests(max_time_s: float | None = None) -> Iterator[StopRequest]:
         request.signum = signum
         if request.at_once:
             raise StoppedError(f"{request.name} before the first step; there is nothing new to save", signum)
-        if signum == signal.SIGINT:
+        if signum == signal.SIGINT and ranks.group.rank == 0:
             # Written past Python's buffers, which the interrupted code may be in the middle of.
             with suppress(OSError):
                 os.write(2, b"\nCtrl-C: stops after this step; once more leaves at once and saves nothing\n")

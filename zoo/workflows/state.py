@@ -264,26 +264,27 @@ class RunState:
 
     def pause_if_asked(self, stop: StopRequest) -> None:
         """Save the state if that is due; if a stop is asked for, save it and raise a StoppedError."""
-        if ranks.group.size > 1:
-            self._agree(stop)
+        must_stop = self._agree(stop) if ranks.group.size > 1 else bool(stop)
         # An epoch may take hours, so it is saved within too: a crash then costs minutes.
         self.save_if_due(epoch_is_done=False)
-        if stop:
+        if must_stop:
             path, num_parts = self.save(), self.recipe.train.partition.num_parts
             place = f"epoch {self.cursor.epoch}, part {self.cursor.part}/{num_parts}"
             raise StoppedError(f"{stop.name} at {place}; saved: {path}", stop.signum)
 
-    def _agree(self, stop: StopRequest) -> None:
-        """Let all ranks stop at the same place, and the first one count the solves of all.
+    def _agree(self, stop: StopRequest) -> bool:
+        """Tell all ranks alike if one of them is asked to stop, and let the first one count the solves of all.
 
-        The signal may have reached one of them alone, or earlier than the others.
+        A signal that comes while they ask each other is found the next time.
         """
         logs = solve_logs(self.model)
         (own, _), *others = ranks.exchange((stop.signum if stop else 0, logs))
-        stop.signum = max(own, *(signum for signum, _ in others))
         for _, more in others:
             for log, other in zip(logs, more, strict=True):
                 log.merge(other) if ranks.group.rank == 0 else log.take()
+        if signum := max(own, *(signum for signum, _ in others)):
+            stop.signum = signum
+        return signum != 0
 
     def save_if_due(self, *, epoch_is_done: bool) -> None:
         """Save the state if that is cheap beside the work done since the last time.
@@ -380,7 +381,8 @@ class RunState:
             # States of earlier versions lack the keys that have come since.
             self.cursor = Cursor(**{f.name: v for f in fields(Cursor) if (v := tree["cursor"].get(f.name)) is not None})
             for name, num_done in tree.get("partials", {}).items():
-                self.partials[name] = Partial(saved.tensors[f"evaluation/{name}"], num_done)
+                total = saved.tensors[f"evaluation/{name}"]
+                self.partials[name] = Partial(total if ranks.group.rank == 0 else total[:0].clone(), num_done)
             # Earlier versions saved no figures of solves; the list is then empty and nothing is restored.
             for log, figures in zip(solve_logs(self.model), tree.get("solves", []), strict=False):
                 vars(log).update(figures)

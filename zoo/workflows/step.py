@@ -20,7 +20,7 @@ from zoo.spec.train import Optimizer, TrainSpec
 from zoo.tensor_file import first_nonfinite
 from zoo.workflows import ranks, session
 from zoo.workflows.objective import Objective
-from zoo.workflows.ranks import tree_sum
+from zoo.workflows.ranks import CommonError, tree_sum
 from zoo.workflows.run_dir import REPORT_FILE, RunDir
 
 # One kernel for all parameters where there is one: a thousand layers have twenty thousand small tensors.
@@ -209,7 +209,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainSpec, epoch: 
         group["lr"] = rate
 
 
-class DivergedError(RunError):
+class DivergedError(CommonError):
     """Numbers of a run that are not finite."""
 
 

@@ -93,14 +93,14 @@ def train(
     if ranks.group.rank > 0:
         chosen = chosen.model_copy(update={"quiet": True})
     # A launcher that starts the processes again cannot know of --resume; it tells of one process by its count alone.
-    resume = resume or ranks.group.is_restart or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    is_restart = ranks.group.is_restart or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     remedy = "lower model.num_layers or model.hidden_channels, or use a machine with more"
     is_given = graph is not None
     # What follows from the labels is part of the run's recipe.
     recipe, graph = complete_recipe(recipe, graph)
     with (
         # The lock of the folder is taken first and released last, after a stopped run has saved its state.
-        open_run(out, recipe, resume=resume) as run,
+        open_run(out, recipe, resume=resume or is_restart, may_extend=resume) as run,
         stop_requests(chosen.max_time_s) as stop,
         session.oom_as_run_error(str(out), remedy),
     ):
@@ -108,7 +108,7 @@ def train(
         if graph is not None and is_given and ranks.group.rank == 0:
             graph = kept_graph(graph, run, is_new=not run.states() and results is None)
         if results is None:
-            results = _train(_Job(recipe, run, device, chosen, stop, resume, on_epoch), graph)
+            results = _train(_Job(recipe, run, device, chosen, stop, resume or is_restart, on_epoch), graph)
         else:
             log(f"{out}: already done", quiet=chosen.quiet)
         if chosen.baseline and results.baseline is None and ranks.group.rank == 0:
@@ -295,11 +295,10 @@ def _measure(
     """
     graph = objective.graph
     nodes = objective.split.nodes(*SPLITS)
-    nothing = Partial(torch.zeros(len(nodes), graph.num_tasks))
-    begun = state.partials.setdefault(protocol.purpose, nothing)
-    if begun.total.shape != nothing.total.shape:
-        # Earlier versions kept a row for each node; such an evaluation begins anew.
-        state.partials[protocol.purpose] = nothing
+    begun = state.partials.get(protocol.purpose)
+    # Earlier versions kept a row for each node; such an evaluation begins anew.
+    if begun is None or ranks.share(begun.total.shape) != (len(nodes), graph.num_tasks):
+        state.partials[protocol.purpose] = Partial.begin(len(nodes), graph.num_tasks)
     rows = predict(
         state.model,
         graph,
