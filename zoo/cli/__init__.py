@@ -197,9 +197,12 @@ def _joined(arguments: list[str]) -> Iterator[None]:
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     if command in COMMANDS and command not in ("train", "eval", "predict"):
         raise click.UsageError(f"{command}: start it without torchrun")
+    # An import may swallow a Ctrl-C, and the process would then wait for others that are gone.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from zoo.workflows.distributed import process_group
 
     with process_group():
+        signal.signal(signal.SIGINT, before)
         yield
 
 
