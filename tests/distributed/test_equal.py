@@ -1,9 +1,12 @@
 """The number of processes changes no bit of a result, in any family, with labels, teachers and stops in between."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.distributed.jobs import launch, train_all
 from tests.workflows.small import changed, recipe_data, write_graph
@@ -57,7 +60,19 @@ STOPS = {"stopped": ("training_step", 3), "stopped_late": ("autocast", 8)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of 1, 2 and 4 processes; two of those that 2 have stopped are continued by 4."""
-    folder = tmp_path_factory.mktemp("equal")
+    base = tmp_path_factory.getbasetemp()
+    # The processes in which pytest runs tests share a folder, and one of them trains for all.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "equal"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            train_runs(folder)
+            (folder / "done").touch()
+    return folder
+
+
+def train_runs(folder: Path) -> None:
     data = recipe_data(write_graph(folder / "graph.npz"))
     recipes = {name: changed(data, **{**SHARED, **places}) for name, places in MODELS.items()}
     recipes |= dict.fromkeys(STOPS, recipes["rev"])
@@ -68,7 +83,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "4").mkdir(exist_ok=True)
         (folder / "2" / name).rename(folder / "4" / name)
     assert launch(4, train_all, recipes, folder / "4", {}, folder=folder) == [0] * 4
-    return folder
 
 
 @pytest.mark.parametrize("name", MODELS)
