@@ -1,11 +1,12 @@
 """Speed of two processes against one, and the share of communication; each pair is measured in turn.
 
-    python -m benchmarks.scale rev_80 --pairs 3 --shrink 8
+    python -m benchmarks.scale rev_80 --pairs 3 --shrink 1 --set model.num_layers=14
     python -m benchmarks.scale rev_wide --pairs 1 --steps 1 --shrink 64 --set model.num_layers=132
 
-Prints a line of JSON for each measurement, and the ratios. Steps are taken on a random graph of the data set's size,
-its nodes divided by --shrink and its edges by the square of that, in eight parts, all of which make one step. CPU
-seconds are those of the busiest process: on a machine that has other work to do they tell more than those of the clock.
+Prints a line of JSON for each measurement, and the ratios; benchmarks/results/scale.json keeps the lines by command.
+Steps are taken on a random graph of the data set's size, its nodes divided by --shrink and its edges by the square of
+that, in eight parts, all of which make one step. CPU seconds are those of the busiest process: on a machine that has
+other work to do they tell more than those of the clock.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -29,6 +31,7 @@ from zoo.workflows.objective import Objective
 from zoo.workflows.step import StepParts, build_optimizer, epoch_parts, training_step
 from zoo.workflows.step_cost import data_set_size, random_graph
 
+RESULTS = Path(__file__).parent / "results" / "scale.json"
 NUM_PARTS = 8
 CPU = torch.device("cpu")
 
@@ -91,11 +94,14 @@ def main() -> None:
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(rows[-1]), flush=True)
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    held[" ".join(sys.argv[1:])] = rows
+    RESULTS.write_text(json.dumps(held, indent=2) + "\n")
     for key in ("step_s", "cpu_s"):
         ratios = [one[key] / two[key] for one, two in zip(rows[::2], rows[1::2], strict=True)]
         print(f"{key} of one process against two: {statistics.median(ratios):.2f} (of {len(ratios)} pairs)")
     shares = [row["sum_s"] / row["step_s"] for row in rows[1::2]]
-    print(f"communication: {statistics.median(shares):.1%} of a step")
+    print(f"sum over all gradients: {statistics.median(shares):.2%} of a step")
 
 
 if __name__ == "__main__":
