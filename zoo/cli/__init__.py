@@ -7,7 +7,6 @@ does not look at itself have the names of its workflow's arguments and are passe
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import importlib
 import logging
@@ -187,6 +186,8 @@ def _joined(arguments: list[str]) -> Iterator[None]:
     """Join the other processes that torchrun has started; only the first of them prints."""
     # A launcher that is killed cannot end its processes; by PR_SET_PDEATHSIG of prctl(2) they get a SIGTERM then.
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if not is_shared():
         yield
