@@ -60,7 +60,7 @@ def test_what_processes_cannot_share_is_refused(arguments: tuple[str, ...], faul
 def test_a_program_must_join_its_processes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(RunError, match=r"torchrun: .*process_group"):
+    with pytest.raises(RunError, match=r"torchrun started several processes: .*process_group"):
         train(read_recipe(recipe), tmp_path / "run", device="cpu", quiet=True)
 
 
