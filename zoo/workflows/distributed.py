@@ -114,9 +114,7 @@ def check_world_size(parts_per_step: int, size: int) -> None:
         RunError: also if ``torchrun`` has started several processes that would each train alone.
     """
     if size == 1 and is_shared():
-        raise RunError(
-            "torchrun started several processes: train inside `with zoo.workflows.distributed.process_group():`"
-        )
+        raise RunError("torchrun started several processes: train inside zoo.workflows.distributed.process_group()")
     if size > parts_per_step:
         raise CommonError(
             f"{size} processes share the parts of a step, but train.parts_per_step is {parts_per_step}: start "
