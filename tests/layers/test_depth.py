@@ -1,6 +1,5 @@
 """What depth does to gradients and to memory, at the recipes' real depths."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -20,9 +19,9 @@ def float32_stream(stack: ReversibleStack, x: torch.Tensor, inputs: BlockInputs)
     return torch.cat(state, dim=1)
 
 
-@pytest.mark.parametrize(("num_layers", "channels"), [(256, 16), (1001, 80)])
-def test_gradient_error_stays_that_of_plain_float32(num_layers: int, channels: int) -> None:
-    num_nodes = 24
+def test_1001_layers_are_inverted_and_their_gradient_error_stays_that_of_plain_float32() -> None:
+    """Block inputs in backward are those of forward to the last bit, but for a handful of last bits in millions."""
+    num_nodes, channels, num_layers = 24, 16, 1001
     stack = gen_stack(num_layers=num_layers, channels=channels)
     csr = random_csr(num_nodes, 6 * num_nodes)
     x, attr = torch.randn(num_nodes, channels), torch.rand(csr.num_edges, 8)
@@ -38,10 +37,13 @@ def test_gradient_error_stays_that_of_plain_float32(num_layers: int, channels: i
         (nn.functional.layer_norm(out, (channels,)) @ head.to(dtype)).sigmoid().sum().backward()
         return [state.grad.double(), *(parameter.grad.double() for parameter in stack.parameters())]
 
-    start = {name: tensor.clone() for name, tensor in stack.state_dict().items()}
+    # Weights of float32 survive float64.
     exact = step(plain(stack.double()), torch.float64)
-    stack.float().load_state_dict(start)
+    stack.float()
     textbook = step(lambda state, inputs: float32_stream(stack, state, inputs), torch.float32)
+    seen: list[torch.Tensor] = []
+    for block in stack._blocks():
+        block.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
     ours = step(stack, torch.float32)
 
     def error(found: list[torch.Tensor]) -> float:
@@ -50,21 +52,9 @@ def test_gradient_error_stays_that_of_plain_float32(num_layers: int, channels: i
 
     assert error(textbook) > 0
     assert error(ours) <= 3 * error(textbook)
-
-
-def test_inversion_at_1001_layers_restores_the_input() -> None:
-    """Block inputs in backward are those of forward to the last bit, but for a handful of last bits in millions."""
-    num_nodes, channels, num_layers = 60, 16, 1001
-    stack = gen_stack(num_layers=num_layers, channels=channels)
-    csr = random_csr(num_nodes, 6 * num_nodes)
-    inputs = BlockInputs(csr, EdgeInput(torch.rand(csr.num_edges, channels)))
-    seen: list[torch.Tensor] = []
-    for block in stack._blocks():
-        block.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    stack(torch.randn(num_nodes, channels, requires_grad=True), inputs).sum().backward()
     forward, backward = seen[: 2 * num_layers], seen[2 * num_layers :][::-1]
     differing = sum(int((a != b).sum()) for a, b in zip(forward, backward, strict=True))
-    assert differing <= 1e-4 * 2 * num_layers * num_nodes * channels / 2
+    assert differing <= 1e-4 * sum(a.numel() for a in forward)
 
 
 def test_stored_activations_do_not_grow_with_depth() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.forked import CONTEXT
 from tests.layers.graphs import gen_stack, gradients, stack_inputs
 
 WORLD_SIZE = 2
@@ -29,7 +29,12 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_gradients_are_the_mean_over_the_processes(tmp_path: Path) -> None:
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=WORLD_SIZE)
+    processes = [CONTEXT.Process(target=worker, args=(rank, str(tmp_path))) for rank in range(WORLD_SIZE)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * WORLD_SIZE
     results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(WORLD_SIZE)]
     assert len(results[0]) == 12
     for (tied, options, step), found in results[0].items():
