@@ -25,7 +25,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="package")
+def _no_pictures(finished_run: Path) -> Iterator[None]:
     # A picture takes longer than training on a graph this small; the finished run has one.
-    monkeypatch.setattr(train_module, "plot", lambda run: None)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(train_module, "plot", lambda run: None)
+        yield

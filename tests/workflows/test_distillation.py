@@ -101,7 +101,6 @@ def test_a_run_stopped_in_either_phase_ends_like_one_that_was_not(
     in_teacher = RunDir(tmp_path / "run/teacher").results() is None
     assert in_teacher == (stop_at <= 28)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "plot", lambda run: None)
     with pytest.raises(RunError, match="continue it with --resume"):
         run(recipe, tmp_path / "run")
     run(recipe, tmp_path / "run", resume=True)

@@ -55,10 +55,11 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
 
 
 @pytest.mark.parametrize("name", list_bundles())
-def test_each_shipped_bundle_passes_its_probe(name: str) -> None:
+def test_each_shipped_bundle_is_of_the_recipe_of_its_name_and_passes_its_probe(name: str) -> None:
     folder = shipped_dir("bundles") / name
     assert (folder / PROBE).stat().st_size <= 40_000
     model = zoo.load(name, verify=True)
+    assert model.zoo_info.recipe.to_json() == zoo.read_recipe(name).to_json()
     with use_backend("reference"):
         assert check_model(model, folder).tolerance < 1e-3
 

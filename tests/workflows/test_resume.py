@@ -3,9 +3,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.forked import CONTEXT
 from tests.workflows.small import small_recipe, write_graph
 from zoo import tensor_file
 from zoo.errors import RunError, ZooWarning
 from zoo.models.factory import build_model
+from zoo.ops.dispatch import set_backend
 from zoo.spec.recipe import Recipe
 from zoo.spec.results import Environment, RunResults
 from zoo.workflows import state
@@ -77,11 +77,11 @@ def test_a_stopped_run_ends_like_one_that_was_not(
             os.kill(os.getpid(), signal.SIGTERM)
         return autocast(*arguments)
 
-    monkeypatch.setattr(module.session, "autocast", counted)
-    with pytest.raises(StoppedError, match=r"SIGTERM at epoch .*; saved: .*state-\d+.safetensors") as error:
-        run(recipe, tmp_path / "run")
+    with monkeypatch.context() as context:
+        context.setattr(module.session, "autocast", counted)
+        with pytest.raises(StoppedError, match=r"SIGTERM at epoch .*; saved: .*state-\d+.safetensors") as error:
+            run(recipe, tmp_path / "run")
     assert error.value.exit_code == 143
-    monkeypatch.undo()
     run(recipe, tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == reference[1]
     assert no_strays(tmp_path / "run")
@@ -97,10 +97,10 @@ def test_an_unfinished_run_of_version_1_is_resumed(
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(module, "training_step", stopped)
-    with pytest.raises(StoppedError):
-        run(recipe, out)
-    monkeypatch.undo()
+    with monkeypatch.context() as context:
+        context.setattr(module, "training_step", stopped)
+        with pytest.raises(StoppedError):
+            run(recipe, out)
     held = json.loads((out / "recipe.json").read_text())
     held["schema_version"] = 1
     held["train"] |= {"capture": False, "edge_precision": "fp32"}
@@ -140,33 +140,33 @@ def test_ctrl_c_saves_too_and_a_second_one_leaves_at_once(tmp_path: Path, monkey
         signal.signal(signal.SIGINT, before)
 
 
-KILLED = """
-import os, signal, sys, torch
-from pathlib import Path
-from tests.workflows.small import small_recipe
-from zoo.ops.dispatch import set_backend
-from zoo.workflows import state
-from zoo.workflows import train as module
-torch.set_num_threads(1)
-# Save after every epoch, however long a save takes.
-state._MAX_SHARE = 1e9
-set_backend("chunked")
-module.plot = lambda run: None
-recipe = small_recipe(Path(sys.argv[1]))
-for case in sys.argv[2:]:
-    name, count = case.split("-")
-    child = os.fork()
-    if child == 0:
-        original, calls = getattr(os, name), iter(range(1, 1000))
-        def patched(*arguments):
-            if next(calls) == int(count):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments)
-        setattr(os, name, patched)
-        module.train(recipe, Path(sys.argv[1]) / case, device="cpu", quiet=True)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, case
-"""
+def kill_runs(folder: Path, cases: Sequence[str]) -> None:
+    """Fork a run for each case, which is killed before some call of a function of ``os``."""
+    torch.set_num_threads(1)
+    set_backend("chunked")
+    # Save after every epoch, however long a save takes.
+    state._MAX_SHARE = 1e9
+    module.plot = lambda run, out=None: run.curves_path
+    recipe = small_recipe(folder)
+    # What the first run of a process imports is imported once.
+    run(recipe, folder / "warm")
+    for case in cases:
+        child = os.fork()
+        if child == 0:
+            name, count = case.split("-")
+            original, calls = getattr(os, name), iter(range(1, 1000))
+
+            def patched(*arguments: Any) -> Any:
+                if next(calls) == int(count):  # noqa: B023
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments)  # noqa: B023
+
+            setattr(os, name, patched)
+            run(recipe, folder / case)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, case
+
+
 # Files are written, then flushed (fsync), then renamed (replace), then their folder is flushed (fsync). The counts hit
 # the recipe, the log, the best weights and the states of several epochs, before and after the rename.
 KILLS = ("replace-1", "replace-2", "replace-3", "fsync-6", "fsync-8", "fsync-13", "fsync-15")
@@ -174,12 +174,12 @@ KILLS = ("replace-1", "replace-2", "replace-3", "fsync-6", "fsync-8", "fsync-13"
 
 @pytest.fixture(scope="module")
 def killed_runs(reference: tuple[Path, tuple[Any, ...]]) -> Path:
-    """Runs that were killed, each at another moment, by forks of one process."""
-    folder = reference[0]
-    command = [sys.executable, "-c", KILLED, str(folder), *KILLS]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    return folder
+    """Runs that were killed, each at another moment."""
+    process = CONTEXT.Process(target=kill_runs, args=(reference[0], KILLS))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return reference[0]
 
 
 @pytest.mark.parametrize("case", KILLS)

@@ -127,7 +127,9 @@ def empty_model(spec: Model, shape: GraphShape) -> nn.Module:
 
 def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """Give a model without memory its weights, without a copy, and put it into evaluation mode."""
-    model.load_state_dict(state, strict=True, assign=True)
+    for name, tensor in state.items():  # All at once would take time quadratic in the number of layers.
+        owner, _, own_name = name.rpartition(".")
+        model.get_submodule(owner).load_state_dict({own_name: tensor}, strict=False, assign=True)
     # A tensor outside the state dict is still on the meta device and would fail only when it is first used.
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
