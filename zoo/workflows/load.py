@@ -131,8 +131,7 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
         owner, _, own_name = name.rpartition(".")
         model.get_submodule(owner).load_state_dict({own_name: tensor}, strict=False, assign=True)
     # A tensor outside the state dict is still on the meta device and would fail only when it is first used.
-    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
-    if left:
+    if left := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
         raise BundleError(f"the model keeps {left[0]!r} outside its state dict; it cannot be restored from a file")
     return model.eval()
 
