@@ -11,7 +11,8 @@ RECORDED = [
     ("coupling_equals_the_authors", ("coupling_gcn_g2_train_f64", "reversible")),
     ("coupling_equals_the_authors", ("coupling_sage_g2_train_f64", "reversible")),
     ("first_of_tied_maxima_takes_the_gradient", ("genconv_ties_max_f64",)),
-    ("revgat_equals_the_authors", ("revgat_l3_norm_noattndst_train_f64", True)),
+    # Its inversion, which test_parity.py tests, calls the same kernels once more.
+    ("revgat_equals_the_authors", ("revgat_l3_norm_noattndst_train_f64", False)),
 ]
 
 
