@@ -1,8 +1,10 @@
 """What holds for all tests."""
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +25,16 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests import forked
 
     monkeypatch.setattr(subprocess, "Popen", forked.popen)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _digits_once() -> Iterator[None]:
+    """Link the digits once; many tests train on them, and none changes them."""
+    from zoo.data import datasets
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(datasets, "digits_graph", functools.cache(datasets.digits_graph))
+        yield
 
 
 @pytest.fixture
