@@ -4,6 +4,7 @@ import torch
 
 from zoo.data.datasets import load_graph
 from zoo.data.graph import Graph, validate
+from zoo.data.published import digits_graph
 from zoo.workflows.baseline import linear_baseline
 
 
@@ -55,7 +56,7 @@ def test_each_split_trains_on_ten_images_per_digit(digits: Graph) -> None:
 
 
 def test_the_graph_is_the_same_every_time(digits: Graph) -> None:
-    again = load_graph("digits")
+    again = digits_graph()
     assert torch.equal(digits.edge_index, again.edge_index)
     assert torch.equal(digits.splits[3].train, again.splits[3].train)
 
