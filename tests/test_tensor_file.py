@@ -1,6 +1,7 @@
 import json
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,16 @@ def raw(header: object, data: bytes = b"\0" * 8, length: int | None = None) -> b
 
 def entry(**changes: object) -> dict[str, object]:
     return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
+
+
+def test_the_last_of_many_names_standing_twice_is_found_at_once(tmp_path: Path) -> None:
+    names = ",".join(f'"{number}": 1' for number in [*range(200_000), 199_999])
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(raw(f"{{{names}}}".encode()))
+    started = time.process_time()
+    with pytest.raises(BundleError, match="the key '199999' stands twice"):
+        read_tensors(path, BundleError)
+    assert time.process_time() - started < 5
 
 
 HOSTILE = {
