@@ -23,7 +23,7 @@ import click
 import zoo
 from zoo.cli.common import example, printable
 from zoo.errors import ZooError, ZooWarning, nearest
-from zoo.workflows.launched import is_shared
+from zoo.workflows.launched import end_with_launcher, is_shared
 
 # Name to the module that holds it as ``NAME_command``.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -184,11 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _joined(arguments: list[str]) -> Iterator[None]:
     """Join the other processes that torchrun has started; only the first of them prints."""
-    # A launcher that is killed cannot end its processes; by PR_SET_PDEATHSIG of prctl(2) they get a SIGTERM then.
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    end_with_launcher()
     if not is_shared():
         yield
         return

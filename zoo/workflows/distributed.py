@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 import zoo
 from zoo.errors import RunError, ZooError
-from zoo.workflows.launched import is_shared
+from zoo.workflows.launched import end_with_launcher, is_shared
 from zoo.workflows.ranks import CommonError, LostError, exchange, group
 from zoo.workflows.session import StoppedError
 
@@ -28,8 +28,9 @@ from zoo.workflows.session import StoppedError
 def process_group() -> Iterator[None]:
     """Join the processes that ``torchrun`` has started; a ZooError of one of them, which it names, ends all.
 
-    A program that calls :func:`zoo.train` enters this first, once. If it has started one, nothing is done.
+    A program that calls :func:`zoo.train` enters this first, once. A single process joins nothing.
     """
+    end_with_launcher()
     if not is_shared():
         yield
         return
