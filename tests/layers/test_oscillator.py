@@ -1,4 +1,4 @@
-"""Oscillators: exact inversion, gradients of plain autograd over a thousand steps, and constant memory."""
+"""Oscillators: exact inversion, gradients of plain autograd and constant memory over a thousand steps."""
 
 import copy
 import math
@@ -92,14 +92,14 @@ def test_float32_states_are_restored_to_the_last_bit(damping: float) -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen[:300], seen[300:][::-1], strict=True))
 
 
-def test_memory_of_hundreds_of_steps_is_that_of_ten() -> None:
+def test_memory_of_a_thousand_steps_is_that_of_ten() -> None:
     def peak(num_steps: int, *, reversible: bool = True) -> int:
         stack = sage_stack(num_steps, channels=16, reversible=reversible, **CALM)
         x, inputs = sage_inputs(num_nodes=100, channels=16, dtype=torch.float32)
         return peak_bytes(lambda: stack(x.requires_grad_(), inputs).sum().backward())
 
     ten = peak(10)
-    assert peak(250) <= 1.1 * ten
+    assert peak(1000) <= 1.1 * ten
     assert peak(40, reversible=False) > 3 * ten
 
 
