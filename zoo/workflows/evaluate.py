@@ -332,10 +332,9 @@ def evaluate(
             nodes=scored,
             on_part=lambda: progress.step("evaluating", {}),
         )
-    figures: list[Measured] = []
-    if ranks.group.rank == 0:
-        figures = measure(graph, nodes, recipe.metric, Logits(scored, logits), protocol, splits)
-    figures = ranks.share(figures)
+    figures = ranks.share(
+        measure(graph, nodes, recipe.metric, Logits(scored, logits), protocol, splits) if ranks.group.rank == 0 else []
+    )
     sizes = {name: len(getattr(nodes, name)) for name in splits}
     if num_steps is not None or is_synthetic(recipe, graph):
         # The source reports figures on the real data with its own steps, which cannot be compared with others.

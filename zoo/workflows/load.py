@@ -128,7 +128,7 @@ def empty_model(spec: Model, shape: GraphShape) -> nn.Module:
 def fill(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """Give a model without memory its weights, without a copy, and put it into evaluation mode."""
     if state.keys() != model.state_dict().keys():
-        model.load_state_dict(state)  # Raises, and names what is missing and what is unknown.
+        model.load_state_dict(state, assign=True)  # Raises, and names what is missing and what is unknown.
     for name, tensor in state.items():  # All at once would take time quadratic in the number of layers.
         owner, _, own_name = name.rpartition(".")
         model.get_submodule(owner).load_state_dict({own_name: tensor}, strict=False, assign=True)
